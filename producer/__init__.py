@@ -1,0 +1,1 @@
+"""Enqueues tasks, collects shards, writes the manifest, the results and the report."""

@@ -1,0 +1,51 @@
+"""What a worker says of the model it loaded: the layers that can be quantized, in pipeline order."""
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta, Struct
+
+from shared.errors import ShardCorruptError
+from shared.runs import Digest
+from shared.tasks import Layer
+
+
+class LayerInfo(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One `nn.Linear` of the transformer."""
+
+    path: Layer
+    """Dotted MLX path."""
+    shape: tuple[int, int]
+    """(outputs, inputs) of the weight."""
+
+
+class ModelCard(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Travels in each calibration shard: the producer enqueues layers without ever loading a model."""
+
+    model: str
+    fingerprint: Digest
+    """sha256 over the model's files."""
+    parameters: Annotated[int, Meta(ge=0)]
+    """Of the whole transformer."""
+    layers: tuple[LayerInfo, ...]
+    """In the order of the forward pass: embedders, blocks, final layer."""
+
+
+_decoder = msgspec.json.Decoder(ModelCard)
+
+
+def encode_model_card(card: ModelCard) -> bytes:
+    """JSON of a card."""
+    return msgspec.json.encode(card)
+
+
+def decode_model_card(data: bytes) -> ModelCard:
+    """Read back a card.
+
+    Raises:
+        ShardCorruptError: not a model card.
+    """
+    try:
+        return _decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeError) as error:
+        raise ShardCorruptError(f"not a model card: {error}") from None

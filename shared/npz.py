@@ -1,0 +1,80 @@
+"""NPZ in memory, read with suspicion: limits are checked before anything is decompressed."""
+
+import io
+import zipfile
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.lib import format as npy
+
+from shared.errors import ShardCorruptError
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+MAX_MEMBERS = 64
+MAX_UNPACKED_BYTES = 2 * 1024**3
+
+
+def pack(arrays: Mapping[str, Array]) -> bytes:
+    """Return the bytes of an NPZ; equal arrays give equal bytes."""
+    buffer = io.BytesIO()
+    # Level 1: the zeros that stand for T5 shrink as well with it, at a fifth of the time.
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for name, array in arrays.items():
+            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
+                npy.write_array(member, np.ascontiguousarray(array), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def unpack(data: bytes, *, max_bytes: int = MAX_UNPACKED_BYTES) -> dict[str, Array]:
+    """Return the arrays of an NPZ.
+
+    Raises:
+        ShardCorruptError: no NPZ, pickled objects in it, or larger than `max_bytes` when unpacked.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            return _read_members(archive, max_bytes)
+    except ShardCorruptError:
+        raise
+    except Exception as error:  # noqa: BLE001 - hostile bytes raise nearly everything, zlib.error included
+        raise ShardCorruptError(f"not a readable NPZ: {error}") from None
+
+
+def _read_members(archive: zipfile.ZipFile, max_bytes: int) -> dict[str, Array]:
+    members = archive.infolist()
+    if len(members) > MAX_MEMBERS:
+        raise ShardCorruptError(f"NPZ with {len(members)} members; at most {MAX_MEMBERS} are allowed")
+    total = sum(member.file_size for member in members)
+    if total > max_bytes:
+        raise ShardCorruptError(f"NPZ of {total} bytes unpacked; at most {max_bytes} are allowed")
+    arrays: dict[str, Array] = {}
+    for member in members:
+        name = member.filename.removesuffix(".npy")
+        if name == member.filename or not name.isidentifier() or name in arrays:
+            raise ShardCorruptError(f"NPZ with an unexpected member {member.filename!r}")
+        arrays[name] = _read_member(archive, member)
+    return arrays
+
+
+def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Array:
+    with archive.open(member) as file:
+        version = npy.read_magic(file)
+        if version not in ((1, 0), (2, 0)):
+            raise ShardCorruptError(f"{member.filename}: NPY version {version} is not allowed")
+        read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        shape, fortran_order, dtype = read_header(file)
+        if dtype.hasobject:
+            raise ShardCorruptError(f"{member.filename}: pickled objects are not allowed")
+        if any(size < 0 for size in shape):
+            raise ShardCorruptError(f"{member.filename}: a negative size in its shape")
+        # The header may lie: numpy would reserve what it says before reading a byte.
+        expected = dtype.itemsize * int(np.prod(shape, dtype=object))
+        if expected > member.file_size:
+            raise ShardCorruptError(f"{member.filename}: its header promises {expected} bytes, it has fewer")
+        content = file.read(member.file_size)
+    if len(content) != expected:
+        raise ShardCorruptError(f"{member.filename}: {len(content)} bytes of data where {expected} belong")
+    flat = np.frombuffer(content, dtype=dtype)
+    return flat.reshape(shape, order="F" if fortran_order else "C")

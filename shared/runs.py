@@ -1,0 +1,66 @@
+"""A run: one set of settings, with an id that every task, shard and record of it carries."""
+
+import hashlib
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta, Struct
+
+from shared.models import Precision
+
+PROTOCOL = 1
+"""Raised whenever tasks, shards or their meaning change; machines of two protocols never mix."""
+
+Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
+Identifier = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,80}$")]
+Seed = Annotated[int, Meta(ge=0, le=2**32 - 1)]
+
+
+def digest_of(value: object) -> str:
+    """sha256, in hex, of a value's canonical JSON."""
+    return hashlib.sha256(msgspec.json.encode(value, order="sorted")).hexdigest()
+
+
+class RunSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What decides the samples of a calibration, down to the last bit on one kind of machine."""
+
+    model: Annotated[str, Meta(min_length=1, max_length=200)]
+    checkpoint_sha256: Digest | None = None
+    """Of the file given with --checkpoint; None for the model's own."""
+    num_steps: Annotated[int, Meta(ge=1, le=1000)]
+    cfg_weight: Annotated[float, Meta(ge=0, le=100)]
+    image_size: Annotated[int, Meta(ge=16, le=4096, multiple_of=16)]
+    """Pixels, of the square image."""
+    seed: Seed
+    """Of image 0; image i uses seed + i."""
+    shift: Annotated[float, Meta(gt=0, le=100)]
+    use_t5: bool
+    precision: Precision
+    """Of weights and activations."""
+    prompts_sha256: Digest
+    """Of all prompts, in order."""
+    protocol: Annotated[int, Meta(ge=1)] = PROTOCOL
+
+    @property
+    def id(self) -> str:
+        """Twelve hex digits; equal settings have equal ids."""
+        return digest_of(self)[:12]
+
+    @property
+    def latent_size(self) -> tuple[int, int]:
+        """Height and width of the latent: the VAE shrinks by 8."""
+        return self.image_size // 8, self.image_size // 8
+
+
+class SensitivitySettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What decides the meaning of a sensitivity result; layers and bits may be added later."""
+
+    run_id: Identifier
+    sample_set_sha256: Digest
+    group_size: Annotated[int, Meta(ge=32, le=128)]
+    protocol: Annotated[int, Meta(ge=1)] = PROTOCOL
+
+    @property
+    def id(self) -> str:
+        """Twelve hex digits; equal settings have equal ids."""
+        return digest_of(self)[:12]

@@ -1,0 +1,139 @@
+"""What a finished task leaves: the arrays of each kind of shard, packed and checked."""
+
+from dataclasses import dataclass, fields
+from typing import ClassVar, Self
+
+import numpy as np
+
+from shared import npz
+from shared.errors import ShardCorruptError
+from shared.npz import Array
+
+_FLOATS = "f"
+_INTEGERS = "iu"
+_BOOLEANS = "b"
+
+
+class _Shard:
+    """Packing and checking that every kind of shard shares; `_layout` names kind and rank of each array."""
+
+    __slots__ = ()
+    _layout: ClassVar[dict[str, tuple[str, int]]]
+
+    def to_bytes(self) -> bytes:
+        """NPZ bytes."""
+        return npz.pack({name: getattr(self, name) for name in self._layout})
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
+        """Read back.
+
+        Raises:
+            ShardCorruptError: not an NPZ, an array is missing, or of another kind or rank.
+        """
+        arrays = npz.unpack(data)
+        for name, (kinds, ndim) in cls._layout.items():
+            if name not in arrays:
+                raise ShardCorruptError(f"array {name!r} is missing")
+            array = arrays[name]
+            if array.dtype.kind not in kinds or array.ndim != ndim:
+                raise ShardCorruptError(f"array {name!r} is {array.dtype} with {array.ndim} axes")
+        shard = cls(**{name: arrays[name] for name in cls._layout})
+        shard._check()
+        return shard
+
+    def _check(self) -> None:
+        """Relations between the arrays; raises ShardCorruptError."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrationShard(_Shard):
+    """One image's trajectory of N steps; latents and conditioning in the run's precision."""
+
+    x: Array
+    """(N + 1, H, W, C): the latent entering each step, then the final one."""
+    sigma: Array
+    """(N + 1,) float32; the last is 0 for SD3."""
+    timestep: Array
+    """(N,) in activation dtype, held as float32."""
+    conditioning: Array
+    """(B, T, D): B is 2 with CFG (text, negative), else 1."""
+    pooled_conditioning: Array
+    """(B, P)."""
+    preview_png: Array
+    """(bytes,) uint8: the decoded image as PNG."""
+    model_json: Array
+    """(bytes,) uint8: see shared.model_card."""
+
+    _layout: ClassVar[dict[str, tuple[str, int]]] = {
+        "x": (_FLOATS, 4),
+        "sigma": (_FLOATS, 1),
+        "timestep": (_FLOATS, 1),
+        "conditioning": (_FLOATS, 3),
+        "pooled_conditioning": (_FLOATS, 2),
+        "preview_png": ("u", 1),
+        "model_json": ("u", 1),
+    }
+
+    def _check(self) -> None:
+        steps = len(self.timestep)
+        if len(self.x) != steps + 1 or len(self.sigma) != steps + 1:
+            raise ShardCorruptError(
+                f"{len(self.x)} latents and {len(self.sigma)} sigmas do not fit {steps} steps"
+            )
+        if len(self.conditioning) != len(self.pooled_conditioning):
+            raise ShardCorruptError("conditioning and pooled_conditioning differ in batch")
+        if not np.isfinite(self.x).all():
+            raise ShardCorruptError("a latent holds NaN or infinity")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SensitivityShard(_Shard):
+    """One (layer, bits) over n samples: per-sample values, so that buckets can be re-weighted later."""
+
+    image_index: Array
+    """(n,) integers."""
+    step_index: Array
+    """(n,) integers."""
+    squared_error: Array
+    """(n,) float64: ||v_quantized - v||^2 of the guided velocity."""
+    squared_reference: Array
+    """(n,) float64: ||v||^2."""
+    noise_squared_error: Array
+    """(n,) float64: the same measurement with the weight unchanged."""
+    cosine: Array
+    """(n,) float64, between v_quantized and v."""
+    max_abs: Array
+    """(n,) float64: largest |v_quantized - v|."""
+    output_size: Array
+    """() integer: elements of v, for the mean squared error."""
+    dead: Array
+    """() bool: this layer can't influence the output."""
+    weight_squared_error: Array
+    """() float64: ||W_quantized - W||^2."""
+    weight_squared_norm: Array
+    """() float64: ||W||^2."""
+    bits_per_weight: Array
+    """() float64: bits, plus what scales and biases cost."""
+
+    _layout: ClassVar[dict[str, tuple[str, int]]] = {
+        "image_index": (_INTEGERS, 1),
+        "step_index": (_INTEGERS, 1),
+        "squared_error": (_FLOATS, 1),
+        "squared_reference": (_FLOATS, 1),
+        "noise_squared_error": (_FLOATS, 1),
+        "cosine": (_FLOATS, 1),
+        "max_abs": (_FLOATS, 1),
+        "output_size": (_INTEGERS, 0),
+        "dead": (_BOOLEANS, 0),
+        "weight_squared_error": (_FLOATS, 0),
+        "weight_squared_norm": (_FLOATS, 0),
+        "bits_per_weight": (_FLOATS, 0),
+    }
+
+    def _check(self) -> None:
+        lengths = {len(getattr(self, name)) for name, (_, ndim) in self._layout.items() if ndim == 1}
+        if len(lengths) != 1 or lengths == {0}:
+            raise ShardCorruptError(f"per-sample arrays of lengths {sorted(lengths)}")
+        if not all(np.isfinite(getattr(self, field.name)).all() for field in fields(self)):
+            raise ShardCorruptError("a value is NaN or infinite")
