@@ -18,6 +18,12 @@ class LayerInfo(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     shape: tuple[int, int]
     """(outputs, inputs) of the weight."""
 
+    def unmeasurable(self, group_size: int) -> str | None:
+        """Why MLX can't quantize this layer in groups of `group_size` inputs; None if it can."""
+        if self.shape[1] % group_size:
+            return f"{self.path} has {self.shape[1]} inputs, no multiple of the group size {group_size}"
+        return None
+
 
 class ModelCard(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Travels in each calibration shard: the producer enqueues layers without ever loading a model."""
