@@ -5,7 +5,7 @@ import functools
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -115,7 +115,7 @@ _strict_update = Module.update
 
 
 @functools.wraps(_strict_update)
-def _lenient_update(self: Module, parameters: Mapping[str, Any], strict: bool = False) -> Module:
+def _lenient_update(self: Module, parameters: dict[str, Any], strict: bool = False) -> Module:
     updated: Module = _strict_update(self, parameters, strict=strict)
     return updated
 

@@ -128,7 +128,7 @@ def _write(path: Path, data: bytes) -> None:
 
 def shapes_of(module: Module) -> Weights:
     """Zeros in the shape of each parameter; nothing of the module is evaluated."""
-    parameters: Any = tree_flatten(module.parameters())
+    parameters: Any = tree_flatten(module.parameters())  # type: ignore[no-untyped-call]
     return {name: np.zeros(value.shape, np.float32) for name, value in parameters}
 
 
