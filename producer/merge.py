@@ -180,5 +180,5 @@ def _timings(kind: TaskKind, host: str, records: Sequence[Record]) -> HostTiming
         seconds_median=median(seconds),
         first_finished_at=min(record.finished_at for record in records),
         last_finished_at=last.finished_at,
-        versions=last.versions,
+        versions=dict(sorted(last.versions.items())),
     )

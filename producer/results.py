@@ -149,8 +149,7 @@ _decoder = msgspec.json.Decoder(Results)
 
 def encode_results(results: Results) -> bytes:
     """JSON of results, fields in their declared order, indented."""
-    plain = msgspec.json.encode(results, order="deterministic")
-    return msgspec.json.format(plain, indent=1) + b"\n"
+    return msgspec.json.format(msgspec.json.encode(results), indent=1) + b"\n"
 
 
 def decode_results(data: bytes) -> Results:

@@ -11,7 +11,7 @@ from shared.model_card import LayerInfo, ModelCard
 from shared.records import Record
 from shared.runs import RunSettings, SensitivitySettings
 from shared.shards import SensitivityShard
-from shared.tasks import SensitivityTask
+from shared.tasks import SensitivityTask, Task
 
 IMAGE = "multimodal_transformer_blocks.{}.image_transformer_block."
 TEXT = "multimodal_transformer_blocks.{}.text_transformer_block."
@@ -95,9 +95,7 @@ class Example:
             bits_per_weight=np.array(task.bits + 0.5),
         )
 
-    def record(
-        self, task: SensitivityTask | CalibrationTask, host: str = "studio", number: int = 0
-    ) -> Record:
+    def record(self, task: Task, host: str = "studio", number: int = 0) -> Record:
         return Record(
             task=task,
             sha256="0" * 64,

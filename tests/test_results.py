@@ -41,7 +41,7 @@ def test_metrics_equal_plain_loops_over_the_shard(make_example: Make) -> None:
     finished = example.finished()
     results = merge(example, finished)
     shards = {(pair.task.layer, pair.task.bits): pair.shard for pair in finished}
-    assert len(results.measurements) == len(shards) == 35 * 3
+    assert len(results.measurements) == len(shards) == 34 * 3
     for pair in results.measurements:
         shard = shards[pair.layer, pair.bits]
         assert pair.bits_per_weight == pair.bits + 0.5
@@ -159,14 +159,14 @@ def test_hosts(make_example: Make) -> None:
     results = merge(example, calibration_records=calibration)
     assert [(host.kind, host.host, host.tasks) for host in results.hosts] == [
         ("calibration", "mini", 2),
-        ("sensitivity", "air", 52),
-        ("sensitivity", "studio", 53),
+        ("sensitivity", "air", 51),
+        ("sensitivity", "studio", 51),
     ]
     mini, _, studio = results.hosts
     assert (mini.seconds_total, mini.seconds_median) == pytest.approx((0.2 + 13 / 7, 0.1 + 6.5 / 7))
     assert (mini.first_finished_at, mini.last_finished_at) == ("2026-01-02T03:00:03Z", "2026-01-02T03:00:10Z")
     assert (mini.workers, studio.workers) == (2, 1)
-    assert studio.seconds_total == pytest.approx(sum(0.1 + n / 7 for n in range(0, 105, 2)))
+    assert studio.seconds_total == pytest.approx(sum(0.1 + n / 7 for n in range(0, 102, 2)))
 
 
 def test_what_belongs_to_another_run_is_refused(make_example: Make) -> None:
@@ -206,7 +206,7 @@ def test_json_is_strict_and_reads_back(make_example: Make) -> None:
 def test_csv_has_a_row_for_each_layer_bits_and_bucket(make_example: Make) -> None:
     results = merge(make_example())
     rows = list(csv.DictReader(io.StringIO(results_csv(results))))
-    assert len(rows) == 35 * 3 * 4
+    assert len(rows) == 34 * 3 * 4
     wanted = next(pair for pair in results.measurements if pair.bits == 4)
     row = next(
         row for row in rows if (row["layer"], row["bits"], row["bucket"]) == ("context_embedder", "4", "late")
