@@ -68,6 +68,11 @@ class FolderStore(ShardStore):
             self._write(name, encode_record(record))
         return "stored"
 
+    def has_record(self, group: str, task_id: str) -> bool:
+        self._check_marker()
+        with _explained(self.label):
+            return bool(self._fs.exists(self._record_path(group, task_id)))
+
     def record_ids(self, group: str) -> set[str]:
         self._check_marker()
         folder = f"{self._root}/{_safe(group)}"

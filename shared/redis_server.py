@@ -117,7 +117,8 @@ class RedisServer:
         except BlockingIOError:
             self._lock.close()
             raise InputError(
-                f"another `producer run` works in {self._state.parent}; wait for it, or use another --calib-dir"
+                f"another `producer run` works in {self._state.parent}; wait for it, "
+                "or use another --calib-dir"
             ) from None
 
     def _make_private_folder(self) -> None:

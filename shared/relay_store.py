@@ -68,6 +68,9 @@ class RelayStore(ShardStore):
         )
         return cast(PutOutcome, outcome.decode())
 
+    def has_record(self, group: str, task_id: str) -> bool:
+        return bool(self._redis.hexists(_records_key(group), task_id))
+
     def record_ids(self, group: str) -> set[str]:
         return {key.decode() for key in cast(list[bytes], self._redis.hkeys(_records_key(group)))}
 

@@ -33,6 +33,10 @@ class ShardStore(ABC):
         """
 
     @abstractmethod
+    def has_record(self, group: str, task_id: str) -> bool:
+        """Whether a task has a record, readable or not."""
+
+    @abstractmethod
     def record_ids(self, group: str) -> set[str]:
         """Task ids that have a record, readable or not."""
 

@@ -1,0 +1,93 @@
+"""What happened to a job, attempt by attempt, and how far it is: small notes beside it in Redis."""
+
+from datetime import UTC, datetime
+from typing import Literal, cast
+
+import msgspec
+from msgspec import Struct
+from redis import Redis
+from redis.client import Pipeline
+
+MAX_DETAIL = 4000
+KEEP_SECONDS = 30 * 24 * 3600
+
+Outcome = Literal["started", "failed", "crashed", "handed back"]
+
+
+class Event(Struct, frozen=True, kw_only=True):
+    """One line of a job's history."""
+
+    outcome: Outcome
+    host: str
+    worker: str
+    detail: str = ""
+    """Traceback, signal, or why."""
+    at: str = ""
+    """UTC, ISO 8601."""
+
+
+class Progress(Struct, frozen=True, kw_only=True):
+    """How far a running job is."""
+
+    text: str
+    host: str
+    worker: str
+
+
+def utc_now() -> str:
+    """Now, in UTC, ISO 8601 to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def add_event(connection: Redis | Pipeline, job_id: str, event: Event) -> None:
+    """Append to a job's history; long details keep their end, where a traceback says what."""
+    stamped = msgspec.structs.replace(event, at=event.at or utc_now(), detail=event.detail[-MAX_DETAIL:])
+    connection.rpush(_history_key(job_id), msgspec.json.encode(stamped))
+    connection.ltrim(_history_key(job_id), -20, -1)
+    connection.expire(_history_key(job_id), KEEP_SECONDS)
+
+
+def read_events(connection: Redis, job_id: str) -> list[Event]:
+    """A job's history, oldest first; what can't be read is left out."""
+    events = []
+    for line in cast(list[bytes], connection.lrange(_history_key(job_id), 0, -1)):
+        try:
+            events.append(msgspec.json.decode(line, type=Event))
+        except msgspec.DecodeError:
+            continue
+    return events
+
+
+def forget_events(connection: Redis | Pipeline, job_ids: list[str]) -> None:
+    """A done job's history is of no interest, nor is a fresh one's past."""
+    if job_ids:
+        connection.delete(*map(_history_key, job_ids))
+
+
+def set_progress(connection: Redis, queue: str, job_id: str, progress: Progress) -> None:
+    """Say how far a job is."""
+    connection.hset(_progress_key(queue), job_id, msgspec.json.encode(progress))
+
+
+def clear_progress(connection: Redis, queue: str, job_id: str) -> None:
+    """The job is over, well or not."""
+    connection.hdel(_progress_key(queue), job_id)
+
+
+def read_progress(connection: Redis, queue: str) -> dict[str, Progress]:
+    """Job id to progress; entries of crashed workers stay until their job ends, so look at in_flight too."""
+    progress = {}
+    for job_id, line in cast(dict[bytes, bytes], connection.hgetall(_progress_key(queue))).items():
+        try:
+            progress[job_id.decode()] = msgspec.json.decode(line, type=Progress)
+        except (msgspec.DecodeError, UnicodeError):
+            continue
+    return progress
+
+
+def _history_key(job_id: str) -> str:
+    return f"bitfleet:history:{job_id}"
+
+
+def _progress_key(queue: str) -> str:
+    return f"bitfleet:progress:{queue}"

@@ -1,0 +1,39 @@
+"""What a running job may ask of its worker: is it still mine, shall I stop, here is how far I am."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+
+class HandBackError(BaseException):
+    """The job goes back to the queue at once, for another worker; not a failure.
+
+    A BaseException, so that no `except Exception` within a task swallows it.
+    """
+
+
+@dataclass(slots=True)
+class JobContext:
+    """Shared between the main thread, which computes, and the beat, which talks to Redis."""
+
+    confirm: Callable[[], None]
+    """Asks Redis whether the lease is still held; raises LeaseLostError."""
+    progress: str = ""
+    lost: bool = False
+    """Set by the beat when the lease is gone."""
+    hand_back: bool = False
+    """Set by a second signal."""
+    hand_back_reason: str = field(default="stopped by signal")
+
+    def check(self, progress: str) -> None:
+        """Called between micro-batches and denoising steps: costs nothing, may raise.
+
+        Raises:
+            HandBackError: the worker was told to stop now.
+            LeaseLostError: another worker has the job.
+        """
+        self.progress = progress
+        if self.hand_back:
+            raise HandBackError(self.hand_back_reason)
+        if self.lost:
+            self.confirm()
+            self.lost = False

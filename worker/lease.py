@@ -1,0 +1,98 @@
+"""A job's lease: kept alive by a thread with a Redis client of its own while the main thread computes."""
+
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+
+from redis import Redis
+from redis.exceptions import RedisError
+from rq.executions import Execution
+from rq.job import Job
+from rq.registry import StartedJobRegistry
+
+from shared.history import Progress, set_progress
+from shared.jobs import TaskJob
+from worker.job_context import JobContext
+
+logger = logging.getLogger("bitfleet.worker")
+
+TICK_SECONDS = 1.0
+TIMEOUT_GRACE_SECONDS = 60.0
+EXIT_TIMEOUT = 75
+
+
+class Beat:
+    """Renews the lease of one execution, publishes progress, runs maintenance; a context manager.
+
+    Never touches MLX: its streams belong to the main thread.
+    """
+
+    def __init__(
+        self,
+        *,
+        connection: Redis,
+        job: Job,
+        execution: Execution,
+        context: JobContext,
+        lease_seconds: int,
+        beat_seconds: float,
+        sender: Callable[[str], Progress],
+        each_beat: Callable[[Redis], None],
+    ) -> None:
+        self._redis = connection
+        self._job = job
+        self._execution = execution
+        self._context = context
+        self._lease_seconds = lease_seconds
+        self._beat_seconds = beat_seconds
+        self._sender = sender
+        self._each_beat = each_beat
+        self._registry = StartedJobRegistry(job.origin, connection=connection, job_class=TaskJob)
+        self._over = threading.Event()
+        self._published = ""
+        self._thread = threading.Thread(target=self._run, name="beat", daemon=True)
+
+    def __enter__(self) -> "Beat":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        # A beat in the middle of a Redis time-out must not hold up the job's outcome.
+        self._thread.join(timeout=2)
+
+    def _run(self) -> None:
+        started = time.monotonic()
+        next_beat = started
+        while not self._over.wait(min(TICK_SECONDS, self._beat_seconds)):
+            now = time.monotonic()
+            self._exit_when_stuck(now - started)
+            with contextlib.suppress(RedisError, OSError):
+                self._publish()
+                if now >= next_beat:
+                    next_beat = now + self._beat_seconds
+                    self._renew()
+                    self._each_beat(self._redis)
+
+    def _renew(self) -> None:
+        with self._redis.pipeline() as pipeline:
+            self._execution.heartbeat(self._registry, self._lease_seconds, pipeline)
+            pipeline.zscore(self._registry.key, self._execution.composite_key)
+            score = pipeline.execute()[-1]
+        if score is None:
+            self._context.lost = True
+
+    def _publish(self) -> None:
+        text = self._context.progress
+        if text != self._published:
+            set_progress(self._redis, self._job.origin, self._job.id, self._sender(text))
+            self._published = text
+
+    def _exit_when_stuck(self, elapsed: float) -> None:
+        # A hung GPU call never returns to Python, so no exception would reach it.
+        if elapsed > (self._job.timeout or 0) + TIMEOUT_GRACE_SECONDS:
+            logger.error("%s ran for %.0f s, over its time limit: leaving", self._job.id, elapsed)
+            os._exit(EXIT_TIMEOUT)

@@ -1,0 +1,236 @@
+"""The RQ worker: a SimpleWorker (MLX is not fork-safe) whose jobs are leased, fenced and handed back."""
+
+import logging
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from types import FrameType, TracebackType
+from typing import Any
+
+from redis import Redis
+from rq import SimpleWorker
+from rq.exceptions import StopRequested
+from rq.executions import Execution
+from rq.job import Job, JobStatus
+from rq.queue import Queue
+from rq.serializers import JSONSerializer
+from rq.utils import now
+
+from shared.errors import (
+    BitfleetError,
+    LeaseLostError,
+    ModelUnavailableError,
+    RunMismatchError,
+    ShardCorruptError,
+    TaskRefusedError,
+    WrongStoreError,
+)
+from shared.history import Event, Progress, add_event, clear_progress, forget_events
+from shared.jobs import TaskJob
+from shared.task_queue import TaskQueue
+from shared.tasks import Task
+from worker.job_context import HandBackError, JobContext
+from worker.lease import Beat
+from worker.maintenance import return_lost_jobs
+
+logger = logging.getLogger("bitfleet.worker")
+
+TaskFunction = Callable[[Task, JobContext], dict[str, Any]]
+
+# This machine can't, another one may: the job goes back, the worker leaves.
+NOT_ON_THIS_MACHINE = (ModelUnavailableError, RunMismatchError, WrongStoreError)
+# No machine ever will: trying again is of no use.
+HOPELESS = (TaskRefusedError, ShardCorruptError)
+
+
+class LeaseWorker(SimpleWorker):
+    """Runs one queue's jobs in the main thread.
+
+    A job is leased for `lease_seconds`; the beat renews it. Whoever finds an expired lease returns the
+    job. Before an outcome is written the lease is looked at again, so that a machine that slept drops
+    its late result.
+    """
+
+    def __init__(
+        self,
+        queue_name: str,
+        *,
+        connection: Redis,
+        beat_connection: Redis,
+        functions: Mapping[str, TaskFunction],
+        host: str,
+        name: str,
+        lease_seconds: int = 45,
+        beat_seconds: float = 10.0,
+    ) -> None:
+        self.lease_seconds = lease_seconds
+        self.beat_seconds = beat_seconds
+        self.host = host
+        self.fatal: BitfleetError | None = None
+        """Why this machine can't go on, when it can't."""
+        self._beat_redis = beat_connection
+        self._functions = functions
+        self._context = JobContext(confirm=lambda: None)
+        super().__init__(
+            [TaskQueue(queue_name, connection)],
+            name=name,
+            connection=connection,
+            job_class=self._bound_job_class(),
+            queue_class=TaskQueue,
+            serializer=JSONSerializer,
+            worker_ttl=25,
+            maintenance_interval=max(1, int(beat_seconds)),
+        )
+        self.log_job_description = False
+        self.log_result_lifespan = False
+
+    def _bound_job_class(self) -> type[TaskJob]:
+        def bind(function: TaskFunction) -> Callable[[Task], dict[str, Any]]:
+            return lambda task: function(task, self._context)
+
+        table = {name: bind(function) for name, function in self._functions.items()}
+        return type("BoundTaskJob", (TaskJob,), {"functions": table})
+
+    # The lease
+
+    def get_heartbeat_ttl(self, job: Job, working_time: float = 0.0) -> int:
+        """Seconds until a silent worker's job is returned."""
+        return self.lease_seconds
+
+    def execute_job(self, job: Job, queue: Queue) -> None:
+        """Run one job under a lease."""
+        job.origin = queue.name
+        execution = self.prepare_execution(job)
+        context = JobContext(confirm=lambda: self._confirm(job, execution))
+        context.hand_back = self._context.hand_back
+        self._context = context
+        self._note(job, "started")
+        started = time.monotonic()
+        logger.info("%s: started", job.description)
+        with Beat(
+            connection=self._beat_redis,
+            job=job,
+            execution=execution,
+            context=context,
+            lease_seconds=self.lease_seconds,
+            beat_seconds=self.beat_seconds,
+            sender=lambda text: Progress(text=text, host=self.host, worker=self.name),
+            each_beat=lambda redis: self._each_beat(redis, queue.name),
+        ):
+            done = self.perform_job(job, queue, execution)
+        clear_progress(self.connection, queue.name, job.id)
+        if done:
+            logger.info("%s: done in %.1f s", job.description, time.monotonic() - started)
+        self.set_state("idle")
+        if self.fatal or context.hand_back:
+            raise StopRequested
+
+    def _each_beat(self, redis: Redis, queue_name: str) -> None:
+        redis.hset(self.key, mapping=self.serialize())
+        redis.expire(self.key, self.worker_ttl + 60)
+        return_lost_jobs(redis, queue_name, self.lease_seconds)
+
+    def _confirm(self, job: Job, execution: Execution) -> None:
+        if not self._holds_lease(job, execution):
+            raise LeaseLostError(f"{job.description}: the lease was lost, another worker has the job")
+
+    def _holds_lease(self, job: Job, execution: Execution) -> bool:
+        key = job.started_job_registry.key
+        return self.connection.zscore(key, execution.composite_key) is not None
+
+    # Outcomes
+
+    def _finalize_success(self, job: Job, queue: Queue, execution: Execution, return_value: Any) -> None:
+        if not self._holds_lease(job, execution):
+            self._drop(job, execution)
+            return
+        forget_events(self.connection, [job.id])
+        super()._finalize_success(job, queue, execution, return_value)
+
+    def _finalize_failure(
+        self,
+        job: Job,
+        queue: Queue,
+        execution: Execution,
+        exc_info: tuple[type[BaseException] | None, BaseException | None, TracebackType | None],
+    ) -> None:
+        error = exc_info[1]
+        if not self._holds_lease(job, execution):
+            self._drop(job, execution)
+            return
+        if isinstance(error, HandBackError | NOT_ON_THIS_MACHINE):
+            self._hand_back(job, queue, execution, error)
+            return
+        if isinstance(error, HOPELESS):
+            job.retries_left = None
+        text = str(error) if isinstance(error, BitfleetError) else _traceback(error)
+        self._note(job, "failed", text)
+        super()._finalize_failure(job, queue, execution, exc_info)
+
+    def handle_exception(self, job: Job, *exc_info: Any) -> None:
+        """One line for an error that is understood, all of it for the others."""
+        error = exc_info[1]
+        left = f"{job.retries_left} tries left" if job.retries_left else "no tries left"
+        known = isinstance(error, BitfleetError)
+        logger.error("%s failed (%s): %s", job.description, left, error if known else _traceback(error))
+
+    def _drop(self, job: Job, execution: Execution) -> None:
+        logger.warning("%s: the lease was lost while computing; the result is dropped", job.description)
+        with self.connection.pipeline() as pipeline:
+            self.cleanup_execution(job, pipeline=pipeline, execution=execution)
+            pipeline.execute()
+
+    def _hand_back(self, job: Job, queue: Queue, execution: Execution, error: BaseException) -> None:
+        if isinstance(error, BitfleetError):
+            self.fatal = error
+        logger.warning("%s: handed back to the queue (%s)", job.description, error)
+        self._note(job, "handed back", str(error))
+        with self.connection.pipeline() as pipeline:
+            self.cleanup_execution(job, pipeline=pipeline, execution=execution)
+            job.set_status(JobStatus.QUEUED, pipeline=pipeline)
+            queue.push_job_id(job.id, pipeline=pipeline, at_front=True)
+            pipeline.execute()
+
+    def _note(self, job: Job, outcome: Any, detail: str = "") -> None:
+        event = Event(outcome=outcome, host=self.host, worker=self.name, detail=detail)
+        add_event(self.connection, job.id, event)
+
+    # Stopping
+
+    def request_stop(self, signum: int, frame: FrameType | None) -> None:
+        """First signal: finish the job, then leave."""
+        if self.get_state() == "busy":
+            logger.warning("stopping after this job; once more hands it back now")
+        signal.signal(signal.SIGINT, self.request_force_stop)
+        signal.signal(signal.SIGTERM, self.request_force_stop)
+        self._stop_requested = True
+        if self.get_state() != "busy":
+            raise StopRequested
+
+    def request_force_stop(self, signum: int, frame: FrameType | None) -> None:
+        """Second signal: hand the job back at the next step."""
+        if not self._context.hand_back:
+            logger.warning("handing the job back to the queue")
+        self._context.hand_back = True
+
+    # What RQ does and we do otherwise
+
+    def clean_registries(self) -> None:
+        """See worker.maintenance."""
+        return_lost_jobs(self.connection, self.queues[0].name, self.lease_seconds)
+        self.last_cleaned_at = now()  # type: ignore[assignment]
+
+    def clean_group_registries(self) -> None:
+        """No groups here."""
+
+    def subscribe(self) -> None:
+        """No commands are taken from Redis."""
+
+    def unsubscribe(self) -> None:
+        """Nothing was subscribed to."""
+
+
+def _traceback(error: BaseException | None) -> str:
+    return "".join(traceback.format_exception(error)) if error else str(sys.exc_info()[1])

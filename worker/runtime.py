@@ -1,0 +1,144 @@
+"""What a worker process keeps between jobs: the model, the engine, and how each kind of task is run."""
+
+import logging
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shared.errors import TaskRefusedError, WrongStoreError
+from shared.history import utc_now
+from shared.records import Record
+from shared.runs import PROTOCOL, RunSettings
+from shared.store import ShardStore
+from shared.tasks import CalibrationTask, SensitivityTask, Task
+from worker.job_context import JobContext
+
+if TYPE_CHECKING:
+    from worker.exact import ExactEngine
+    from worker.models import LoadedModel
+
+logger = logging.getLogger("bitfleet.worker")
+
+RELAY_POLL_SECONDS = 2.0
+
+
+class Runtime:
+    """Runs tasks in the main thread. MLX is imported with the first job, not before."""
+
+    def __init__(
+        self,
+        *,
+        store: ShardStore,
+        host: str,
+        worker: str,
+        cache_dir: Path,
+        checkpoint: Path | None = None,
+        calib_dir: Path | None = None,
+        memory_limit: int | None = None,
+    ) -> None:
+        self._store = store
+        self._host = host
+        self._worker = worker
+        self._cache_dir = cache_dir
+        self._checkpoint = checkpoint
+        self._calib_dir = calib_dir
+        self._memory_limit = memory_limit
+        self._model: tuple[str, LoadedModel] | None = None
+        self._engine: tuple[str, ExactEngine] | None = None
+
+    @property
+    def functions(self) -> dict[str, Any]:
+        """The function table of this worker's jobs."""
+        return {"calibrate": self.run, "measure": self.run}
+
+    def run(self, task: Task, context: JobContext) -> dict[str, Any]:
+        """Run one task and leave its shard and record in the store."""
+        self._check(task)
+        if self._store.has_record(task.group, task.id):
+            return {"outcome": "exists"}
+        started = time.monotonic()
+        context.check("loading the model")
+        model = self._model_of(task.run)
+        if isinstance(task, CalibrationTask):
+            shard = self._calibrate(task, model, context)
+        else:
+            shard = self._measure(task, model, context)
+        context.confirm()
+        record = self._record(task, shard, model.fingerprint, time.monotonic() - started)
+        outcome = self._put(record, shard, context)
+        return {"outcome": outcome, "seconds": record.seconds, "bytes": record.size}
+
+    def _check(self, task: Task) -> None:
+        if task.run.protocol != PROTOCOL:
+            raise TaskRefusedError(
+                f"{task.label} is of protocol {task.run.protocol}, this revision speaks {PROTOCOL}"
+            )
+        if task.store_id != self._store.id:
+            raise WrongStoreError(
+                f"{task.label} belongs into store {task.store_id}, this worker has {self._store.label}"
+            )
+
+    def _model_of(self, run: RunSettings) -> "LoadedModel":
+        from worker.models import load_model
+
+        # Steps, prompts and seeds may change without loading anything again.
+        key = f"{run.model} {run.checkpoint_sha256} {run.shift} {run.use_t5} {run.precision}"
+        if self._model is None or self._model[0] != key:
+            self._model = self._engine = None
+            logger.info("loading %s", run.model)
+            self._model = (key, load_model(run, self._checkpoint))
+        return self._model[1]
+
+    def _calibrate(self, task: CalibrationTask, model: "LoadedModel", context: JobContext) -> bytes:
+        from worker.calibrate import calibrate
+
+        return calibrate(task, model, context.check).to_bytes()
+
+    def _measure(self, task: SensitivityTask, model: "LoadedModel", context: JobContext) -> bytes:
+        from worker.exact import ExactEngine
+        from worker.sample_cache import fetch_samples
+
+        if self._engine is None or self._engine[0] != task.sensitivity.id:
+            context.check("fetching samples")
+            samples = fetch_samples(task, self._store, self._cache_dir, self._calib_dir)
+            self._engine = None
+            self._engine = (
+                task.sensitivity.id,
+                ExactEngine(
+                    model.pipeline,
+                    samples,
+                    cfg_weight=task.run.cfg_weight,
+                    group_size=task.sensitivity.group_size,
+                    memory_limit=self._memory_limit,
+                ),
+            )
+        return self._engine[1].measure(task.layer, task.bits, check=context.check).to_bytes()
+
+    def _record(self, task: Task, shard: bytes, fingerprint: str, seconds: float) -> Record:
+        import hashlib
+
+        from worker.machine import versions
+
+        return Record(
+            task=task,
+            sha256=hashlib.sha256(shard).hexdigest(),
+            size=len(shard),
+            fingerprint=fingerprint,
+            versions=versions(),
+            host=self._host,
+            worker=self._worker,
+            seconds=round(seconds, 4),
+            finished_at=utc_now(),
+        )
+
+    def _put(self, record: Record, shard: bytes, context: JobContext) -> str:
+        waiting = False
+        while (outcome := self._store.put(record, shard)) == "full":
+            if not waiting:
+                logger.warning("%s is full; waiting until `producer collect` empties it", self._store.label)
+            waiting = True
+            deadline = time.monotonic() + RELAY_POLL_SECONDS
+            while time.monotonic() < deadline:
+                context.check("waiting: the relay is full, run `producer collect`")
+                time.sleep(0.2)
+        return outcome

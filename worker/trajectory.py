@@ -1,0 +1,95 @@
+"""A denoising trajectory: DiffusionKit's own sampler, step by step, on a pipeline that stays whole."""
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from diffusionkit.mlx import CFGDenoiser, to_d
+from PIL import Image
+
+from shared.npz import Array
+from worker.modulation import clear_modulation, set_modulation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trajectory:
+    """What one image's denoising went through, N steps."""
+
+    x: list[mx.array]
+    """N + 1 latents (1, H, W, C) float32: entering each step, then the final one."""
+    sigmas: mx.array
+    """(N + 1,) float32."""
+    timesteps: mx.array
+    """(N + 1,) in activation dtype."""
+    conditioning: mx.array
+    """(B, T, D) in activation dtype; B is 2 with CFG (text, negative), else 1."""
+    pooled_conditioning: mx.array
+    """(B, P) in activation dtype."""
+
+
+def denoise(
+    pipeline: Any,
+    prompt: str,
+    *,
+    seed: int,
+    num_steps: int,
+    cfg_weight: float,
+    latent_size: tuple[int, int],
+    check: Callable[[str], None] = lambda progress: None,
+) -> Trajectory:
+    """Draw one image and keep every step.
+
+    Equal to DiffusionKit's `encode_text` and `denoise_latents` to the last bit: the same operations in
+    the same order (Algorithm 2 of Karras et al. 2022, without churn). Only the modulation is set without
+    emptying the weights that it comes from, so that the next image needs nothing from disk.
+    """
+    conditioning, pooled_conditioning = pipeline.encode_text(prompt, cfg_weight, "")
+    conditioning = conditioning.astype(pipeline.activation_dtype)
+    pooled_conditioning = pooled_conditioning.astype(pipeline.activation_dtype)
+    mx.eval(conditioning, pooled_conditioning)
+
+    mx.random.seed(seed)
+    x_T = pipeline.get_empty_latent(*latent_size)  # noqa: N806 - the paper's name
+    noise = pipeline.get_noise(seed, x_T)
+    sigmas = pipeline.get_sigmas(pipeline.sampler, num_steps)
+    timesteps = pipeline.sampler.timestep(sigmas).astype(pipeline.activation_dtype)
+    set_modulation(pipeline.mmdit, pooled_conditioning, timesteps[:-1])
+
+    denoiser = CFGDenoiser(pipeline)
+    x_t = pipeline.sampler.noise_scaling(sigmas[0], noise, x_T, pipeline.max_denoise(sigmas))
+    x = [x_t]
+    steps = len(sigmas) - 1
+    for i in range(steps):
+        check(f"step {i + 1}/{steps}")
+        denoised = denoiser(x_t, timesteps[i], sigmas[i], conditioning=conditioning, cfg_weight=cfg_weight)
+        d = to_d(x_t, sigmas[i], denoised)
+        dt = sigmas[i + 1] - sigmas[i]
+        x_t = x_t + d * dt
+        mx.eval(x_t)
+        x.append(x_t)
+    clear_modulation(pipeline.mmdit)
+    return Trajectory(
+        x=x,
+        sigmas=sigmas,
+        timesteps=timesteps,
+        conditioning=conditioning,
+        pooled_conditioning=pooled_conditioning,
+    )
+
+
+def decode_png(pipeline: Any, x_0: mx.array) -> bytes:
+    """Decode a final latent (1, H, W, C) with the VAE and return it as PNG."""
+    latent = pipeline.latent_format.process_out(x_0).astype(pipeline.activation_dtype)
+    image = pipeline.decode_latents_to_image(latent)[0]
+    pixels = np.array((image * 255).astype(mx.uint8))
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def to_numpy(array: mx.array) -> Array:
+    """As numpy; bfloat16, which numpy lacks, becomes float32."""
+    return np.array(array.astype(mx.float32) if array.dtype == mx.bfloat16 else array)
