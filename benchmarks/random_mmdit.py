@@ -125,7 +125,11 @@ def draw_samples(
 def plain_denoiser(
     pipeline: Any, sigmas: mx.array, conditioning: Any, pooled: Any, *, cfg_weight: float
 ) -> Any:
-    """`d(x, step)` by DiffusionKit's `CFGDenoiser` over its own modulation cache, weights kept."""
+    """`d(x, step)` by DiffusionKit's `CFGDenoiser` over its own modulation cache, weights kept.
+
+    With `exactly=True` it leaves out the rounding of the sampler's detour: x - (x - sigma v), divided by
+    sigma, loses digits of v for a small sigma, and none for a large power of two.
+    """
     denoiser = CFGDenoiser(pipeline)
     timesteps = pipeline.sampler.timestep(sigmas).astype(pipeline.activation_dtype)
     adaln = [
@@ -138,10 +142,12 @@ def plain_denoiser(
     denoiser.cache_modulation_params(mx.array(pooled.astype(np.float32)), timesteps)
     for name, weight, bias in adaln:
         modules[name].weight, modules[name].bias = weight, bias
+    del pipeline.mmdit.to_offload
     text = mx.array(conditioning.astype(np.float32))
 
-    def d(x: mx.array, step: int) -> mx.array:
-        denoised = denoiser(x, timesteps[step], sigmas[step], text, cfg_weight=cfg_weight)
-        return to_d(x, sigmas[step], denoised)
+    def d(x: mx.array, step: int, *, exactly: bool = False) -> mx.array:
+        sigma = mx.array(2.0**30) if exactly else sigmas[step]
+        denoised = denoiser(x, timesteps[step], sigma, text, cfg_weight=cfg_weight)
+        return to_d(x, sigma, denoised)
 
     return d

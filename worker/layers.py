@@ -28,7 +28,8 @@ def linear_layers(mmdit: Any) -> list[LayerInfo]:
     layers = [
         LayerInfo(path=path, shape=(module.weight.shape[0], module.weight.shape[1]))
         for path, module in modules
-        if isinstance(module, nn.Linear)
+        # A list of aliases that `cache_modulation_params` leaves behind.
+        if isinstance(module, nn.Linear) and not path.startswith("to_offload.")
     ]
     if not layers:
         raise ModelUnavailableError(
