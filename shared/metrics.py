@@ -20,6 +20,7 @@ Floats = np.ndarray[Any, np.dtype[np.float64]]
 Integers = np.ndarray[Any, np.dtype[np.integer[Any]]]
 Booleans = np.ndarray[Any, np.dtype[np.bool_]]
 Bucket = Literal["early", "mid", "late"]
+Unit = Literal["image", "sample"]
 
 BUCKETS: tuple[Bucket, ...] = ("early", "mid", "late")
 
@@ -69,7 +70,7 @@ class Resampling:
     would give intervals that are too narrow.
     """
 
-    unit: Literal["image", "sample"]
+    unit: Unit
     membership: Floats
     """(n, units): 1 where a sample belongs to a unit."""
     weights: Floats
@@ -85,7 +86,7 @@ def resampling(image_index: Integers, *, resamples: int = 1000, seed: int = 0) -
         seed: equal seeds give equal draws.
     """
     images, unit_of_sample = np.unique(image_index, return_inverse=True)
-    unit: Literal["image", "sample"] = "image"
+    unit: Unit = "image"
     units = len(images)
     if units < 2:
         unit, units, unit_of_sample = "sample", len(image_index), np.arange(len(image_index))

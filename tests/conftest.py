@@ -1,0 +1,123 @@
+"""Finished sensitivity tasks as a worker would leave them, for the tests of results and report."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from producer.merge import FinishedTask
+from shared.model_card import LayerInfo, ModelCard
+from shared.records import Record
+from shared.runs import RunSettings, SensitivitySettings
+from shared.shards import SensitivityShard
+from shared.tasks import SensitivityTask, Task
+
+IMAGE = "multimodal_transformer_blocks.{}.image_transformer_block."
+TEXT = "multimodal_transformer_blocks.{}.text_transformer_block."
+DEAD = TEXT.format(1) + "attn.q_proj"
+PARTS = ("attn.q_proj", "attn.k_proj", "attn.v_proj", "attn.o_proj", "mlp.fc1", "mlp.fc2")
+
+
+def layer_paths(blocks: int) -> list[str]:
+    """An SD3-shaped model's layers in the order of the forward pass."""
+    paths = [
+        "context_embedder",
+        "t_embedder.mlp.layers.0",
+        "t_embedder.mlp.layers.2",
+        "y_embedder.mlp.layers.0",
+    ]
+    for block in range(blocks):
+        for prefix in (IMAGE, TEXT):
+            paths += [prefix.format(block) + part for part in (*PARTS, "adaLN_modulation.layers.1")]
+    return [*paths, "final_layer.adaLN_modulation.layers.1", "final_layer.linear"]
+
+
+@dataclass(frozen=True)
+class Example:
+    """A run over an SD3-shaped model, and what its workers left."""
+
+    num_steps: int = 6
+    images: int = 3
+    blocks: int = 2
+    size: int = 64
+    bits: tuple[int, ...] = (2, 4, 8)
+    card: ModelCard = field(init=False)
+    run: RunSettings = field(init=False)
+    sensitivity: SensitivitySettings = field(init=False)
+
+    def __post_init__(self) -> None:
+        shape = (self.size, self.size)
+        layers = tuple(LayerInfo(path=path, shape=shape) for path in layer_paths(self.blocks))
+        card = ModelCard(model="tiny-sd3", fingerprint="f" * 64, parameters=12345, layers=layers)
+        run = RunSettings(
+            model="tiny-sd3",
+            num_steps=self.num_steps,
+            cfg_weight=7.5,
+            image_size=64,
+            seed=0,
+            shift=3.0,
+            use_t5=False,
+            precision="float32",
+            prompts_sha256="a" * 64,
+        )
+        sensitivity = SensitivitySettings(run_id=run.id, sample_set_sha256="b" * 64, group_size=64)
+        for name, value in (("card", card), ("run", run), ("sensitivity", sensitivity)):
+            object.__setattr__(self, name, value)
+
+    def task(self, layer: str, bits: int) -> SensitivityTask:
+        return SensitivityTask(
+            run=self.run, sensitivity=self.sensitivity, store_id="store", layer=layer, bits=bits
+        )
+
+    def shard(self, task: SensitivityTask) -> SensitivityShard:
+        """Errors that fall with bits and depth and differ by image; none for the dead layer."""
+        index = [layer.path for layer in self.card.layers].index(task.layer)
+        rng = np.random.default_rng([index, task.bits])
+        n = self.images * self.num_steps
+        image_index = np.repeat(np.arange(self.images), self.num_steps)
+        dead = task.layer == DEAD
+        scale = 0.0 if dead else rng.uniform(0.05, 1) * 4.0 ** (1 - task.bits) / (1 + index / 10)
+        reference = rng.uniform(50, 150, n)
+        error = scale * reference * (1 + 0.3 * image_index) * rng.uniform(0.5, 1.5, n)
+        return SensitivityShard(
+            image_index=image_index,
+            step_index=np.tile(np.arange(self.num_steps), self.images),
+            squared_error=error,
+            squared_reference=reference,
+            noise_squared_error=np.full(n, 1e-12),
+            cosine=1 - error / reference / 2,
+            max_abs=np.sqrt(error) / 3,
+            output_size=np.array(1024),
+            dead=np.array(dead),
+            weight_squared_error=np.array(4.0 ** (1 - task.bits)),
+            weight_squared_norm=np.array(2.0),
+            bits_per_weight=np.array(task.bits + 0.5),
+        )
+
+    def record(self, task: Task, host: str = "studio", number: int = 0) -> Record:
+        return Record(
+            task=task,
+            sha256="0" * 64,
+            size=1000,
+            fingerprint=self.card.fingerprint,
+            versions={"mlx": "0.32.4", "bitfleet": "0.1.0"},
+            host=host,
+            worker=f"{host}-{number % 2}",
+            seconds=0.1 + number / 7,
+            finished_at=f"2026-01-02T03:{number // 60 % 60:02d}:{number % 60:02d}Z",
+        )
+
+    def finished(self) -> list[FinishedTask]:
+        """Every (layer, bits)."""
+        tasks = [self.task(layer.path, bits) for layer in self.card.layers for bits in self.bits]
+        hosts = ("studio", "air")
+        return [
+            FinishedTask(task=task, shard=self.shard(task), record=self.record(task, hosts[n % 2], n))
+            for n, task in enumerate(tasks)
+        ]
+
+
+@pytest.fixture(scope="session")
+def make_example() -> Callable[..., Example]:
+    return Example
