@@ -1,6 +1,7 @@
 """Running a calibration task: one image's trajectory, as a shard."""
 
 from collections.abc import Callable
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -41,7 +42,7 @@ def calibrate(task: CalibrationTask, model: LoadedModel, check: Callable[[str], 
 def model_card(model: LoadedModel) -> ModelCard:
     """What the producer must know of a model to enqueue its layers."""
     mmdit = model.pipeline.mmdit
-    parameters: list[tuple[str, mx.array]] = tree_flatten(mmdit.parameters())
+    parameters: Any = tree_flatten(mmdit.parameters())
     return ModelCard(
         model=model.spec.id,
         fingerprint=model.fingerprint,

@@ -1,5 +1,6 @@
 """Who computed: host, versions, and what the machine allows."""
 
+import importlib.util
 import os
 import platform
 import socket
@@ -7,6 +8,7 @@ from functools import cache
 from importlib import metadata
 
 from shared import __version__
+from shared.errors import ModelUnavailableError
 
 
 def host_name() -> str:
@@ -30,3 +32,16 @@ def versions() -> dict[str, str]:
 def memory_bytes() -> int:
     """Physical memory."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def require_mlx() -> None:
+    """Say at once, without the seconds of importing it, when this machine can't compute.
+
+    Raises:
+        ModelUnavailableError: mlx or diffusionkit is not installed.
+    """
+    for package in ("mlx", "diffusionkit"):
+        if importlib.util.find_spec(package) is None:
+            raise ModelUnavailableError(
+                f"{package} is not installed on this machine; pip install 'bitfleet[worker]'"
+            )

@@ -1,0 +1,113 @@
+"""Collecting images: a shard becomes the per-step samples of the calibration layout, and a preview."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from producer.calib_folder import CalibFolder, RunFile
+from producer.intake import Intake, take_in
+from producer.manifest import write_manifest
+from shared import npz
+from shared.errors import RunMismatchError, ShardCorruptError
+from shared.files import write_atomically
+from shared.model_card import ModelCard, decode_model_card, encode_model_card
+from shared.npz import Array
+from shared.records import Record
+from shared.shards import CalibrationShard
+from shared.store import ShardStore
+from shared.tasks import CalibrationTask, Task
+
+
+def collect_calibration(
+    folder: CalibFolder,
+    run: RunFile,
+    store: ShardStore,
+    told: Callable[[Task], None] = lambda task: None,
+) -> Intake:
+    """Take finished images out of the store; leave a manifest of all that are there whole."""
+    records, lost = _whole_images(folder, run)
+
+    def keep(record: Record, data: bytes) -> None:
+        _keep_image(folder, run, record, CalibrationShard.from_bytes(data))
+
+    intake = take_in(run.tasks(), records, store, keep, told)
+    intake.problems[:0] = lost
+    if records:
+        write_manifest(folder, run, records, _sigmas(folder, run, records))
+    return intake
+
+
+def _whole_images(folder: CalibFolder, run: RunFile) -> tuple[dict[str, Record], list[str]]:
+    """Records whose samples are all there; an image somebody deleted is not done any more."""
+    records: dict[str, Record] = {}
+    lost = []
+    wanted = {task.id for task in run.tasks()}
+    for task_id, record in folder.read_records().items():
+        task = record.task
+        if task_id not in wanted or not isinstance(task, CalibrationTask):
+            continue
+        if all(path.is_file() for path in _sample_paths(folder, task)):
+            records[task_id] = record
+        else:
+            folder.drop_record(task_id)
+            lost.append(f"{task.label}: some of its samples are gone from {folder.root / 'samples'}")
+    return records, lost
+
+
+def _sample_paths(folder: CalibFolder, task: CalibrationTask) -> list[Path]:
+    return [folder.root / folder.sample_name(task.image_index, step) for step in range(task.run.num_steps)]
+
+
+def _keep_image(folder: CalibFolder, run: RunFile, record: Record, shard: CalibrationShard) -> None:
+    task = record.task
+    assert isinstance(task, CalibrationTask)
+    _check_shard(run, shard)
+    _check_model(folder, record, decode_model_card(shard.model_json.tobytes()))
+    for step, path in enumerate(_sample_paths(folder, task)):
+        write_atomically(path, npz.pack(_sample(shard, step)))
+    write_atomically(folder.preview_path(task.image_index), shard.preview_png.tobytes())
+    folder.write_record(record)
+
+
+def _sample(shard: CalibrationShard, step: int) -> dict[str, Array]:
+    return {
+        "x": shard.x[step : step + 1],
+        "timestep": np.asarray(shard.timestep[step], dtype=np.float32),
+        "sigma": np.asarray(shard.sigma[step], dtype=np.float32),
+        "conditioning": shard.conditioning,
+        "pooled_conditioning": shard.pooled_conditioning,
+        "step_index": np.asarray(step, dtype=np.int64),
+    }
+
+
+def _check_shard(run: RunFile, shard: CalibrationShard) -> None:
+    steps, (height, width) = run.settings.num_steps, run.settings.latent_size
+    if len(shard.timestep) != steps or shard.x.shape[1:3] != (height, width):
+        raise ShardCorruptError(f"latents {shard.x.shape} are not those of {steps} steps of {height}x{width}")
+    if not shard.preview_png.tobytes().startswith(b"\x89PNG"):
+        raise ShardCorruptError("its preview is no PNG")
+
+
+def _check_model(folder: CalibFolder, record: Record, card: ModelCard) -> None:
+    known = folder.read_model()
+    if card.fingerprint != record.fingerprint:
+        raise ShardCorruptError("its model card is not that of its record")
+    if known is None:
+        write_atomically(folder.model_path, encode_model_card(card))
+    elif known.fingerprint != card.fingerprint:
+        raise RunMismatchError(
+            f"{record.host} has other model files (fingerprint {card.fingerprint[:12]}, the run's is "
+            f"{known.fingerprint[:12]}); give that machine the same checkpoint"
+        )
+
+
+def _sigmas(folder: CalibFolder, run: RunFile, records: dict[str, Record]) -> list[float]:
+    """The schedule, as an image's samples have it; DiffusionKit's all end at 0."""
+    first = records[min(records)].task
+    assert isinstance(first, CalibrationTask)
+    sigmas = []
+    for path in _sample_paths(folder, first):
+        with np.load(path, allow_pickle=False) as sample:
+            sigmas.append(float(sample["sigma"]))
+    return [*sigmas, 0.0]

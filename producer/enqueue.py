@@ -1,0 +1,139 @@
+"""Enqueueing: say in the calibration folder what is wanted, then reconcile."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from redis import Redis
+
+from producer.calib_folder import CalibFolder, RequestFile, RunFile, read_records, union_in_order
+from producer.reconcile import Reconciled, reconcile
+from producer.sample_selection import select_samples
+from shared.connection import safe_url
+from shared.errors import InputError
+from shared.files import write_atomically
+from shared.model_card import ModelCard
+from shared.runs import RunSettings, SensitivitySettings
+from shared.sample_set import sample_set_digest
+from shared.store import ShardStore
+
+MEASURABLE_BITS = (2, 3, 4, 5, 6, 8)
+"""What `mlx.core.quantize` offers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fleet:
+    """Where jobs and shards go."""
+
+    connection: Redis
+    store: ShardStore
+    store_url: str | None
+
+
+def enqueue_calibration(
+    folder: CalibFolder, settings: RunSettings, prompts: Sequence[str], num_images: int, fleet: Fleet
+) -> tuple[RunFile, Reconciled]:
+    """Ask for the first `num_images` images of a run; images asked for before stay asked for.
+
+    Raises:
+        InputError: the folder holds another run.
+    """
+    old = folder.read_run()
+    wanted = max(num_images, len(old.prompts) if old and old.settings == settings else 0)
+    run = RunFile(
+        settings=settings,
+        prompts=tuple(prompts[:wanted]),
+        store_id=fleet.store.id,
+        store=safe_url(fleet.store_url) if fleet.store_url else None,
+    )
+    folder.write_run(run)
+    done = frozenset(folder.read_records())
+    return run, reconcile(
+        run.tasks(), done, connection=fleet.connection, store=fleet.store, retry_failed=True
+    )
+
+
+def enqueue_sensitivity(
+    folder: CalibFolder,
+    *,
+    bits: Sequence[int],
+    group_size: int,
+    max_images: int,
+    step_stride: int,
+    layers: str,
+    fleet: Fleet,
+) -> tuple[RequestFile, int, Reconciled]:
+    """Ask for every (layer, bits) on a choice of samples; return the request and how many samples it has.
+
+    Raises:
+        InputError: no calibration to measure on, no layer fits, or bits that can't be measured.
+    """
+    run = folder.require_run()
+    card = folder.read_model()
+    _check_collected(folder, run, max_images)
+    if card is None:
+        raise InputError(f"{folder.root} holds no model.json yet; run `producer collect` first")
+    samples = select_samples(folder, max_images, step_stride)
+    packed = samples.to_bytes()
+    settings = SensitivitySettings(
+        run_id=run.settings.id, sample_set_sha256=sample_set_digest(packed), group_size=group_size
+    )
+    place = folder.sensitivity(settings.id)
+    old = place.read_request()
+    paths = _matching_layers(card, layers, group_size)
+    request = RequestFile(
+        settings=settings,
+        layers=union_in_order([layer.path for layer in card.layers], paths, old.layers if old else ()),
+        bits=tuple(sorted({*checked_bits(bits), *(old.bits if old else ())})),
+        max_images=max_images,
+        step_stride=step_stride,
+    )
+    write_atomically(place.samples_path, packed)
+    place.write_request(request)
+    fleet.store.put_blob(settings.sample_set_sha256, packed)
+    done = frozenset(read_records(place.records_dir))
+    reconciled = reconcile(
+        request.tasks(run), done, connection=fleet.connection, store=fleet.store, retry_failed=True
+    )
+    return request, len(samples), reconciled
+
+
+def checked_bits(bits: Sequence[int]) -> list[int]:
+    """Bits that MLX can quantize to, once each.
+
+    Raises:
+        InputError: others among them.
+    """
+    if wrong := sorted(set(bits) - set(MEASURABLE_BITS)):
+        offered = ", ".join(map(str, MEASURABLE_BITS))
+        raise InputError(f"MLX can't quantize to {wrong[0]} bits; it offers {offered}")
+    return sorted(set(bits))
+
+
+def _matching_layers(card: ModelCard, pattern: str, group_size: int) -> list[str]:
+    if not card.layers:
+        raise InputError(f"{card.model} has no layer left to measure: its checkpoint is quantized already")
+    patterns = [part.strip() for part in pattern.split(",") if part.strip()]
+    matching = [layer for layer in card.layers if any(fnmatchcase(layer.path, part) for part in patterns)]
+    if not matching:
+        raise InputError(
+            f"no layer matches {pattern!r}; layers are named like {card.layers[-1].path!r}, and * matches all"
+        )
+    # mlx.core.quantize needs whole groups along a weight's inputs.
+    measurable = [layer.path for layer in matching if layer.shape[1] % group_size == 0]
+    if not measurable:
+        raise InputError(f"no matching layer's inputs can be divided into groups of {group_size}")
+    return measurable
+
+
+def _check_collected(folder: CalibFolder, run: RunFile, max_images: int) -> None:
+    needed = min(max_images, len(run.prompts))
+    records = folder.read_records()
+    first = [task.id for task in run.tasks()[:needed]]
+    if missing := [task_id for task_id in first if task_id not in records]:
+        have = needed - len(missing)
+        hint = f", or use --max-images {have}" if have and first[0] in records else ""
+        raise InputError(
+            f"{len(missing)} of the {needed} images to measure on are not collected yet; "
+            f"run `producer collect --wait`{hint}"
+        )

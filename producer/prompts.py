@@ -1,0 +1,61 @@
+"""Prompts from a CSV: checked whole before anything is enqueued."""
+
+import csv
+import io
+from pathlib import Path
+
+from shared.errors import InputError
+
+COLUMN = "prompt"
+MAX_LENGTH = 10_000
+
+
+def read_prompts(path: Path, count: int) -> list[str]:
+    """Return all prompts of a CSV with a column `prompt`; at least `count` of them.
+
+    Raises:
+        InputError: no such file, not UTF-8, empty, no such column, an empty prompt, or too few.
+    """
+    text = _read_text(path)
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    try:
+        columns = reader.fieldnames
+        if not columns:
+            raise InputError(f"{path} is empty; a header line with the column {COLUMN!r} belongs there")
+        if COLUMN not in columns:
+            found = ", ".join(map(repr, columns))
+            raise InputError(
+                f"{path} has no column {COLUMN!r}, it has {found}; rename the one that holds them"
+            )
+        prompts = [_checked(row[COLUMN], path, reader.line_num) for row in reader]
+    except csv.Error as error:
+        raise InputError(f"{path}, line {reader.line_num}: not a CSV ({error})") from None
+    if not prompts:
+        raise InputError(f"{path} has a header but no prompts; add one a line")
+    if len(prompts) < count:
+        raise InputError(
+            f"{path} has {len(prompts)} prompts, {count} images need as many; "
+            f"add prompts or use --num-images {len(prompts)}"
+        )
+    return prompts
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise InputError(f"no prompt file at {path}; name one with --prompt-csv") from None
+    except OSError as error:
+        raise InputError(f"{path} can't be read: {error.strerror}; name another with --prompt-csv") from None
+    except UnicodeDecodeError as error:
+        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        raise InputError(f"{path}, line {line}: not UTF-8; save the file as CSV in UTF-8") from None
+
+
+def _checked(prompt: str | None, path: Path, line: int) -> str:
+    text = (prompt or "").strip()
+    if not text:
+        raise InputError(f"{path}, line {line}: an empty prompt; fill it in or delete the line")
+    if len(text) > MAX_LENGTH:
+        raise InputError(f"{path}, line {line}: {len(text)} characters; at most {MAX_LENGTH} are allowed")
+    return text

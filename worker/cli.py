@@ -1,0 +1,111 @@
+"""The `worker` command. Thin: options in, the supervisor does the rest. No MLX in this process."""
+
+from pathlib import Path
+
+import click
+
+from shared.cli import explain_errors, redis_url_option
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="bitfleet")
+def main() -> None:
+    """Run calibration and sensitivity tasks on this machine."""
+
+
+@main.command()
+@redis_url_option
+@click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 64), help="Processes here.")
+@click.option(
+    "--store",
+    metavar="URL",
+    envvar="BITFLEET_STORE",
+    show_envvar=True,
+    help="Where shards go when the run was enqueued with --store: a folder, s3://…, sftp://… "
+    "[default: through Redis]",
+)
+@click.option(
+    "--calib-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="The run's calibration folder, if this machine sees it: samples are read there, not fetched.",
+)
+@click.option(
+    "--checkpoint",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="The checkpoint file that the run was enqueued with, where this machine has it.",
+)
+@click.option(
+    "--memory-limit",
+    metavar="SIZE",
+    help="For weights, kept states and passes, as 12GB or 800MB [default: what the machine can spare]",
+)
+@click.option(
+    "--lease",
+    default=45,
+    show_default=True,
+    type=click.IntRange(2, 3600),
+    help="Seconds after which a silent worker's job is given to another.",
+)
+@click.option(
+    "--beat",
+    default=10.0,
+    show_default=True,
+    type=click.FloatRange(0.2, 600),
+    help="Seconds between two signs of life.",
+)
+@click.option("--burst", is_flag=True, help="Leave when the queue is empty.")
+@click.option("--quiet", is_flag=True, help="Warnings and errors only.")
+@explain_errors
+def start(
+    redis_url: str,
+    workers: int,
+    store: str | None,
+    calib_dir: Path | None,
+    checkpoint: Path | None,
+    memory_limit: str | None,
+    lease: int,
+    beat: float,
+    burst: bool,
+    quiet: bool,
+) -> None:
+    """Start workers; they take jobs until told to stop.
+
+    Ctrl-C once finishes the running jobs and leaves; twice hands them back to the queue now. A worker
+    that crashes is started again, and its job is given to another after --lease seconds.
+    """
+    import logging
+    import sys
+
+    from shared.connection import connect
+    from shared.errors import InputError
+    from shared.sizes import parse_size
+    from shared.store import open_store
+    from worker.machine import host_name, require_mlx
+    from worker.options import WorkerOptions
+    from worker.supervisor import Supervisor
+
+    if beat * 2 > lease:
+        raise InputError(
+            f"--beat {beat:g} is too slow for --lease {lease}; let it beat at least twice a lease"
+        )
+    require_mlx()
+    # Asked once here, so that a wrong URL is one line and not one from every process.
+    open_store(store, connect(redis_url))
+    logging.basicConfig(
+        level=logging.WARNING if quiet else logging.INFO,
+        format=f"%(asctime)s {host_name()} %(message)s",
+        datefmt="%H:%M:%S",
+    )
+    options = WorkerOptions(
+        redis_url=redis_url,
+        store=store,
+        calib_dir=str(calib_dir.resolve()) if calib_dir else None,
+        checkpoint=str(checkpoint.resolve()) if checkpoint else None,
+        memory_limit=parse_size(memory_limit) if memory_limit else None,
+        lease_seconds=lease,
+        beat_seconds=beat,
+        burst=burst,
+        with_parent=True,
+        log_level="WARNING" if quiet else "INFO",
+    )
+    sys.exit(Supervisor(options, workers).run())

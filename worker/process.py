@@ -1,0 +1,123 @@
+"""One worker process: `python -m worker.process`, started by the supervisor, options in the environment."""
+
+import logging
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+from redis import Redis
+from rq.queue import Queue
+
+from shared.connection import connect
+from shared.errors import BitfleetError
+from shared.runs import PROTOCOL
+from shared.store import open_store
+from shared.task_queue import parse_queue_name, queue_name
+from worker.lease_worker import LeaseWorker
+from worker.machine import host_name
+from worker.options import WorkerOptions, cache_dir, new_worker_name
+from worker.runtime import Runtime
+
+logger = logging.getLogger("bitfleet.worker")
+
+EXIT_REFUSED = 2
+PARENT_POLL_SECONDS = 1.0
+
+
+def main() -> int:
+    """Work until told to stop; return the exit code."""
+    options = WorkerOptions.from_environment()
+    logging.basicConfig(
+        level=logging.WARNING,
+        format=f"%(asctime)s {host_name()}[{os.getpid()}] %(message)s",
+        datefmt="%H:%M:%S",
+        stream=sys.stderr,
+    )
+    logger.setLevel(options.log_level)
+    try:
+        return _work(options)
+    except BitfleetError as error:
+        logger.error("%s", error)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+
+
+def _work(options: WorkerOptions) -> int:
+    connection = connect(options.redis_url)
+    store = open_store(options.store, connection)
+    host, queue = host_name(), queue_name(store.id)
+    name = new_worker_name(host)
+    _say_what_others_wait_for(connection, queue)
+    runtime = Runtime(
+        store=store,
+        host=host,
+        worker=name,
+        cache_dir=cache_dir(),
+        checkpoint=Path(options.checkpoint) if options.checkpoint else None,
+        calib_dir=Path(options.calib_dir) if options.calib_dir else None,
+        memory_limit=options.memory_limit,
+    )
+    worker = LeaseWorker(
+        queue,
+        connection=connection,
+        beat_connection=connect(options.redis_url, patient=False),
+        functions=runtime.functions,
+        host=host,
+        name=name,
+        lease_seconds=options.lease_seconds,
+        beat_seconds=options.beat_seconds,
+    )
+    if options.with_parent:
+        _leave_with_parent()
+    logger.info("ready: queue %s, shards go to %s", queue, store.label)
+    worker.work(burst=options.burst, logging_level="WARNING")
+    if worker.fatal:
+        logger.error("this machine can't serve the run and leaves: %s", worker.fatal)
+        return EXIT_REFUSED
+    return 0
+
+
+def _say_what_others_wait_for(connection: Redis, queue: str) -> None:
+    """Jobs of another protocol or store are never seen by this worker, so say that they are there."""
+    for other in Queue.all(connection=connection):
+        parsed = parse_queue_name(other.name)
+        count = connection.llen(other.key)
+        if parsed is None or other.name == queue or not count:
+            continue
+        protocol, store_id = parsed
+        if protocol != PROTOCOL:
+            logger.warning(
+                "%d jobs wait for workers of protocol %d; this revision speaks %d: install the revision "
+                "that the producer runs",
+                count,
+                protocol,
+                PROTOCOL,
+            )
+        else:
+            logger.warning(
+                "%d jobs wait for workers with store %s: give the run's --store (or none for the relay)",
+                count,
+                store_id,
+            )
+
+
+def _leave_with_parent() -> None:
+    parent = os.getppid()
+
+    def watch() -> None:
+        pause = threading.Event()
+        while os.getppid() == parent:
+            pause.wait(PARENT_POLL_SECONDS)
+        # Twice: once asks to finish the job, twice hands it back.
+        os.kill(os.getpid(), signal.SIGTERM)
+        pause.wait(0.2)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
