@@ -11,7 +11,7 @@ def percent(value: float | None) -> str:
 
 
 def percent_digits(value: float) -> str:
-    """Two significant digits of a share in percent: 0.0312 -> "3.1"; short enough for a table's cell."""
+    """A share in percent, short enough for a table's cell: 0.0312 -> "3.1"; below 0.01 one digit."""
     # Rounded first: 9.96 is 10, not 10.0.
     scaled = float(f"{value * 100:.1e}")
     if scaled >= 10 or scaled == 0:
@@ -19,8 +19,9 @@ def percent_digits(value: float) -> str:
     for digits, least in enumerate((1, 0.1, 0.01), start=1):
         if scaled >= least:
             return f"{scaled:.{digits}f}"
-    mantissa, exponent = f"{scaled:.1e}".split("e")
-    return f"{float(mantissa):.0f}e{int(exponent)}" if float(mantissa) < 9.5 else f"1e{int(exponent) + 1}"
+    single = float(f"{scaled:.0e}")
+    mantissa, exponent = f"{single:.0e}".split("e")
+    return f"{single:g}" if single >= 0.001 else f"{mantissa}e{int(exponent)}"
 
 
 def error_with_interval(metrics: Metrics) -> str:
@@ -56,4 +57,4 @@ def significant(value: float | None) -> str:
 
 def cosine(value: float) -> str:
     """As many digits as it takes to tell it from 1."""
-    return f"{value:.4f}" if value < 0.9995 else f"1 − {1 - value:.1e}" if value < 1 else "1"
+    return f"{value:.4f}" if value < 0.9995 else f"1 − {1 - value:.2g}" if value < 1 else "1"

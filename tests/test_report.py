@@ -188,6 +188,17 @@ def test_most_sensitive_layers_come_first(html: str, results: Results) -> None:
     assert listed == sorted(scores, key=lambda layer: -scores[layer])[:20]
 
 
+def test_dead_layers_are_not_ranked(make_example: Make) -> None:
+    example = make_example()
+    block = [pair for pair in example.finished() if "blocks.1." in pair.task.layer]
+    html = render_report(
+        merge_results(block, run=example.run, sensitivity=example.sensitivity, card=example.card)
+    )
+    table = html[html.index('id="most-sensitive"') : html.index('id="averages"')]
+    assert table.count("<tr>") == 1 + 13
+    assert "text_transformer_block.<wbr>attn.<wbr>q_proj" not in table
+
+
 def test_hosts_settings_and_floor_are_told(page: Page) -> None:
     for words in ("tiny-sd3", "studio", "air", "mlx 0.32.4", "7.5", "float32", "1e-5%", "3 images"):
         assert words in page.text
@@ -245,7 +256,8 @@ def test_scale() -> None:
     ("value", "text"),
     [
         (None, "–"), (0.0, "0%"), (1.1, "110%"), (0.9996, "100%"), (0.0999, "10%"), (0.0995, "10%"),
-        (0.0312, "3.1%"), (0.00312, "0.31%"), (0.000312, "0.031%"), (9.96e-5, "0.010%"), (3.1e-5, "3e-3%"),
+        (0.0312, "3.1%"), (0.00312, "0.31%"), (0.000312, "0.031%"), (9.96e-5, "0.010%"),
+        (3.1e-5, "0.003%"), (9.7e-5, "0.01%"), (3e-6, "3e-4%"),
         (9.7e-7, "1e-4%"),
     ],
 )  # fmt: skip

@@ -173,7 +173,7 @@ def test_what_belongs_to_another_run_is_refused(make_example: Make) -> None:
     example, other = make_example(), make_example(num_steps=5)
     with pytest.raises(RunMismatchError, match="context_embedder at 2 bits was measured for another run"):
         merge(example, other.finished())
-    finished = example.finished()[0]
+    finished, second = example.finished()[:2]
     with pytest.raises(RunMismatchError, match="was given twice"):
         merge(example, [finished, finished])
     with pytest.raises(RunMismatchError, match="no layer nonsense"):
@@ -181,6 +181,8 @@ def test_what_belongs_to_another_run_is_refused(make_example: Make) -> None:
     record = msgspec.structs.replace(finished.record, fingerprint="0" * 64)
     with pytest.raises(RunMismatchError, match="another model: 000000000000"):
         merge(example, [FinishedTask(task=finished.task, shard=finished.shard, record=record)])
+    with pytest.raises(RunMismatchError, match="measured for another run"):
+        merge(example, [FinishedTask(task=finished.task, shard=finished.shard, record=second.record)])
     longer = make_example(num_steps=7).shard(finished.task)
     with pytest.raises(RunMismatchError, match="a run of 6 steps"):
         merge(example, [FinishedTask(task=finished.task, shard=longer, record=finished.record)])
