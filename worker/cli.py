@@ -55,6 +55,7 @@ def main() -> None:
 )
 @click.option("--burst", is_flag=True, help="Leave when the queue is empty.")
 @click.option("--quiet", is_flag=True, help="Warnings and errors only.")
+@click.option("--with-parent", is_flag=True, hidden=True, help="Leave when the starting process is gone.")
 @explain_errors
 def start(
     redis_url: str,
@@ -67,6 +68,7 @@ def start(
     beat: float,
     burst: bool,
     quiet: bool,
+    with_parent: bool,
 ) -> None:
     """Start workers; they take jobs until told to stop.
 
@@ -108,4 +110,8 @@ def start(
         with_parent=True,
         log_level="WARNING" if quiet else "INFO",
     )
-    sys.exit(Supervisor(options, workers).run())
+    sys.exit(Supervisor(options, workers, with_parent=with_parent).run())
+
+
+if __name__ == "__main__":
+    main()

@@ -46,12 +46,13 @@ class _Slot:
 class Supervisor:
     """Runs until every worker has left for good."""
 
-    def __init__(self, options: WorkerOptions, count: int) -> None:
+    def __init__(self, options: WorkerOptions, count: int, *, with_parent: bool = False) -> None:
         self._environment = with_openblas(options.to_environment())
         self._slots = [_Slot() for _ in range(count)]
         self._burst = options.burst
         self._signals = 0
         self._exit_code = 0
+        self._parent = os.getppid() if with_parent else None
 
     def run(self) -> int:
         """Supervise; return 0, or 2 when this machine can't serve the run."""
@@ -63,6 +64,10 @@ class Supervisor:
                 for slot in self._slots:
                     self._look_after(slot)
                 time.sleep(POLL_SECONDS)
+                if self._parent not in (None, os.getppid()):
+                    self._parent = None
+                    self._hand_on(signal.SIGTERM, None)
+                    self._hand_on(signal.SIGTERM, None)
         finally:
             if caffeinate:
                 caffeinate.terminate()

@@ -1,0 +1,215 @@
+"""The `producer` command. Thin: options in, one call, what came of it out. Heavy imports wait inside."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from shared.cli import REDIS_URL_HELP, explain_errors, redis_url_option
+
+EXIT_INCOMPLETE = 3
+EXIT_INTERRUPTED = 130
+DEFAULT_BITS = "2,3,4,5,6,8"
+
+
+class _IntList(click.ParamType[list[int]]):
+    name = "N,N,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
+        if isinstance(value, list):
+            return value
+        try:
+            return [int(part) for part in str(value).split(",")]
+        except ValueError:
+            self.fail(f"{value!r} is no list of whole numbers; write it as {DEFAULT_BITS}", param, ctx)
+
+
+def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def decorate(function: Any) -> Any:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+calib_dir_option = click.option(
+    "--calib-dir",
+    default="calibration_data",
+    show_default=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where samples, manifest, results and reports are.",
+)
+store_option = click.option(
+    "--store",
+    metavar="URL",
+    envvar="BITFLEET_STORE",
+    show_envvar=True,
+    help="Keep shards in a folder that every machine reaches (/Volumes/share/…, s3://…, sftp://…) "
+    "until they are collected. [default: in Redis]",
+)
+calibration_options = _options(
+    click.option("--num-images", default=100, show_default=True, type=click.IntRange(1, 100_000)),
+    click.option("--num-steps", default=50, show_default=True, type=click.IntRange(1, 1000)),
+    click.option(
+        "--cfg-weight", type=click.FloatRange(0, 100), help="Guidance. [default: 7.5; FLUX takes none]"
+    ),
+    click.option(
+        "--prompt-csv",
+        default="all_prompts.csv",
+        show_default=True,
+        type=click.Path(dir_okay=False, path_type=Path),
+        help="CSV in UTF-8 with a column `prompt`; image i takes line i.",
+    ),
+    click.option(
+        "--seed",
+        default=0,
+        show_default=True,
+        type=click.IntRange(0, 2**32 - 1),
+        help="Of image 0; image i adds i.",
+    ),
+    click.option(
+        "--image-size", type=click.IntRange(16, 4096), help="Pixels, a multiple of 16. [default: the model's]"
+    ),
+    click.option(
+        "--model", default="argmaxinc/mlx-stable-diffusion-3-medium", show_default=True, metavar="ID"
+    ),
+    click.option(
+        "--checkpoint",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help="A transformer checkpoint of your own, in the model's layout.",
+    ),
+    click.option("--use-t5/--no-t5", default=None, help="The T5 text encoder. [default: none, but for FLUX]"),
+)
+sensitivity_options = _options(
+    click.option("--bits", type=_IntList(), default=DEFAULT_BITS, show_default=True),
+    click.option("--group-size", type=click.Choice(["32", "64", "128"]), default="64", show_default=True),
+    click.option(
+        "--max-images", type=click.IntRange(1), help="Measure on the first images only. [default: 8]"
+    ),
+    click.option(
+        "--step-stride",
+        type=click.IntRange(1),
+        help="Measure on every so-many-th step. [default: about ten steps an image]",
+    ),
+    click.option(
+        "--layers",
+        default="*",
+        show_default=True,
+        metavar="GLOB",
+        help="Dotted paths; more than one by comma.",
+    ),
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="bitfleet")
+def main() -> None:
+    """Find out how many bits each layer of a diffusion transformer needs.
+
+    \b
+    producer enqueue-calibration --num-images 100    what to draw
+    worker start                                     on every Mac
+    producer collect --wait                          samples, manifest
+    producer enqueue-sensitivity                     what to measure
+    producer collect --wait                          results, report
+
+    `producer run` does all of it on this machine. Every command can be given again: what is done stays
+    done, what got lost is enqueued again. Exit codes: 0 all is there, 2 an error, 3 not complete yet.
+    """
+
+
+@main.command("enqueue-calibration")
+@calibration_options
+@calib_dir_option
+@store_option
+@redis_url_option
+@explain_errors
+def enqueue_calibration(calib_dir: Path, store: str | None, redis_url: str, **options: Any) -> None:
+    """Ask for images: one task an image, its whole denoising trajectory."""
+    from producer import commands
+
+    settings, prompts = commands.read_settings(**options)
+    fleet = commands.open_fleet(redis_url, store)
+    commands.enqueue_calibration(calib_dir, settings, prompts, options["num_images"], fleet)
+
+
+@main.command("enqueue-sensitivity")
+@sensitivity_options
+@calib_dir_option
+@store_option
+@redis_url_option
+@explain_errors
+def enqueue_sensitivity(calib_dir: Path, store: str | None, redis_url: str, **options: Any) -> None:
+    """Ask what each layer suffers at each bit width: one task a (layer, bits)."""
+    from producer import commands
+
+    commands.enqueue_sensitivity(calib_dir, commands.open_fleet(redis_url, store), **options)
+
+
+@main.command()
+@calib_dir_option
+@store_option
+@redis_url_option
+@explain_errors
+def status(calib_dir: Path, store: str | None, redis_url: str) -> None:
+    """Say how far everything is, and who works; changes nothing."""
+    from producer import commands
+
+    commands.status(calib_dir, commands.open_fleet(redis_url, store))
+
+
+@main.command()
+@click.option("--wait", is_flag=True, help="Go on until everything is there, or nothing more will come.")
+@calib_dir_option
+@store_option
+@redis_url_option
+@explain_errors
+def collect(calib_dir: Path, store: str | None, redis_url: str, wait: bool) -> None:
+    """Merge finished shards into samples and manifest, results and report.
+
+    Tasks that got lost, and shards that turn out truncated, altered or foreign, are enqueued again.
+    Exit code 3 says that something is still missing.
+    """
+    import sys
+
+    from producer import commands
+
+    try:
+        complete = commands.collect(calib_dir, commands.open_fleet(redis_url, store), wait=wait)
+    except KeyboardInterrupt:
+        click.echo("interrupted; what was collected is safe, the same command goes on from here", err=True)
+        sys.exit(EXIT_INTERRUPTED)
+    sys.exit(0 if complete else EXIT_INCOMPLETE)
+
+
+@main.command()
+@calibration_options
+@sensitivity_options
+@calib_dir_option
+@click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 64), help="Processes here.")
+@click.option(
+    "--redis-url", envvar="REDIS_URL", show_envvar=True, help=f"{REDIS_URL_HELP} [default: our own]"
+)
+@explain_errors
+def run(calib_dir: Path, workers: int, redis_url: str | None, **options: Any) -> None:
+    """Do all of it on this machine: calibrate, measure, collect, report.
+
+    Starts a Redis of its own unless one is named. Ctrl-C is safe at any point: the same command goes on
+    where it stopped.
+    """
+    import sys
+
+    from producer import commands
+
+    try:
+        complete = commands.run(calib_dir, redis_url, workers, **options)
+    except KeyboardInterrupt:
+        click.echo("interrupted; the same command goes on where this one stopped", err=True)
+        sys.exit(EXIT_INTERRUPTED)
+    sys.exit(0 if complete else EXIT_INCOMPLETE)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,218 @@
+"""What the commands do, one function each: call the library, print what came of it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from producer.calib_folder import CalibFolder
+from producer.collect import Collector, survey
+from producer.console import Bars, err, out, print_missing, print_parts, print_workers
+from producer.enqueue import Fleet
+from producer.enqueue import enqueue_calibration as ask_for_images
+from producer.enqueue import enqueue_sensitivity as ask_for_layers
+from producer.local_fleet import LocalWorkers, local_redis
+from producer.progress import Part
+from producer.prompts import read_prompts
+from producer.reconcile import Reconciled
+from producer.sample_selection import DEFAULT_MAX_IMAGES, default_step_stride
+from producer.settings import run_settings
+from producer.workers import live_workers
+from shared.connection import connect, safe_url
+from shared.relay_store import RELAY_ID, RelayStore
+from shared.runs import RunSettings
+from shared.sizes import format_size
+from shared.store import open_store
+
+
+def read_settings(
+    *,
+    prompt_csv: Path,
+    num_images: int,
+    num_steps: int,
+    cfg_weight: float | None,
+    seed: int,
+    image_size: int | None,
+    model: str,
+    checkpoint: Path | None,
+    use_t5: bool | None,
+) -> tuple[RunSettings, list[str]]:
+    """Check everything that can be checked before a Redis is asked."""
+    prompts = read_prompts(prompt_csv, num_images)
+    settings = run_settings(
+        model=model,
+        prompts=prompts,
+        num_steps=num_steps,
+        cfg_weight=cfg_weight,
+        image_size=image_size,
+        seed=seed,
+        use_t5=use_t5,
+        checkpoint=checkpoint,
+    )
+    return settings, prompts
+
+
+def open_fleet(redis_url: str, store_url: str | None) -> Fleet:
+    """Connect to Redis and to the store; the producer may make a folder a store."""
+    connection = connect(redis_url)
+    return Fleet(
+        connection=connection,
+        store=open_store(store_url, connection, create=True),
+        store_url=store_url,
+    )
+
+
+def enqueue_calibration(
+    calib_dir: Path, settings: RunSettings, prompts: Sequence[str], num_images: int, fleet: Fleet
+) -> None:
+    """Ask for images and say what became of the asking."""
+    run, reconciled = ask_for_images(CalibFolder(calib_dir), settings, prompts, num_images, fleet)
+    out.print(
+        f"run {settings.id}: {len(run.prompts)} images of {settings.model}, {settings.num_steps} steps, "
+        f"cfg {settings.cfg_weight:g}, {settings.image_size} px, seed {settings.seed}"
+    )
+    _say_enqueued(reconciled, "images", fleet)
+
+
+def enqueue_sensitivity(
+    calib_dir: Path,
+    fleet: Fleet,
+    *,
+    bits: Sequence[int],
+    group_size: str,
+    max_images: int | None,
+    step_stride: int | None,
+    layers: str,
+) -> None:
+    """Ask for every (layer, bits) and say what became of the asking."""
+    folder = CalibFolder(calib_dir)
+    run = folder.require_run()
+    images = min(max_images or DEFAULT_MAX_IMAGES, len(run.prompts))
+    stride = step_stride or default_step_stride(run.settings.num_steps)
+    request, samples, reconciled = ask_for_layers(
+        folder,
+        bits=bits,
+        group_size=int(group_size),
+        max_images=images,
+        step_stride=stride,
+        layers=layers,
+        fleet=fleet,
+    )
+    steps = "every step" if stride == 1 else f"one step in {stride}"
+    out.print(
+        f"sensitivity {request.settings.id}: {len(request.layers)} layers at "
+        f"{', '.join(map(str, request.bits))} bits in groups of {group_size}, "
+        f"on {samples} samples ({images} images, {steps})"
+    )
+    _say_enqueued(reconciled, "tasks", fleet)
+
+
+def _say_enqueued(reconciled: Reconciled, things: str, fleet: Fleet) -> None:
+    parts = [f"{len(reconciled.enqueued)} {things} enqueued"]
+    for count, what in (
+        (len(reconciled.in_flight), "already queued or running"),
+        (len(reconciled.in_store), "finished, to be collected"),
+        (len(reconciled.done), "collected"),
+    ):
+        if count:
+            parts.append(f"{count} {what}")
+    out.print(", ".join(parts))
+    if not live_workers(fleet.connection, fleet.store.id) and reconciled.enqueued:
+        option = "" if fleet.store.id == RELAY_ID else f" --store {safe_url(fleet.store_url or '')}"
+        out.print(
+            f"no worker is connected yet; on every Mac: worker start --redis-url URL{option}", markup=False
+        )
+
+
+def status(calib_dir: Path, fleet: Fleet) -> None:
+    """Print how far everything is."""
+    folder = CalibFolder(calib_dir)
+    run = folder.require_run()
+    _check_store(run.store_id, run.store, fleet)
+    out.print(f"run {run.settings.id} of {run.settings.model} in {calib_dir}")
+    print_parts(survey(folder, fleet.connection, fleet.store))
+    if isinstance(fleet.store, RelayStore):
+        used, limit = fleet.store.used_bytes, fleet.store.limit_bytes
+        out.print(f"the relay holds {format_size(used)} of {format_size(limit)}")
+    print_workers(live_workers(fleet.connection, fleet.store.id))
+
+
+def collect(calib_dir: Path, fleet: Fleet, *, wait: bool, alive: Any = lambda: None) -> bool:
+    """Collect once, or until nothing more will come; return whether everything is there."""
+    folder = CalibFolder(calib_dir)
+    run = folder.require_run()
+    _check_store(run.store_id, run.store, fleet)
+    with Bars() as bars:
+        collector = Collector(folder, fleet.connection, fleet.store, complain=_complain)
+        if wait:
+            parts = collector.collect_until_settled(bars.show, alive)
+        else:
+            parts = collector.collect()
+            bars.show(parts)
+    reports = collector.write_results(parts)
+    _say_collected(folder, parts)
+    for report in reports:
+        out.print(f"report: {report}", markup=False)
+    return all(part.complete for part in parts)
+
+
+def _complain(problem: str) -> None:
+    err.print(problem, markup=False)
+
+
+def _say_collected(folder: CalibFolder, parts: Sequence[Part]) -> None:
+    for part in parts:
+        missing = "" if part.complete else f", {part.total - part.done} missing"
+        detail = [f"{part.in_flight} queued or running"] if part.in_flight else []
+        detail += [f"{len(part.failures)} failed"] if part.failures else []
+        note = f" ({', '.join(detail)})" if detail else ""
+        out.print(f"{part.title}: {part.done} of {part.total}{missing}{note}")
+        print_missing(part)
+    out.print(f"manifest: {folder.manifest_path}", markup=False)
+
+
+def _check_store(store_id: str, label: str | None, fleet: Fleet) -> None:
+    from shared.errors import WrongStoreError
+
+    if store_id != fleet.store.id:
+        wanted = f"--store {label}" if label else "no --store (the Redis relay)"
+        raise WrongStoreError(f"this run was enqueued with {wanted}; give the same")
+
+
+def run(
+    calib_dir: Path,
+    redis_url: str | None,
+    workers: int,
+    *,
+    bits: Sequence[int],
+    group_size: str,
+    max_images: int | None,
+    step_stride: int | None,
+    layers: str,
+    **options: Any,
+) -> bool:
+    """Calibrate, measure and collect with workers of this machine."""
+    settings, prompts = read_settings(**options)
+    folder = CalibFolder(calib_dir)
+    arguments = ["--workers", str(workers), "--calib-dir", str(calib_dir), "--quiet"]
+    if options["checkpoint"]:
+        arguments += ["--checkpoint", str(options["checkpoint"])]
+    with local_redis(redis_url, folder.state_dir / "redis", RELAY_ID) as (url, connection):
+        fleet = Fleet(connection=connection, store=open_store(None, connection), store_url=None)
+        enqueue_calibration(calib_dir, settings, prompts, options["num_images"], fleet)
+        with LocalWorkers(url, arguments) as local:
+            try:
+                if not collect(calib_dir, fleet, wait=True, alive=local.check):
+                    return False
+                enqueue_sensitivity(
+                    calib_dir,
+                    fleet,
+                    bits=bits,
+                    group_size=group_size,
+                    max_images=max_images,
+                    step_stride=step_stride,
+                    layers=layers,
+                )
+                return collect(calib_dir, fleet, wait=True, alive=local.check)
+            except KeyboardInterrupt:
+                local.now = True
+                raise

@@ -1,0 +1,95 @@
+"""What the commands print: progress bars where somebody watches, plain lines elsewhere."""
+
+import sys
+import time
+from collections.abc import Sequence
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from producer.progress import Part
+from producer.workers import WorkerInfo
+
+LINE_SECONDS = 10.0
+MAX_FAILURES = 10
+
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+out = Console(highlight=False, soft_wrap=True)
+
+
+class Bars:
+    """A bar a part on a terminal; a line now and then in a log. A context manager."""
+
+    def __init__(self) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=err,
+            disable=not sys.stderr.isatty(),
+        )
+        self._tasks: dict[str, TaskID] = {}
+        self._last = ("", 0.0)
+
+    def __enter__(self) -> "Bars":
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def show(self, parts: Sequence[Part]) -> None:
+        """Bring the bars up to date, or print a line if something moved."""
+        for part in parts:
+            if part.title not in self._tasks:
+                self._tasks[part.title] = self._progress.add_task(part.title, total=part.total, note="")
+            running = [why for why in part.reasons.values() if why.startswith("running")]
+            note = running[0] if running else (f"{len(part.failures)} failed" if part.failures else "")
+            self._progress.update(self._tasks[part.title], completed=part.done, total=part.total, note=note)
+        if not sys.stderr.isatty():
+            self._print_line(parts)
+
+    def _print_line(self, parts: Sequence[Part]) -> None:
+        line = ", ".join(f"{part.title} {part.done}/{part.total}" for part in parts)
+        settled = all(part.settled for part in parts)
+        if line != self._last[0] and (settled or time.monotonic() - self._last[1] > LINE_SECONDS):
+            err.print(line, markup=False)
+            self._last = (line, time.monotonic())
+
+
+def print_parts(parts: Sequence[Part]) -> None:
+    """A table of how far each part is, then what failed."""
+    table = Table("", "tasks", "done", "to collect", "queued or running", "failed", box=None, pad_edge=False)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for part in parts:
+        counts = (part.total, part.done, part.waiting, part.in_flight, len(part.failures))
+        table.add_row(part.title, *map(str, counts))
+    out.print(table)
+    for part in parts:
+        print_missing(part)
+
+
+def print_missing(part: Part) -> None:
+    """What is not there and why, failures first."""
+    for failure in part.failures[:MAX_FAILURES]:
+        out.print(f"failed: {failure}", markup=False)
+    if len(part.failures) > MAX_FAILURES:
+        out.print(f"... and {len(part.failures) - MAX_FAILURES} more failed")
+    if part.failures:
+        out.print("enqueue again to give failed tasks another try")
+
+
+def print_workers(workers: Sequence[WorkerInfo]) -> None:
+    """One line a worker."""
+    if not workers:
+        out.print("no worker is connected; start some with `worker start`", markup=False)
+    for worker in workers:
+        silent = f", silent for {worker.seconds_silent:.0f} s" if worker.seconds_silent > 30 else ""
+        out.print(f"worker {worker.name} on {worker.host}: {worker.state}{silent}", markup=False)

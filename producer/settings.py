@@ -1,0 +1,58 @@
+"""From options to run settings: what was not said comes from the model."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from shared.errors import InputError
+from shared.models import model_spec
+from shared.runs import RunSettings, digest_of
+
+
+def run_settings(
+    *,
+    model: str,
+    prompts: Sequence[str],
+    num_steps: int,
+    cfg_weight: float | None,
+    image_size: int | None,
+    seed: int,
+    use_t5: bool | None,
+    checkpoint: Path | None,
+) -> RunSettings:
+    """Return checked settings of a run.
+
+    Raises:
+        InputError: an option that this model can't have, or one outside its limits.
+    """
+    spec = model_spec(model)
+    if spec.family == "flux" and cfg_weight:
+        raise InputError(f"{model} is distilled and takes no --cfg-weight; leave it out")
+    if use_t5 and spec.text_encoder_t5 == "none":
+        raise InputError(f"{model} has no T5; leave out --use-t5")
+    if use_t5 is False and spec.text_encoder_t5 == "required":
+        raise InputError(f"{model} can't do without T5; leave out --no-t5")
+    settings = RunSettings(
+        model=model,
+        checkpoint_sha256=_file_digest(checkpoint) if checkpoint else None,
+        num_steps=num_steps,
+        cfg_weight=spec.cfg_weight if cfg_weight is None else cfg_weight,
+        image_size=spec.image_size if image_size is None else image_size,
+        seed=seed,
+        shift=spec.shift,
+        use_t5=(spec.text_encoder_t5 == "required") if use_t5 is None else use_t5,
+        precision=spec.precision,
+        prompts_sha256=digest_of(list(prompts)),
+    )
+    try:
+        # Struct's limits are checked when decoding, not when constructing.
+        return msgspec.convert(msgspec.to_builtins(settings), RunSettings)
+    except msgspec.ValidationError as error:
+        raise InputError(f"these settings can't be: {error}") from None
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
