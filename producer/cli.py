@@ -133,6 +133,7 @@ def enqueue_calibration(calib_dir: Path, store: str | None, redis_url: str, **op
     settings, prompts = commands.read_settings(**options)
     fleet = commands.open_fleet(redis_url, store)
     commands.enqueue_calibration(calib_dir, settings, prompts, options["num_images"], fleet)
+    commands.say_if_nobody_works(fleet)
 
 
 @main.command("enqueue-sensitivity")
@@ -145,7 +146,9 @@ def enqueue_sensitivity(calib_dir: Path, store: str | None, redis_url: str, **op
     """Ask what each layer suffers at each bit width: one task a (layer, bits)."""
     from producer import commands
 
-    commands.enqueue_sensitivity(calib_dir, commands.open_fleet(redis_url, store), **options)
+    fleet = commands.open_fleet(redis_url, store)
+    commands.enqueue_sensitivity(calib_dir, fleet, **options)
+    commands.say_if_nobody_works(fleet)
 
 
 @main.command()

@@ -70,7 +70,7 @@ def enqueue_calibration(
         f"run {settings.id}: {len(run.prompts)} images of {settings.model}, {settings.num_steps} steps, "
         f"cfg {settings.cfg_weight:g}, {settings.image_size} px, seed {settings.seed}"
     )
-    _say_enqueued(reconciled, "images", fleet)
+    _say_enqueued(reconciled, "images")
 
 
 def enqueue_sensitivity(
@@ -103,10 +103,10 @@ def enqueue_sensitivity(
         f"{', '.join(map(str, request.bits))} bits in groups of {group_size}, "
         f"on {samples} samples ({images} images, {steps})"
     )
-    _say_enqueued(reconciled, "tasks", fleet)
+    _say_enqueued(reconciled, "tasks")
 
 
-def _say_enqueued(reconciled: Reconciled, things: str, fleet: Fleet) -> None:
+def _say_enqueued(reconciled: Reconciled, things: str) -> None:
     parts = [f"{len(reconciled.enqueued)} {things} enqueued"]
     for count, what in (
         (len(reconciled.in_flight), "already queued or running"),
@@ -116,7 +116,11 @@ def _say_enqueued(reconciled: Reconciled, things: str, fleet: Fleet) -> None:
         if count:
             parts.append(f"{count} {what}")
     out.print(", ".join(parts))
-    if not live_workers(fleet.connection, fleet.store.id) and reconciled.enqueued:
+
+
+def say_if_nobody_works(fleet: Fleet) -> None:
+    """A queue without workers is the commonest reason why nothing happens."""
+    if not live_workers(fleet.connection, fleet.store.id):
         option = "" if fleet.store.id == RELAY_ID else f" --store {safe_url(fleet.store_url or '')}"
         out.print(
             f"no worker is connected yet; on every Mac: worker start --redis-url URL{option}", markup=False
