@@ -113,7 +113,7 @@ class ExactEngine:
             metrics.append(compare(velocity, self._references[batch.index]))
             measured.append(batch)
             done += len(batch.rows)
-            if until is not None and is_tight(metrics, until):
+            if until is not None and self._is_tight(measured, metrics, until):
                 break
         joined = {name: np.concatenate([part[name] for part in metrics]) for name in METRICS}
         joined["noise_squared_error"] = np.concatenate(noise)
@@ -150,6 +150,14 @@ class ExactEngine:
             unchanged = compare(self._velocity(batch, start), self._references[batch.index])
             self._noise[key] = unchanged["squared_error"]
         return self._noise[key]
+
+    def _is_tight(self, batches: list[Batch], metrics: list[dict[str, Array]], percent: float) -> bool:
+        image = np.concatenate([self._samples.image[batch.rows] for batch in batches])
+        error, reference = (
+            np.concatenate([part[name] for part in metrics])
+            for name in ("squared_error", "squared_reference")
+        )
+        return is_tight(error, reference, image, percent)
 
     def _is_dead(self, layer: str, start: int, metrics: dict[str, Array]) -> bool:
         """A small error is not enough: another weight altogether must make no difference either."""

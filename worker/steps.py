@@ -12,9 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
-from diffusionkit.mlx.mmdit import RoPE, unpatchify
 
 from worker.modulation import clear_modulation, modulation_inputs
+from worker.quiet_imports import quiet_imports
+
+with quiet_imports():
+    from diffusionkit.mlx.mmdit import RoPE, unpatchify
 
 State = tuple[mx.array, ...]
 
