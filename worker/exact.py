@@ -12,7 +12,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from shared.errors import ModelUnavailableError, TaskRefusedError
+from shared.errors import TaskRefusedError
 from shared.npz import Array
 from shared.sample_set import SampleSet
 from shared.shards import SensitivityShard
@@ -60,8 +60,6 @@ class ExactEngine:
             ModelUnavailableError: DiffusionKit has no right forward pass for this model.
         """
         self._mmdit: Any = pipeline.mmdit
-        if self._mmdit.config.guidance_embed:
-            raise ModelUnavailableError("DiffusionKit can't run a guidance embedding; choose another model")
         self._dtype: mx.Dtype = pipeline.activation_dtype
         self._samples, self._cfg_weight, self._group_size = samples, cfg_weight, group_size
         self._rows = rows_per_sample(samples, cfg_weight)
