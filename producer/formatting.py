@@ -55,6 +55,8 @@ def significant(value: float | None) -> str:
     return NONE if value is None else f"{value:.3g}"
 
 
-def cosine(value: float) -> str:
+def cosine(value: float | None) -> str:
     """As many digits as it takes to tell it from 1."""
+    if value is None:
+        return NONE
     return f"{value:.4f}" if value < 0.9995 else f"1 − {1 - value:.2g}" if value < 1 else "1"

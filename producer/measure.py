@@ -74,6 +74,7 @@ class _Stack:
             "relative_error_low": low,
             "relative_error_high": high,
             "sqnr_db": metrics.sqnr_db(error, reference),
+            # NaN where a sketch doesn't know them.
             "cosine": self.cosine[:, mask].mean(axis=1),
             "max_abs": self.max_abs[:, mask].max(axis=1),
             "noise_relative_error": metrics.relative_error(self.noise[:, mask].sum(axis=1), reference),

@@ -93,7 +93,7 @@ def merge_results(
         layers=tuple(_layer_row(layer) for layer in card.layers),
         measurements=measurements,
         missing=tuple(absent),
-        hosts=_host_timings([*calibration_records, *(pair.record for pair in pairs)]),
+        hosts=host_timings([*calibration_records, *(pair.record for pair in pairs)]),
     )
 
 
@@ -159,7 +159,8 @@ def _noise_floor(measurements: Sequence[Measurement]) -> dict[BucketName, NoiseF
     return floors
 
 
-def _host_timings(records: Sequence[Record]) -> tuple[HostTimings, ...]:
+def host_timings(records: Sequence[Record]) -> tuple[HostTimings, ...]:
+    """What each host did, by kind of task."""
     by_host: dict[tuple[TaskKind, str], list[Record]] = defaultdict(list)
     for record in records:
         kind: TaskKind = "calibration" if isinstance(record.task, CalibrationTask) else "sensitivity"

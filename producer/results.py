@@ -36,9 +36,10 @@ class Metrics(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Lower end of the bootstrap interval; None where there were too few samples to draw from."""
     relative_error_high: float | None
     sqnr_db: float | None
-    cosine: float
-    """Mean over samples."""
-    max_abs: float
+    cosine: float | None
+    """Mean over samples; None in a sketch."""
+    max_abs: float | None
+    """Largest difference of an element; None in a sketch."""
     noise_relative_error: float | None
     """The same measurement with the weight unchanged."""
 
@@ -54,7 +55,10 @@ class Measurement(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """This layer can't influence the output: not the same as insensitive."""
     weight_relative_error: float | None
     """||W_quantized - W|| / ||W||."""
+    standard_error: float | None = None
+    """Of a sketched relative error over all samples, from the choice of probes; None: measured exactly."""
     host: str
+    """Empty in a sketch, which no one host makes."""
     seconds: float
     buckets: dict[BucketName, Metrics]
     """A bucket without samples is absent."""
@@ -77,6 +81,16 @@ class MissingTask(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     layer: str
     bits: int
     reason: str
+
+
+class VerifiedPair(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A (layer, bits) that was both sketched and measured exactly."""
+
+    layer: str
+    bits: int
+    sketch_relative_error: float | None
+    sketch_standard_error: float | None
+    exact_relative_error: float | None
 
 
 class NoiseFloor(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -141,6 +155,8 @@ class Results(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """In the order of the layers, then by bits."""
     missing: tuple[MissingTask, ...]
     """In the same order."""
+    verified: tuple[VerifiedPair, ...] = ()
+    """Where a sketch can be held against exact measurements."""
     hosts: tuple[HostTimings, ...]
 
 

@@ -135,5 +135,66 @@ class SensitivityShard(_Shard):
         lengths = {len(getattr(self, name)) for name, (_, ndim) in self._layout.items() if ndim == 1}
         if len(lengths) != 1 or lengths == {0}:
             raise ShardCorruptError(f"per-sample arrays of lengths {sorted(lengths)}")
-        if not all(np.isfinite(getattr(self, field.name)).all() for field in fields(self)):
-            raise ShardCorruptError("a value is NaN or infinite")
+        _check_finite(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SketchShard(_Shard):
+    """One sample and P probes: what every layer at every bit width does to the probed output.
+
+    L layers in the order of the model card, B bit widths.
+    """
+
+    image_index: Array
+    """() integer."""
+    step_index: Array
+    """() integer."""
+    bits: Array
+    """(B,) integers."""
+    products: Array
+    """(L, B, P) float64: <G, W_quantized - W> with G = d<r, v>/dW for probe r; 0 where not measurable."""
+    squared_reference: Array
+    """() float64: ||v||^2 of the guided velocity."""
+    output_size: Array
+    """() integer: elements of v."""
+    dead: Array
+    """(L,) bool: no gradient reaches this layer from any probe."""
+    measurable: Array
+    """(L,) bool: False where the group size does not divide the layer's inputs."""
+    weight_squared_error: Array
+    """(L, B) float64: ||W_quantized - W||^2."""
+    weight_squared_norm: Array
+    """(L,) float64: ||W||^2."""
+    bits_per_weight: Array
+    """(L, B) float64: bits, plus what scales and biases cost."""
+
+    _layout: ClassVar[dict[str, tuple[str, int]]] = {
+        "image_index": (_INTEGERS, 0),
+        "step_index": (_INTEGERS, 0),
+        "bits": (_INTEGERS, 1),
+        "products": (_FLOATS, 3),
+        "squared_reference": (_FLOATS, 0),
+        "output_size": (_INTEGERS, 0),
+        "dead": (_BOOLEANS, 1),
+        "measurable": (_BOOLEANS, 1),
+        "weight_squared_error": (_FLOATS, 2),
+        "weight_squared_norm": (_FLOATS, 1),
+        "bits_per_weight": (_FLOATS, 2),
+    }
+
+    def _check(self) -> None:
+        layers, widths, probes = self.products.shape
+        if probes == 0 or widths != len(self.bits) or self.weight_squared_error.shape != (layers, widths):
+            raise ShardCorruptError(
+                f"products of shape {self.products.shape} for {len(self.bits)} bit widths"
+            )
+        if self.bits_per_weight.shape != (layers, widths) or any(
+            len(array) != layers for array in (self.dead, self.measurable, self.weight_squared_norm)
+        ):
+            raise ShardCorruptError("arrays of a sketch differ in their number of layers")
+        _check_finite(self)
+
+
+def _check_finite(shard: SensitivityShard | SketchShard) -> None:
+    if not all(np.isfinite(getattr(shard, field.name)).all() for field in fields(shard)):
+        raise ShardCorruptError("a value is NaN or infinite")

@@ -66,7 +66,40 @@ class SensitivityTask(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         return f"{self.layer} at {self.bits} bits"
 
 
-Task = CalibrationTask | SensitivityTask
+class SketchTask(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="sketch"):
+    """One sample and a group of probes: every layer at all of these bit widths, to first order."""
+
+    run: RunSettings
+    sensitivity: SensitivitySettings
+    store_id: Identifier
+    bits: Annotated[tuple[Bits, ...], Meta(min_length=1, max_length=7)]
+    sample: Annotated[int, Meta(ge=0, le=10_000_000)]
+    """Place in the sample set."""
+    probe_group: Annotated[int, Meta(ge=0, le=10_000)]
+    """Seeds the probes, with the sample: more groups add probes to those that were there."""
+    probes: Annotated[int, Meta(ge=1, le=64)]
+    """Of this group."""
+
+    @property
+    def id(self) -> str:
+        """Job id, shard name and record name; other bit widths or numbers of probes are other tasks."""
+        widths = "".join(str(bits) for bits in self.bits)
+        return (
+            f"ske-{self.sensitivity.id}-b{widths}-p{self.probes}-s{self.sample:05d}-g{self.probe_group:03d}"
+        )
+
+    @property
+    def group(self) -> str:
+        """What a store files it under."""
+        return self.sensitivity.id
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        return f"sketch of sample {self.sample}, probes {self.probe_group}"
+
+
+Task = CalibrationTask | SensitivityTask | SketchTask
 
 _decoder = msgspec.json.Decoder(Task)
 

@@ -12,7 +12,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from shared.errors import ModelUnavailableError, TaskRefusedError
+from shared.errors import TaskRefusedError
 from shared.npz import Array
 from shared.sample_set import SampleSet
 from shared.shards import SensitivityShard
@@ -60,8 +60,6 @@ class ExactEngine:
             ModelUnavailableError: DiffusionKit has no right forward pass for this model.
         """
         self._mmdit: Any = pipeline.mmdit
-        if self._mmdit.config.guidance_embed:
-            raise ModelUnavailableError("DiffusionKit can't run a guidance embedding; choose another model")
         self._dtype: mx.Dtype = pipeline.activation_dtype
         self._samples, self._cfg_weight, self._group_size = samples, cfg_weight, group_size
         self._rows = rows_per_sample(samples, cfg_weight)
@@ -113,7 +111,7 @@ class ExactEngine:
             metrics.append(compare(velocity, self._references[batch.index]))
             measured.append(batch)
             done += len(batch.rows)
-            if until is not None and is_tight(metrics, until):
+            if until is not None and self._is_tight(measured, metrics, until):
                 break
         joined = {name: np.concatenate([part[name] for part in metrics]) for name in METRICS}
         joined["noise_squared_error"] = np.concatenate(noise)
@@ -150,6 +148,14 @@ class ExactEngine:
             unchanged = compare(self._velocity(batch, start), self._references[batch.index])
             self._noise[key] = unchanged["squared_error"]
         return self._noise[key]
+
+    def _is_tight(self, batches: list[Batch], metrics: list[dict[str, Array]], percent: float) -> bool:
+        image = np.concatenate([self._samples.image[batch.rows] for batch in batches])
+        error, reference = (
+            np.concatenate([part[name] for part in metrics])
+            for name in ("squared_error", "squared_reference")
+        )
+        return is_tight(error, reference, image, percent)
 
     def _is_dead(self, layer: str, start: int, metrics: dict[str, Array]) -> bool:
         """A small error is not enough: another weight altogether must make no difference either."""

@@ -28,6 +28,15 @@ def default_memory_limit() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
+def spare_memory(mmdit: Any, memory_limit: int | None) -> int:
+    """Bytes of the limit (None: the default one) that the weights leave; may be negative."""
+    parameters: Any = tree_flatten(mmdit.parameters())
+    weights: int = sum(value.nbytes for _, value in parameters)
+    limit = default_memory_limit() if memory_limit is None else memory_limit
+    # Other parts of the pipeline are in memory too, and weights not read yet soon will be.
+    return limit - max(weights, mx.get_active_memory())
+
+
 def plan_memory(
     mmdit: Any, *, samples: int, rows: int, tokens: int, itemsize: int, memory_limit: int | None
 ) -> MemoryPlan:
@@ -42,11 +51,9 @@ def plan_memory(
         memory_limit: bytes; None for `default_memory_limit()`.
     """
     config = mmdit.config
-    parameters: Any = tree_flatten(mmdit.parameters())
-    weights = sum(value.nbytes for _, value in parameters)
     # A kept state is at most the tokens, their attention output and, in unified blocks, a copy between.
     kept = samples * rows * tokens * config.hidden_size * itemsize * (3 if config.depth_unified else 2)
-    free = (memory_limit or default_memory_limit()) - max(weights, mx.get_active_memory())
+    free = spare_memory(mmdit, memory_limit)
     keep_in_memory = kept <= free // 2
     if keep_in_memory:
         free -= kept

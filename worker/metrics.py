@@ -1,7 +1,5 @@
 """What a changed weight does to the guided velocity, sample by sample, in float64."""
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from shared.npz import Array
@@ -24,18 +22,22 @@ def compare(velocity: Array, reference: Array) -> dict[str, Array]:
     }
 
 
-def is_tight(parts: Sequence[dict[str, Array]], percent: float, *, at_least: int = 8) -> bool:
-    """Whether the relative error's 95% interval is within +- `percent` of it.
+def is_tight(squared_error: Array, squared_reference: Array, image: Array, percent: float) -> bool:
+    """Whether the 95% interval of the relative error over these samples is within +- `percent` of it.
 
-    The relative error is a ratio of sums over samples; its standard error is the usual one of a ratio
-    estimator (Cochran, Sampling Techniques, 2.11), samples taken as independent.
+    The relative error is the root of a ratio of sums; the ratio's standard error is the usual one of a
+    ratio estimator (Cochran, Sampling Techniques, 2.11), over images where there are two or more: the
+    steps of one trajectory are far from independent. Fewer than 4 images, or samples, tell nothing.
     """
-    error = np.concatenate([part["squared_error"] for part in parts])
-    reference = np.concatenate([part["squared_reference"] for part in parts])
+    images, unit = np.unique(image, return_inverse=True)
+    if len(images) < 2:
+        unit = np.arange(len(image))
+    error, reference = (np.bincount(unit, values) for values in (squared_error, squared_reference))
     n = len(error)
-    if n < at_least or error.sum() == 0 or reference.sum() == 0:
+    if n < 4 or error.sum() == 0 or reference.sum() == 0:
         return False
     ratio = error.sum() / reference.sum()
     residual = error - ratio * reference
     standard_error = np.sqrt(n / (n - 1) * (residual**2).sum()) / reference.sum()
-    return bool(1.96 * standard_error <= ratio * percent / 100)
+    # The root halves what is small against 1.
+    return bool(1.96 * standard_error / 2 <= ratio * percent / 100)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import mlx.core as mx
@@ -28,6 +28,10 @@ class Candidate:
     """||W||^2."""
     bits_per_weight: float
     """What MLX stores a weight: bits, plus a scale and a bias a group, in the dtype of W."""
+
+    def without_weight(self) -> "Candidate":
+        """The numbers only, to be kept."""
+        return replace(self, weight=mx.array(0.0))
 
 
 def quantize_layer(mmdit: Any, layer: str, *, bits: int, group_size: int) -> Candidate:

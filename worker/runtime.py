@@ -10,12 +10,13 @@ from shared.history import utc_now
 from shared.records import Record
 from shared.runs import PROTOCOL, RunSettings
 from shared.store import ShardStore
-from shared.tasks import CalibrationTask, SensitivityTask, Task
+from shared.tasks import CalibrationTask, SensitivityTask, SketchTask, Task
 from worker.job_context import JobContext
 
 if TYPE_CHECKING:
     from worker.exact import ExactEngine
     from worker.models import LoadedModel
+    from worker.sketch import SketchEngine
 
 logger = logging.getLogger("bitfleet.worker")
 
@@ -45,6 +46,7 @@ class Runtime:
         self._memory_limit = memory_limit
         self._model: tuple[str, LoadedModel] | None = None
         self._engine: tuple[str, ExactEngine] | None = None
+        self._sketcher: tuple[str, SketchEngine] | None = None
 
     @property
     def functions(self) -> dict[str, Any]:
@@ -61,8 +63,10 @@ class Runtime:
         model = self._model_of(task.run)
         if isinstance(task, CalibrationTask):
             shard = self._calibrate(task, model, context)
-        else:
+        elif isinstance(task, SensitivityTask):
             shard = self._measure(task, model, context)
+        else:
+            shard = self._sketch(task, model, context)
         context.confirm()
         record = self._record(task, shard, model.fingerprint, time.monotonic() - started)
         outcome = self._put(record, shard, context)
@@ -84,7 +88,7 @@ class Runtime:
         # Steps, prompts and seeds may change without loading anything again.
         key = f"{run.model} {run.checkpoint_sha256} {run.shift} {run.use_t5} {run.precision}"
         if self._model is None or self._model[0] != key:
-            self._model = self._engine = None
+            self._model = self._engine = self._sketcher = None
             logger.info("loading %s", run.model)
             self._model = (key, load_model(run, self._checkpoint))
         return self._model[1]
@@ -101,7 +105,7 @@ class Runtime:
         if self._engine is None or self._engine[0] != task.sensitivity.id:
             context.check("fetching samples")
             samples = fetch_samples(task, self._store, self._cache_dir, self._calib_dir)
-            self._engine = None
+            self._engine = self._sketcher = None
             self._engine = (
                 task.sensitivity.id,
                 ExactEngine(
@@ -113,6 +117,30 @@ class Runtime:
                 ),
             )
         return self._engine[1].measure(task.layer, task.bits, check=context.check).to_bytes()
+
+    def _sketch(self, task: SketchTask, model: "LoadedModel", context: JobContext) -> bytes:
+        from worker.sample_cache import fetch_samples
+        from worker.sketch import SketchEngine
+
+        key = f"{task.sensitivity.id} {task.bits}"
+        if self._sketcher is None or self._sketcher[0] != key:
+            context.check("fetching samples")
+            samples = fetch_samples(task, self._store, self._cache_dir, self._calib_dir)
+            # Both kinds of engine keep what fits into memory: one at a time.
+            self._engine = self._sketcher = None
+            self._sketcher = (
+                key,
+                SketchEngine(
+                    model.pipeline,
+                    samples,
+                    cfg_weight=task.run.cfg_weight,
+                    group_size=task.sensitivity.group_size,
+                    bits=task.bits,
+                    memory_limit=self._memory_limit,
+                ),
+            )
+        sketch = self._sketcher[1]
+        return sketch.measure(task.sample, task.probe_group, task.probes, context.check).to_bytes()
 
     def _record(self, task: Task, shard: bytes, fingerprint: str, seconds: float) -> Record:
         import hashlib

@@ -7,11 +7,11 @@ from shared.errors import ShardCorruptError
 from shared.files import write_atomically
 from shared.sample_set import SampleSet
 from shared.store import ShardStore
-from shared.tasks import SensitivityTask
+from shared.tasks import SensitivityTask, SketchTask
 
 
 def fetch_samples(
-    task: SensitivityTask, store: ShardStore, cache_dir: Path, calib_dir: Path | None
+    task: SensitivityTask | SketchTask, store: ShardStore, cache_dir: Path, calib_dir: Path | None
 ) -> SampleSet:
     """Return a task's sample set: from `calib_dir` if it is there, else the cache, else the store.
 

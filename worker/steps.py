@@ -12,9 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
-from diffusionkit.mlx.mmdit import RoPE, unpatchify
 
+from shared.errors import ModelUnavailableError
 from worker.modulation import clear_modulation, modulation_inputs
+from worker.quiet_imports import quiet_imports
+
+with quiet_imports():
+    from diffusionkit.mlx.mmdit import RoPE, unpatchify
 
 State = tuple[mx.array, ...]
 
@@ -87,17 +91,26 @@ class Step:
 
     layers: tuple[str, ...]
     run: Callable[[State, Pass], State]
+    block: int
+    """Steps of one block have one number: 0 for the embedders, then the blocks, then the final layer."""
 
 
 def forward_steps(mmdit: Any) -> list[Step]:
-    """All steps of a forward pass; the last leaves (velocity,) with velocity (R, H, W, C)."""
-    steps = [Step(layers=("",), run=_embed)]
+    """All steps of a forward pass; the last leaves (velocity,) with velocity (R, H, W, C).
+
+    Raises:
+        ModelUnavailableError: DiffusionKit has no right forward pass for this model.
+    """
+    if mmdit.config.guidance_embed:
+        raise ModelUnavailableError("DiffusionKit can't run a guidance embedding; choose another model")
+    steps = [Step(layers=("",), run=_embed, block=0)]
     for index, block in enumerate(mmdit.multimodal_transformer_blocks):
-        steps += _multimodal_steps(f"multimodal_transformer_blocks.{index}.", block)
+        steps += _multimodal_steps(f"multimodal_transformer_blocks.{index}.", block, number=index + 1)
     if mmdit.config.depth_unified > 0:
         for index, block in enumerate(mmdit.unified_transformer_blocks):
-            steps += _unified_steps(f"unified_transformer_blocks.{index}.", block, first=index == 0)
-    return [*steps, Step(layers=("final_layer.",), run=_finish)]
+            path, number = f"unified_transformer_blocks.{index}.", steps[-1].block + 1
+            steps += _unified_steps(path, block, number=number, first=index == 0)
+    return [*steps, Step(layers=("final_layer.",), run=_finish, block=steps[-1].block + 1)]
 
 
 def start_of(steps: Sequence[Step], layer: str) -> int:
@@ -111,16 +124,17 @@ def start_of(steps: Sequence[Step], layer: str) -> int:
     return max(matches)[1]
 
 
-def start_pass(mmdit: Any, inputs: Inputs) -> Pass:
-    """Begin a pass: embeds timesteps and pooled text with the weights as they are now."""
-    return Pass(
-        mmdit=mmdit, inputs=inputs, modulation=modulation_inputs(mmdit, inputs.pooled, inputs.timesteps)
-    )
-
-
 def run_steps(mmdit: Any, steps: Sequence[Step], state: State, inputs: Inputs) -> State:
     """Run these steps from `state`, with the weights as they are now; nothing is evaluated yet."""
-    forward = start_pass(mmdit, inputs)
+    modulation = modulation_inputs(mmdit, inputs.pooled, inputs.timesteps)
+    return run_modulated(mmdit, steps, state, inputs, modulation)
+
+
+def run_modulated(
+    mmdit: Any, steps: Sequence[Step], state: State, inputs: Inputs, modulation: mx.array
+) -> State:
+    """`run_steps` under a modulation input (R, 1, 1, hidden) computed before."""
+    forward = Pass(mmdit=mmdit, inputs=inputs, modulation=modulation)
     try:
         for step in steps:
             state = step.run(state, forward)
@@ -138,7 +152,7 @@ def _embed(_: State, forward: Pass) -> State:
     return image, mmdit.context_embedder(forward.inputs.text)
 
 
-def _multimodal_steps(path: str, block: Any) -> list[Step]:
+def _multimodal_steps(path: str, block: Any, *, number: int) -> list[Step]:
     image_block, text_block = block.image_transformer_block, block.text_transformer_block
 
     def attend(state: State, forward: Pass) -> State:
@@ -167,13 +181,13 @@ def _multimodal_steps(path: str, block: Any) -> list[Step]:
         return image, text_block.post_sdpa(text, text_out, None, **params)
 
     return [
-        Step(layers=(path,), run=attend),
-        Step(layers=_after_sdpa(f"{path}image_transformer_block."), run=image_mlp),
-        Step(layers=_after_sdpa(f"{path}text_transformer_block."), run=text_mlp),
+        Step(layers=(path,), run=attend, block=number),
+        Step(layers=_after_sdpa(f"{path}image_transformer_block."), run=image_mlp, block=number),
+        Step(layers=_after_sdpa(f"{path}text_transformer_block."), run=text_mlp, block=number),
     ]
 
 
-def _unified_steps(path: str, block: Any, *, first: bool) -> list[Step]:
+def _unified_steps(path: str, block: Any, *, number: int, first: bool) -> list[Step]:
     module = block.transformer_block
     # DiffusionKit zeroes this bias in every forward pass: it is a part of o_proj's.
     module.mlp.fc2.bias = mx.zeros_like(module.mlp.fc2.bias)
@@ -190,8 +204,8 @@ def _unified_steps(path: str, block: Any, *, first: bool) -> list[Step]:
         return (module.post_sdpa(tokens, out, modulated, **forward.named_params(module)),)
 
     return [
-        Step(layers=(path,), run=attend),
-        Step(layers=_after_sdpa(f"{path}transformer_block."), run=mlp),
+        Step(layers=(path,), run=attend, block=number),
+        Step(layers=_after_sdpa(f"{path}transformer_block."), run=mlp, block=number),
     ]
 
 

@@ -1,0 +1,112 @@
+"""From the shards of a sketch to a score with its standard error for every (layer, bits); numpy only.
+
+A shard holds <r, dv> for P random vectors r of +-1, dv being what a candidate does to the guided velocity
+of one sample, to first order. The mean of <r, dv>^2 over r is ||dv||^2 (Hutchinson's estimator, 1990).
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from shared.errors import RunMismatchError
+from shared.metrics import Floats, Integers
+from shared.shards import SensitivityShard, SketchShard
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimates:
+    """Of L layers at B bit widths on n samples."""
+
+    bits: tuple[int, ...]
+    squared_error: Floats
+    """(L, B, n): ||dv||^2, estimated without bias."""
+    variance: Floats
+    """(L, B, n): of that estimate, from the choice of probes."""
+    squared_reference: Floats
+    """(n,): ||v||^2."""
+    image_index: Integers
+    """(n,)."""
+    step_index: Integers
+    """(n,)."""
+    example: SketchShard
+    """Any of the shards: what does not depend on the sample."""
+    dead: np.ndarray[tuple[int], np.dtype[np.bool_]]
+    """(L,): no gradient reached the layer on any sample."""
+
+    @property
+    def relative_error(self) -> Floats:
+        """(L, B): root of the summed squared error over the summed squared reference."""
+        relative: Floats = np.sqrt(self.squared_error.sum(axis=-1) / self.squared_reference.sum())
+        return relative
+
+    @property
+    def standard_error(self) -> Floats:
+        """(L, B): of `relative_error`, from the choice of probes; the samples are taken as they are."""
+        error = self.squared_error.sum(axis=-1)
+        spread = np.sqrt(self.variance.sum(axis=-1))
+        # d sqrt(y) = dy / (2 sqrt(y))
+        relative: Floats = np.divide(
+            spread * self.relative_error, 2 * error, out=np.zeros_like(error), where=error > 0
+        )
+        return relative
+
+    def as_shard(self, layer: int, bits: int) -> SensitivityShard:
+        """The estimates of one pair by sample, as an exact measurement would leave them.
+
+        NaN stands for what a sketch does not know: cosine, largest difference, noise floor.
+        """
+        column, unknown = self.bits.index(bits), np.full(len(self.image_index), np.nan)
+        return SensitivityShard(
+            image_index=self.image_index,
+            step_index=self.step_index,
+            squared_error=self.squared_error[layer, column],
+            squared_reference=self.squared_reference,
+            noise_squared_error=unknown,
+            cosine=unknown,
+            max_abs=unknown,
+            output_size=self.example.output_size,
+            dead=self.dead[layer],
+            weight_squared_error=self.example.weight_squared_error[layer, column],
+            weight_squared_norm=self.example.weight_squared_norm[layer],
+            bits_per_weight=self.example.bits_per_weight[layer, column],
+        )
+
+
+def estimate(shards: Iterable[SketchShard]) -> Estimates:
+    """Merge all probes of all samples; independent of the order the shards came in.
+
+    Raises:
+        RunMismatchError: none, or of different layers or bit widths.
+    """
+    by_sample: dict[tuple[int, int], list[SketchShard]] = defaultdict(list)
+    for shard in shards:
+        by_sample[int(shard.image_index), int(shard.step_index)].append(shard)
+    if not by_sample:
+        raise RunMismatchError("no sample has been sketched yet; run `producer collect` when one is")
+    samples = sorted(by_sample)
+    example = by_sample[samples[0]][0]
+    for shard in (shard for group in by_sample.values() for shard in group):
+        if shard.bits.tolist() != example.bits.tolist() or len(shard.products) != len(example.products):
+            raise RunMismatchError("sketches of different layers or bit widths can't be merged")
+    # Sorted within each pair: a sum of floats must not depend on the order the shards came in.
+    squares = [
+        np.sort(np.concatenate([shard.products for shard in by_sample[sample]], axis=-1) ** 2, axis=-1)
+        for sample in samples
+    ]
+    error = np.stack([square.mean(axis=-1) for square in squares], axis=-1)
+    probes = np.array([square.shape[-1] for square in squares])
+    groups = [by_sample[sample] for sample in samples]
+    return Estimates(
+        bits=tuple(int(bits) for bits in example.bits),
+        squared_error=error,
+        # Var <r, u>^2 = 2 (||u||^4 - sum u_i^4) for +-1; the mean of P such squares, squared, is on average
+        # ||u||^4 (1 + 2 / P). So this is an upper bound, and a tight one for outputs of many elements.
+        variance=2 * error**2 / (probes + 2),
+        squared_reference=np.array([float(group[0].squared_reference) for group in groups]),
+        image_index=np.array([image for image, _ in samples]),
+        step_index=np.array([step for _, step in samples]),
+        example=example,
+        dead=np.all([shard.dead for group in groups for shard in group], axis=0),
+    )
