@@ -46,10 +46,7 @@ def denoise(
     the same order (Algorithm 2 of Karras et al. 2022, without churn). Only the modulation is set without
     emptying the weights that it comes from, so that the next image needs nothing from disk.
     """
-    conditioning, pooled_conditioning = pipeline.encode_text(prompt, cfg_weight, "")
-    conditioning = conditioning.astype(pipeline.activation_dtype)
-    pooled_conditioning = pooled_conditioning.astype(pipeline.activation_dtype)
-    mx.eval(conditioning, pooled_conditioning)
+    conditioning, pooled_conditioning = _encode(pipeline, prompt, cfg_weight)
 
     mx.random.seed(seed)
     x_T = pipeline.get_empty_latent(*latent_size)  # noqa: N806 - the paper's name
@@ -78,6 +75,18 @@ def denoise(
         conditioning=conditioning,
         pooled_conditioning=pooled_conditioning,
     )
+
+
+def _encode(pipeline: Any, prompt: str, cfg_weight: float) -> tuple[mx.array, mx.array]:
+    conditioning, pooled_conditioning = pipeline.encode_text(prompt, cfg_weight, "")
+    if cfg_weight <= 0:
+        # DiffusionKit encodes an empty negative prompt even so, and then fails on two rows of text for
+        # one of latents.
+        conditioning, pooled_conditioning = conditioning[:1], pooled_conditioning[:1]
+    conditioning = conditioning.astype(pipeline.activation_dtype)
+    pooled_conditioning = pooled_conditioning.astype(pipeline.activation_dtype)
+    mx.eval(conditioning, pooled_conditioning)
+    return conditioning, pooled_conditioning
 
 
 def decode_png(pipeline: Any, x_0: mx.array) -> bytes:
