@@ -19,7 +19,7 @@ from shared.files import write_atomically
 from shared.model_card import ModelCard, decode_model_card
 from shared.records import Record, decode_record, encode_record
 from shared.runs import RunSettings, SensitivitySettings
-from shared.tasks import Bits, CalibrationTask, Layer, SensitivityTask
+from shared.tasks import Bits, CalibrationTask, Layer, SensitivityTask, SketchTask
 
 AnyStruct = TypeVar("AnyStruct", bound=Struct)
 
@@ -49,6 +49,16 @@ class RunFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         ]
 
 
+class SketchRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is wanted of a sketch."""
+
+    bits: tuple[Bits, ...]
+    probes: int
+    """Random vectors a sample."""
+    verify: int
+    """How many pairs to measure exactly afterwards."""
+
+
 class RequestFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """request.json: a sensitivity run, and which layers and bits of it are wanted."""
 
@@ -56,18 +66,49 @@ class RequestFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     layers: tuple[Layer, ...]
     """In the order of the forward pass."""
     bits: tuple[Bits, ...]
+    """To be measured exactly at each of these layers."""
+    samples: int
     max_images: int
     step_stride: int
+    sketch: SketchRequest | None = None
+    verify: tuple[tuple[Layer, Bits], ...] = ()
+    """Sketched pairs that are measured exactly, chosen once the sketch is complete."""
 
-    def tasks(self, run: RunFile) -> list[SensitivityTask]:
-        """One a (layer, bits), in the order in which a worker sweeps once through the model."""
+    def pairs(self) -> list[tuple[str, int]]:
+        """Every (layer, bits) to be measured exactly, in the order of one sweep through the model."""
+        swept = [(layer, bits) for layer in self.layers for bits in self.bits]
+        known = set(swept)
+        return swept + [pair for pair in self.verify if pair not in known]
+
+    def exact_tasks(self, run: RunFile) -> list[SensitivityTask]:
+        """One a (layer, bits)."""
         return [
             SensitivityTask(
                 run=run.settings, sensitivity=self.settings, store_id=run.store_id, layer=layer, bits=bits
             )
-            for layer in self.layers
-            for bits in self.bits
+            for layer, bits in self.pairs()
         ]
+
+    def sketch_tasks(self, run: RunFile) -> list[SketchTask]:
+        """One a sample."""
+        if self.sketch is None:
+            return []
+        return [
+            SketchTask(
+                run=run.settings,
+                sensitivity=self.settings,
+                store_id=run.store_id,
+                bits=self.sketch.bits,
+                sample=sample,
+                probe_group=0,
+                probes=self.sketch.probes,
+            )
+            for sample in range(self.samples)
+        ]
+
+    def tasks(self, run: RunFile) -> list[SensitivityTask | SketchTask]:
+        """All of them."""
+        return [*self.sketch_tasks(run), *self.exact_tasks(run)]
 
 
 class CalibFolder:

@@ -8,6 +8,17 @@ import click
 
 from shared.cli import REDIS_URL_HELP, explain_errors, redis_url_option
 
+SENSITIVITY_NAMES = (
+    "bits",
+    "group_size",
+    "max_images",
+    "step_stride",
+    "layers",
+    "method",
+    "probes",
+    "verify",
+    "until",
+)
 EXIT_INCOMPLETE = 3
 EXIT_INTERRUPTED = 130
 DEFAULT_BITS = "2,3,4,5,6,8"
@@ -98,7 +109,30 @@ sensitivity_options = _options(
         default="*",
         show_default=True,
         metavar="GLOB",
-        help="Dotted paths; more than one by comma.",
+        help="Dotted paths; more than one by comma. A sketch takes all.",
+    ),
+    click.option(
+        "--method",
+        type=click.Choice(["exact", "sketch"]),
+        default="exact",
+        show_default=True,
+        help="exact: the model runs with each quantized weight. sketch: all pairs at once, to first order, "
+        "from a few backward passes a sample.",
+    ),
+    click.option(
+        "--probes", type=click.IntRange(1, 64), default=8, show_default=True, help="Of a sketch, a sample."
+    ),
+    click.option(
+        "--verify",
+        type=click.IntRange(0),
+        default=0,
+        help="After a sketch, measure so many pairs exactly: those whose uncertainty matters most.",
+    ),
+    click.option(
+        "--until",
+        type=click.FloatRange(0, 100, min_open=True),
+        metavar="PERCENT",
+        help="Stop an exact measurement once its relative error's 95% interval is that tight.",
     ),
 )
 
@@ -206,8 +240,9 @@ def run(calib_dir: Path, workers: int, redis_url: str | None, **options: Any) ->
 
     from producer import commands
 
+    sensitivity = {name: options.pop(name) for name in SENSITIVITY_NAMES}
     try:
-        complete = commands.run(calib_dir, redis_url, workers, **options)
+        complete = commands.run(calib_dir, redis_url, workers, options, sensitivity)
     except KeyboardInterrupt:
         click.echo("interrupted; the same command goes on where this one stopped", err=True)
         sys.exit(EXIT_INTERRUPTED)

@@ -8,7 +8,7 @@ from redis import Redis
 
 from producer.calib_folder import CalibFolder, RunFile, read_records
 from producer.collect_calibration import collect_calibration
-from producer.collect_sensitivity import collect_sensitivity, write_results
+from producer.collect_sensitivity import choose_pairs_to_verify, collect_sensitivity, write_results
 from producer.intake import Intake
 from producer.progress import Part, part_of
 from producer.reconcile import reconcile
@@ -44,6 +44,7 @@ class Collector:
             if card is None:
                 break
             intake = collect_sensitivity(place, request, run, card, self.store, self.told)
+            request = choose_pairs_to_verify(place, request, run, card)
             done = frozenset(read_records(place.records_dir))
             part = self._part(f"sensitivity {request.settings.id}", request.tasks(run), done, intake)
             parts.append(part)
@@ -68,11 +69,9 @@ class Collector:
         card = self.folder.read_model()
         reports = []
         for place in self.folder.sensitivities():
-            if card is None or not any(place.records_dir.glob("*.json")):
-                continue
             reasons = {task_id: why for part in parts for task_id, why in part.reasons.items()}
-            write_results(self.folder, place, card, reasons)
-            reports.append(str(place.report_path))
+            if card is not None and write_results(self.folder, place, card, reasons):
+                reports.append(str(place.report_path))
         return reports
 
     def _part(self, title: str, tasks: Sequence[Task], done: frozenset[str], intake: Intake) -> Part:

@@ -1,7 +1,9 @@
 """Collecting sensitivities: shards are kept as they are; results and report are made from all of them."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+
+import msgspec
 
 from producer.calib_folder import (
     CalibFolder,
@@ -13,15 +15,18 @@ from producer.calib_folder import (
 )
 from producer.intake import Intake, take_in
 from producer.merge import FinishedTask, merge_results
+from producer.merge_sketch import FinishedSketch, merge_sketch
 from producer.report import render_report
 from producer.results import MissingTask, Results, encode_results, results_csv
-from shared.errors import InputError, RunMismatchError, ShardCorruptError
+from producer.sketch import estimate
+from producer.verify import pairs_to_verify
+from shared.errors import RunMismatchError
 from shared.files import write_atomically
 from shared.model_card import ModelCard
 from shared.records import Record
-from shared.shards import SensitivityShard
+from shared.shards import SensitivityShard, SketchShard
 from shared.store import ShardStore
-from shared.tasks import SensitivityTask, Task
+from shared.tasks import SketchTask, Task
 
 MAX_PREVIEWS = 8
 
@@ -38,7 +43,7 @@ def collect_sensitivity(
     records, lost = _whole_shards(place, request.tasks(run))
 
     def keep(record: Record, data: bytes) -> None:
-        SensitivityShard.from_bytes(data)
+        _shard_class(record.task).from_bytes(data)
         if record.fingerprint != card.fingerprint:
             raise RunMismatchError(
                 f"{record.host} has other model files (fingerprint {record.fingerprint[:12]}, the run's is "
@@ -52,9 +57,11 @@ def collect_sensitivity(
     return intake
 
 
-def _whole_shards(
-    place: SensitivityFolder, tasks: list[SensitivityTask]
-) -> tuple[dict[str, Record], list[str]]:
+def _shard_class(task: Task) -> type[SensitivityShard | SketchShard]:
+    return SketchShard if isinstance(task, SketchTask) else SensitivityShard
+
+
+def _whole_shards(place: SensitivityFolder, tasks: Sequence[Task]) -> tuple[dict[str, Record], list[str]]:
     """Records whose shards are there and unaltered; another's record is dropped."""
     records, lost = {}, []
     wanted = {task.id for task in tasks}
@@ -70,10 +77,26 @@ def _whole_shards(
     return records, lost
 
 
+def choose_pairs_to_verify(
+    place: SensitivityFolder, request: RequestFile, run: RunFile, card: ModelCard
+) -> RequestFile:
+    """Once the sketch is complete: ask for its most consequential pairs to be measured exactly."""
+    sketch = request.sketch
+    if sketch is None or not sketch.verify or request.verify:
+        return request
+    finished = _finished_sketches(place, request, run)
+    if len(finished) < len(request.sketch_tasks(run)):
+        return request
+    pairs = pairs_to_verify(estimate(done.shard for done in finished), card, sketch.verify)
+    request = msgspec.structs.replace(request, verify=tuple(pairs))
+    place.write_request(request)
+    return request
+
+
 def write_results(
     folder: CalibFolder, place: SensitivityFolder, card: ModelCard, reasons: dict[str, str]
-) -> Results:
-    """Write results.json, results.csv and report.html from what is there.
+) -> Results | None:
+    """Write results.json, results.csv and report.html from what is there; None while nothing is.
 
     Args:
         folder: the calibration.
@@ -82,31 +105,62 @@ def write_results(
         reasons: task id to why it is not there.
     """
     run, request = folder.require_run(), place.require_request()
-    finished, missing = [], []
-    records = read_records(place.records_dir)
-    for task in request.tasks(run):
-        record = records.get(task.id)
-        if record is None:
-            reason = reasons.get(task.id, "not enqueued")
-            missing.append(MissingTask(layer=task.layer, bits=task.bits, reason=reason))
-            continue
-        try:
-            shard = SensitivityShard.from_bytes(place.shard_path(task.id).read_bytes())
-        except ShardCorruptError as error:
-            raise InputError(f"{place.shard_path(task.id)}: {error}; run `producer collect` again") from None
-        finished.append(FinishedTask(task=task, shard=shard, record=record))
-    results = merge_results(
-        finished,
-        run=run.settings,
-        sensitivity=request.settings,
-        card=card,
-        missing=missing,
-        calibration_records=folder.read_records().values(),
-    )
+    exact, sketches = _finished_pairs(place, request, run), _finished_sketches(place, request, run)
+    there = {pair.task.id for pair in exact} | {sketch.task.id for sketch in sketches}
+    calibration = list(folder.read_records().values())
+    if sketches:
+        results = merge_sketch(
+            sketches,
+            exact,
+            run=run.settings,
+            sensitivity=request.settings,
+            card=card,
+            complete=all(task.id in there for task in request.tasks(run)),
+            calibration_records=calibration,
+        )
+    elif exact:
+        results = merge_results(
+            exact,
+            run=run.settings,
+            sensitivity=request.settings,
+            card=card,
+            missing=[
+                MissingTask(layer=task.layer, bits=task.bits, reason=reasons.get(task.id, "not enqueued"))
+                for task in request.exact_tasks(run)
+                if task.id not in there
+            ],
+            calibration_records=calibration,
+        )
+    else:
+        return None
     write_atomically(place.results_path, encode_results(results))
     write_atomically(place.csv_path, results_csv(results).encode())
     write_atomically(place.report_path, render_report(results, _previews(folder)).encode())
     return results
+
+
+def _finished_pairs(place: SensitivityFolder, request: RequestFile, run: RunFile) -> list[FinishedTask]:
+    records = read_records(place.records_dir)
+    return [
+        FinishedTask(task=task, shard=SensitivityShard.from_bytes(data), record=records[task.id])
+        for task in request.exact_tasks(run)
+        if task.id in records and (data := _read_shard(place, task)) is not None
+    ]
+
+
+def _finished_sketches(place: SensitivityFolder, request: RequestFile, run: RunFile) -> list[FinishedSketch]:
+    records = read_records(place.records_dir)
+    return [
+        FinishedSketch(task=task, shard=SketchShard.from_bytes(data), record=records[task.id])
+        for task in request.sketch_tasks(run)
+        if task.id in records and (data := _read_shard(place, task)) is not None
+    ]
+
+
+def _read_shard(place: SensitivityFolder, task: Task) -> bytes | None:
+    """None when it vanished since the last pass; the next one has it computed again."""
+    path = place.shard_path(task.id)
+    return path.read_bytes() if path.is_file() else None
 
 
 def _previews(folder: CalibFolder) -> list[tuple[str, bytes]]:

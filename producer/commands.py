@@ -7,7 +7,7 @@ from typing import Any
 from producer.calib_folder import CalibFolder
 from producer.collect import Collector, survey
 from producer.console import Bars, err, out, print_missing, print_parts, print_workers
-from producer.enqueue import Fleet
+from producer.enqueue import Fleet, SensitivityOptions
 from producer.enqueue import enqueue_calibration as ask_for_images
 from producer.enqueue import enqueue_sensitivity as ask_for_layers
 from producer.local_fleet import LocalWorkers, local_redis
@@ -18,6 +18,7 @@ from producer.sample_selection import DEFAULT_MAX_IMAGES, default_step_stride
 from producer.settings import run_settings
 from producer.workers import live_workers
 from shared.connection import connect, safe_url
+from shared.errors import InputError, WrongStoreError
 from shared.relay_store import RELAY_ID, RelayStore
 from shared.runs import RunSettings
 from shared.sizes import format_size
@@ -77,31 +78,34 @@ def enqueue_sensitivity(
     calib_dir: Path,
     fleet: Fleet,
     *,
-    bits: Sequence[int],
-    group_size: str,
     max_images: int | None,
     step_stride: int | None,
-    layers: str,
+    group_size: str,
+    method: str,
+    **options: Any,
 ) -> None:
     """Ask for every (layer, bits) and say what became of the asking."""
+    if options["verify"] and method != "sketch":
+        raise InputError("--verify goes with --method sketch; --method exact measures everything exactly")
     folder = CalibFolder(calib_dir)
     run = folder.require_run()
-    images = min(max_images or DEFAULT_MAX_IMAGES, len(run.prompts))
-    stride = step_stride or default_step_stride(run.settings.num_steps)
-    request, samples, reconciled = ask_for_layers(
-        folder,
-        bits=bits,
+    asked = SensitivityOptions(
+        max_images=min(max_images or DEFAULT_MAX_IMAGES, len(run.prompts)),
+        step_stride=step_stride or default_step_stride(run.settings.num_steps),
         group_size=int(group_size),
-        max_images=images,
-        step_stride=stride,
-        layers=layers,
-        fleet=fleet,
+        sketch=method == "sketch",
+        **options,
     )
-    steps = "every step" if stride == 1 else f"one step in {stride}"
+    request, reconciled = ask_for_layers(folder, asked, fleet)
+    steps = "every step" if asked.step_stride == 1 else f"one step in {asked.step_stride}"
+    what = f"{len(request.layers)} layers at {', '.join(map(str, request.bits))} bits exactly"
+    if request.sketch:
+        bits = ", ".join(map(str, request.sketch.bits))
+        sketch = f"all layers at {bits} bits by a sketch of {request.sketch.probes} probes"
+        what = f"{sketch}, {what}" if request.layers else sketch
     out.print(
-        f"sensitivity {request.settings.id}: {len(request.layers)} layers at "
-        f"{', '.join(map(str, request.bits))} bits in groups of {group_size}, "
-        f"on {samples} samples ({images} images, {steps})"
+        f"sensitivity {request.settings.id}: {what}, groups of {group_size}, "
+        f"on {request.samples} samples ({asked.max_images} images, {steps})"
     )
     _say_enqueued(reconciled, "tasks")
 
@@ -175,8 +179,6 @@ def _say_collected(folder: CalibFolder, parts: Sequence[Part]) -> None:
 
 
 def _check_store(store_id: str, label: str | None, fleet: Fleet) -> None:
-    from shared.errors import WrongStoreError
-
     if store_id != fleet.store.id:
         wanted = f"--store {label}" if label else "no --store (the Redis relay)"
         raise WrongStoreError(f"this run was enqueued with {wanted}; give the same")
@@ -186,36 +188,23 @@ def run(
     calib_dir: Path,
     redis_url: str | None,
     workers: int,
-    *,
-    bits: Sequence[int],
-    group_size: str,
-    max_images: int | None,
-    step_stride: int | None,
-    layers: str,
-    **options: Any,
+    calibration: dict[str, Any],
+    sensitivity: dict[str, Any],
 ) -> bool:
     """Calibrate, measure and collect with workers of this machine."""
-    settings, prompts = read_settings(**options)
+    settings, prompts = read_settings(**calibration)
     folder = CalibFolder(calib_dir)
     arguments = ["--workers", str(workers), "--calib-dir", str(calib_dir), "--quiet"]
-    if options["checkpoint"]:
-        arguments += ["--checkpoint", str(options["checkpoint"])]
+    if calibration["checkpoint"]:
+        arguments += ["--checkpoint", str(calibration["checkpoint"])]
     with local_redis(redis_url, folder.state_dir / "redis", RELAY_ID) as (url, connection):
         fleet = Fleet(connection=connection, store=open_store(None, connection), store_url=None)
-        enqueue_calibration(calib_dir, settings, prompts, options["num_images"], fleet)
+        enqueue_calibration(calib_dir, settings, prompts, calibration["num_images"], fleet)
         with LocalWorkers(url, arguments) as local:
             try:
                 if not collect(calib_dir, fleet, wait=True, alive=local.check):
                     return False
-                enqueue_sensitivity(
-                    calib_dir,
-                    fleet,
-                    bits=bits,
-                    group_size=group_size,
-                    max_images=max_images,
-                    step_stride=step_stride,
-                    layers=layers,
-                )
+                enqueue_sensitivity(calib_dir, fleet, **sensitivity)
                 return collect(calib_dir, fleet, wait=True, alive=local.check)
             except KeyboardInterrupt:
                 local.now = True

@@ -4,9 +4,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+import msgspec
 from redis import Redis
 
-from producer.calib_folder import CalibFolder, RequestFile, RunFile, read_records, union_in_order
+from producer.calib_folder import (
+    CalibFolder,
+    RequestFile,
+    RunFile,
+    SketchRequest,
+    read_records,
+    union_in_order,
+)
 from producer.reconcile import Reconciled, reconcile
 from producer.sample_selection import select_samples
 from shared.connection import safe_url
@@ -53,49 +61,82 @@ def enqueue_calibration(
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SensitivityOptions:
+    """What a user asks of a sensitivity run."""
+
+    bits: Sequence[int]
+    group_size: int
+    max_images: int
+    step_stride: int
+    layers: str
+    """Globs over dotted paths, by comma; an exact measurement only."""
+    sketch: bool = False
+    probes: int = 8
+    verify: int = 0
+    until: float | None = None
+
+
 def enqueue_sensitivity(
-    folder: CalibFolder,
-    *,
-    bits: Sequence[int],
-    group_size: int,
-    max_images: int,
-    step_stride: int,
-    layers: str,
-    fleet: Fleet,
-) -> tuple[RequestFile, int, Reconciled]:
-    """Ask for every (layer, bits) on a choice of samples; return the request and how many samples it has.
+    folder: CalibFolder, options: SensitivityOptions, fleet: Fleet
+) -> tuple[RequestFile, Reconciled]:
+    """Ask for every (layer, bits) on a choice of samples, exactly or by a sketch.
 
     Raises:
         InputError: no calibration to measure on, no layer fits, or bits that can't be measured.
     """
     run = folder.require_run()
     card = folder.read_model()
-    _check_collected(folder, run, max_images)
+    _check_collected(folder, run, options.max_images)
     if card is None:
         raise InputError(f"{folder.root} holds no model.json yet; run `producer collect` first")
-    samples = select_samples(folder, max_images, step_stride)
+    samples = select_samples(folder, options.max_images, options.step_stride)
     packed = samples.to_bytes()
     settings = SensitivitySettings(
-        run_id=run.settings.id, sample_set_sha256=sample_set_digest(packed), group_size=group_size
+        run_id=run.settings.id,
+        sample_set_sha256=sample_set_digest(packed),
+        group_size=options.group_size,
+        until=options.until,
     )
     place = folder.sensitivity(settings.id)
-    old = place.read_request()
-    paths = _matching_layers(card, layers, group_size)
-    request = RequestFile(
-        settings=settings,
-        layers=union_in_order([layer.path for layer in card.layers], paths, old.layers if old else ()),
-        bits=tuple(sorted({*checked_bits(bits), *(old.bits if old else ())})),
-        max_images=max_images,
-        step_stride=step_stride,
-    )
+    request = _request(place.read_request(), settings, options, card, len(samples))
     write_atomically(place.samples_path, packed)
     place.write_request(request)
     fleet.store.put_blob(settings.sample_set_sha256, packed)
     done = frozenset(read_records(place.records_dir))
-    reconciled = reconcile(
+    return request, reconcile(
         request.tasks(run), done, connection=fleet.connection, store=fleet.store, retry_failed=True
     )
-    return request, len(samples), reconciled
+
+
+def _request(
+    old: RequestFile | None,
+    settings: SensitivitySettings,
+    options: SensitivityOptions,
+    card: ModelCard,
+    samples: int,
+) -> RequestFile:
+    """What was asked before, and what is asked now."""
+    bits = checked_bits(options.bits)
+    base = old or RequestFile(
+        settings=settings,
+        layers=(),
+        bits=(),
+        samples=samples,
+        max_images=options.max_images,
+        step_stride=options.step_stride,
+    )
+    if options.sketch:
+        sketch = SketchRequest(bits=tuple(bits), probes=options.probes, verify=options.verify)
+        # Another sketch has other uncertainties.
+        verify = base.verify if base.sketch == sketch else ()
+        return msgspec.structs.replace(base, sketch=sketch, verify=verify)
+    paths = _matching_layers(card, options.layers, options.group_size)
+    return msgspec.structs.replace(
+        base,
+        layers=union_in_order([layer.path for layer in card.layers], paths, base.layers),
+        bits=tuple(sorted({*bits, *base.bits})),
+    )
 
 
 def checked_bits(bits: Sequence[int]) -> list[int]:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from rq.job import Job
 
 from shared.errors import TaskRefusedError
-from shared.tasks import CalibrationTask, Task, decode_task
+from shared.tasks import CalibrationTask, SensitivityTask, SketchTask, Task, decode_task
 
 JOB_TIMEOUT = int(timedelta(hours=12).total_seconds())
 
@@ -75,7 +75,7 @@ class TaskJob(Job):
             name, _, args, kwargs = self.serializer.loads(self.data)
         except Exception as error:  # noqa: BLE001
             raise TaskRefusedError(f"job {self.id} is refused: its data is no JSON ({error})") from None
-        if name not in FUNCTION_NAMES or kwargs or not isinstance(args, list) or len(args) != 1:
+        if name not in _FUNCTION_NAMES.values() or kwargs or not isinstance(args, list) or len(args) != 1:
             raise TaskRefusedError(f"job {self.id} is refused: it calls {str(name)[:80]!r}")
         if not isinstance(args[0], str):
             raise TaskRefusedError(f"job {self.id} is refused: its argument is no text")
@@ -94,12 +94,16 @@ class TaskJob(Job):
         return self.functions[function_name(task)](task)
 
 
-FUNCTION_NAMES = ("calibrate", "measure")
+_FUNCTION_NAMES: dict[type[Task], str] = {
+    CalibrationTask: "calibrate",
+    SensitivityTask: "measure",
+    SketchTask: "sketch",
+}
 
 
 def function_name(task: Task) -> str:
     """Name, in the workers' function table, of what runs a task."""
-    return "calibrate" if isinstance(task, CalibrationTask) else "measure"
+    return _FUNCTION_NAMES[type(task)]
 
 
 def _text(value: bytes | str) -> str:

@@ -58,6 +58,8 @@ class SensitivitySettings(Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     run_id: Identifier
     sample_set_sha256: Digest
     group_size: Annotated[int, Meta(ge=32, le=128)]
+    until: Annotated[float, Meta(gt=0, le=100)] | None = None
+    """Percent: an exact measurement stops once its relative error's 95% interval is that tight."""
     protocol: Annotated[int, Meta(ge=1)] = PROTOCOL
 
     @property

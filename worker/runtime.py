@@ -1,7 +1,9 @@
 """What a worker process keeps between jobs: the model, the engine, and how each kind of task is run."""
 
+import hashlib
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,14 +11,13 @@ from shared.errors import TaskRefusedError, WrongStoreError
 from shared.history import utc_now
 from shared.records import Record
 from shared.runs import PROTOCOL, RunSettings
+from shared.sample_set import SampleSet
 from shared.store import ShardStore
 from shared.tasks import CalibrationTask, SensitivityTask, SketchTask, Task
 from worker.job_context import JobContext
 
 if TYPE_CHECKING:
-    from worker.exact import ExactEngine
     from worker.models import LoadedModel
-    from worker.sketch import SketchEngine
 
 logger = logging.getLogger("bitfleet.worker")
 
@@ -45,13 +46,12 @@ class Runtime:
         self._calib_dir = calib_dir
         self._memory_limit = memory_limit
         self._model: tuple[str, LoadedModel] | None = None
-        self._engine: tuple[str, ExactEngine] | None = None
-        self._sketcher: tuple[str, SketchEngine] | None = None
+        self._engine: tuple[str, Any] | None = None
 
     @property
     def functions(self) -> dict[str, Any]:
         """The function table of this worker's jobs."""
-        return {"calibrate": self.run, "measure": self.run}
+        return {"calibrate": self.run, "measure": self.run, "sketch": self.run}
 
     def run(self, task: Task, context: JobContext) -> dict[str, Any]:
         """Run one task and leave its shard and record in the store."""
@@ -88,7 +88,7 @@ class Runtime:
         # Steps, prompts and seeds may change without loading anything again.
         key = f"{run.model} {run.checkpoint_sha256} {run.shift} {run.use_t5} {run.precision}"
         if self._model is None or self._model[0] != key:
-            self._model = self._engine = self._sketcher = None
+            self._model = self._engine = None
             logger.info("loading %s", run.model)
             self._model = (key, load_model(run, self._checkpoint))
         return self._model[1]
@@ -100,51 +100,50 @@ class Runtime:
 
     def _measure(self, task: SensitivityTask, model: "LoadedModel", context: JobContext) -> bytes:
         from worker.exact import ExactEngine
-        from worker.sample_cache import fetch_samples
 
-        if self._engine is None or self._engine[0] != task.sensitivity.id:
-            context.check("fetching samples")
-            samples = fetch_samples(task, self._store, self._cache_dir, self._calib_dir)
-            self._engine = self._sketcher = None
-            self._engine = (
-                task.sensitivity.id,
-                ExactEngine(
-                    model.pipeline,
-                    samples,
-                    cfg_weight=task.run.cfg_weight,
-                    group_size=task.sensitivity.group_size,
-                    memory_limit=self._memory_limit,
-                ),
+        def new() -> ExactEngine:
+            return ExactEngine(
+                model.pipeline,
+                self._samples(task, context),
+                cfg_weight=task.run.cfg_weight,
+                group_size=task.sensitivity.group_size,
+                memory_limit=self._memory_limit,
             )
-        return self._engine[1].measure(task.layer, task.bits, check=context.check).to_bytes()
+
+        engine: ExactEngine = self._engine_of(f"exact {task.sensitivity.id}", new)
+        until = task.sensitivity.until
+        return engine.measure(task.layer, task.bits, check=context.check, until=until).to_bytes()
 
     def _sketch(self, task: SketchTask, model: "LoadedModel", context: JobContext) -> bytes:
-        from worker.sample_cache import fetch_samples
         from worker.sketch import SketchEngine
 
-        key = f"{task.sensitivity.id} {task.bits}"
-        if self._sketcher is None or self._sketcher[0] != key:
-            context.check("fetching samples")
-            samples = fetch_samples(task, self._store, self._cache_dir, self._calib_dir)
-            # Both kinds of engine keep what fits into memory: one at a time.
-            self._engine = self._sketcher = None
-            self._sketcher = (
-                key,
-                SketchEngine(
-                    model.pipeline,
-                    samples,
-                    cfg_weight=task.run.cfg_weight,
-                    group_size=task.sensitivity.group_size,
-                    bits=task.bits,
-                    memory_limit=self._memory_limit,
-                ),
+        def new() -> SketchEngine:
+            return SketchEngine(
+                model.pipeline,
+                self._samples(task, context),
+                cfg_weight=task.run.cfg_weight,
+                group_size=task.sensitivity.group_size,
+                bits=task.bits,
+                memory_limit=self._memory_limit,
             )
-        sketch = self._sketcher[1]
-        return sketch.measure(task.sample, task.probe_group, task.probes, context.check).to_bytes()
+
+        engine: SketchEngine = self._engine_of(f"sketch {task.sensitivity.id} {task.bits}", new)
+        return engine.measure(task.sample, task.probe_group, task.probes, context.check).to_bytes()
+
+    def _samples(self, task: SensitivityTask | SketchTask, context: JobContext) -> SampleSet:
+        from worker.sample_cache import fetch_samples
+
+        context.check("fetching samples")
+        return fetch_samples(task, self._store, self._cache_dir, self._calib_dir)
+
+    def _engine_of(self, key: str, new: Callable[[], Any]) -> Any:
+        """The engine at hand, or a new one: each keeps what fits into memory, so there is only ever one."""
+        if self._engine is None or self._engine[0] != key:
+            self._engine = None
+            self._engine = (key, new())
+        return self._engine[1]
 
     def _record(self, task: Task, shard: bytes, fingerprint: str, seconds: float) -> Record:
-        import hashlib
-
         from worker.machine import versions
 
         return Record(
