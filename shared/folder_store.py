@@ -42,7 +42,7 @@ class FolderStore(ShardStore):
             filesystem, root = fsspec.core.url_to_fs(url)
         except ImportError as error:
             raise StoreError(f"store {label} needs a package that is not installed: {error}") from None
-        except (ValueError, OSError) as error:
+        except (ValueError, TypeError, OSError) as error:
             raise StoreError(f"store {label} can't be used: {error}") from None
         marker = f"{root.rstrip('/')}/{MARKER}"
         with _explained(label):
@@ -75,11 +75,8 @@ class FolderStore(ShardStore):
 
     def record_ids(self, group: str) -> set[str]:
         self._check_marker()
-        folder = f"{self._root}/{_safe(group)}"
         with _explained(self.label):
-            # Another machine wrote there since the last look.
-            self._fs.invalidate_cache()
-            names = self._fs.ls(folder, detail=False) if self._fs.isdir(folder) else []
+            names = self._listing(group)
         stems = (name.rsplit("/", 1)[-1].removesuffix(".json") for name in names if name.endswith(".json"))
         return {stem for stem in stems if _NAME.fullmatch(stem)}
 
@@ -98,8 +95,11 @@ class FolderStore(ShardStore):
     def discard(self, group: str, task_id: str) -> None:
         with _explained(self.label):
             self._remove(self._record_path(group, task_id))
-            for path in self._fs.glob(f"{self._root}/{_safe(group)}/{_safe(task_id)}.*.npz"):
-                self._remove(path)
+            # No glob: a bracket in the folder's own name would mean something else to it.
+            for path in self._listing(group):
+                name = path.rpartition("/")[2]
+                if name.startswith(f"{task_id}.") and name.endswith(".npz"):
+                    self._remove(path)
 
     def put_blob(self, digest: str, data: bytes) -> None:
         self._check_marker()
@@ -147,6 +147,12 @@ class FolderStore(ShardStore):
                 self._remove(temporary)
             raise
 
+    def _listing(self, group: str) -> list[str]:
+        folder = f"{self._root}/{_safe(group)}"
+        # Another machine wrote there since the last look.
+        self._fs.invalidate_cache()
+        return list(self._fs.ls(folder, detail=False)) if self._fs.isdir(folder) else []
+
     def _read(self, path: str, limit: int, label: str) -> bytes:
         with _explained(self.label):
             try:
@@ -177,7 +183,7 @@ class FolderStore(ShardStore):
 def _store_id(marker: bytes, label: str) -> str:
     try:
         store_id = msgspec.json.decode(marker, type=dict[str, str])["store_id"]
-    except (msgspec.DecodeError, KeyError):
+    except (msgspec.DecodeError, UnicodeError, KeyError):
         raise WrongStoreError(f"{label} has no readable {MARKER}: is the right share mounted?") from None
     return _safe(store_id)
 

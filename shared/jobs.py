@@ -9,14 +9,20 @@ from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any, ClassVar
 
+from redis.exceptions import ResponseError
+from rq.exceptions import NoSuchJobError
 from rq.job import Job
 
 from shared.errors import TaskRefusedError
 from shared.tasks import CalibrationTask, SensitivityTask, SketchTask, Task, decode_task
 
 JOB_TIMEOUT = int(timedelta(hours=12).total_seconds())
+RESULT_TTL = int(timedelta(days=7).total_seconds())
+FAILURE_TTL = int(timedelta(days=30).total_seconds())
+MAX_RETRIES = 3
 
 MAX_DATA_BYTES = 256 * 1024
+MAX_TEXT = 300
 _SAFE_FIELDS = {
     "created_at",
     "data",
@@ -24,10 +30,8 @@ _SAFE_FIELDS = {
     "ended_at",
     "enqueue_at_front_on_retry",
     "enqueued_at",
-    "failure_ttl",
     "last_heartbeat",
     "origin",
-    "result_ttl",
     "retries_left",
     "started_at",
     "status",
@@ -44,6 +48,13 @@ class TaskJob(Job):
 
     refusal: str | None = None
 
+    def refresh(self) -> None:
+        """Read the job anew; a key that is no hash is no job."""
+        try:
+            super().refresh()  # type: ignore[no-untyped-call]
+        except ResponseError as error:
+            raise NoSuchJobError(f"{self.key} is no job: {error}") from None
+
     def restore(self, raw_data: Any) -> None:
         """Take over the known fields; anything else, callbacks and webhooks first of all, stays out."""
         fields = {_text(key): value for key, value in dict(raw_data).items()}
@@ -57,10 +68,18 @@ class TaskJob(Job):
             clean[b"data"] = _inflate(clean.get(b"data", b""))
             super().restore(clean)
         except Exception as error:  # noqa: BLE001 - a worker must outlive whatever a hash holds
-            self.refusal = f"it can't be read: {error}"
+            self.refusal = f"it can't be read: {str(error)[:MAX_TEXT]}"
             super().restore({b"data": b"[]", b"retries_left": b"0"})
+        self._set_limits()
+
+    def _set_limits(self) -> None:
         if self.timeout is None or not 0 < self.timeout <= JOB_TIMEOUT:
             self.timeout = JOB_TIMEOUT
+        self.retries_left = max(0, min(self.retries_left or 0, MAX_RETRIES))
+        self.result_ttl, self.failure_ttl = RESULT_TTL, FAILURE_TTL
+        # Both are logged, and a terminal obeys what it is shown.
+        self.description = _printable(self.description)
+        self.worker_name = _printable(self.worker_name)
 
     @property
     def task(self) -> Task:
@@ -89,6 +108,11 @@ class TaskJob(Job):
         """Never imported by name."""
         raise TaskRefusedError(f"job {self.id}: functions are called through the table only")
 
+    def _deserialize_data(self) -> None:
+        """RQ looks at the call for its own log, before it runs anything."""
+        _ = self.task
+        super()._deserialize_data()  # type: ignore[no-untyped-call]
+
     def _execute(self) -> dict[str, Any]:
         task = self.task
         return self.functions[function_name(task)](task)
@@ -110,15 +134,18 @@ def _text(value: bytes | str) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
 
+def _printable(text: str | None) -> str | None:
+    return text and "".join(letter if letter.isprintable() else " " for letter in text[:MAX_TEXT])
+
+
 def _inflate(data: bytes) -> bytes:
     """RQ's zlib data, unpacked to a limit: a few bytes must not become gigabytes."""
     if not isinstance(data, bytes) or not data:
         raise ValueError("no data")
     decompressor = zlib.decompressobj()
-    try:
-        plain = decompressor.decompress(data, MAX_DATA_BYTES)
-    except zlib.error:
-        plain = data
-    if decompressor.unconsumed_tail or len(plain) > MAX_DATA_BYTES:
+    plain = decompressor.decompress(data, MAX_DATA_BYTES + 1)
+    if len(plain) > MAX_DATA_BYTES:
         raise ValueError(f"more than {MAX_DATA_BYTES} bytes of data")
+    if not decompressor.eof:
+        raise ValueError("its data is cut short")
     return plain

@@ -52,6 +52,9 @@ def _read_members(archive: zipfile.ZipFile, max_bytes: int) -> dict[str, Array]:
         raise ShardCorruptError(f"NPZ of {total} bytes unpacked; at most {max_bytes} are allowed")
     arrays: dict[str, Array] = {}
     for member in members:
+        # zipfile unpacks these two bit by bit and to the size they claim; the others at one go, to any size.
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ShardCorruptError(f"{member.filename}: compressed in a way that is not allowed")
         name = member.filename.removesuffix(".npy")
         if name == member.filename or not name.isidentifier() or name in arrays:
             raise ShardCorruptError(f"NPZ with an unexpected member {member.filename!r}")

@@ -11,8 +11,8 @@ from shared.models import Precision
 PROTOCOL = 1
 """Raised whenever tasks, shards or their meaning change; machines of two protocols never mix."""
 
-Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
-Identifier = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,80}$")]
+Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+Identifier = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,80}\Z")]
 Seed = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 
 

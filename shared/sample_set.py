@@ -6,13 +6,13 @@ from typing import ClassVar
 
 import numpy as np
 
-from shared import npz
 from shared.errors import ShardCorruptError
 from shared.npz import Array
+from shared.shards import BOOLEANS, FLOATS, INTEGERS, PackedArrays
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SampleSet:
+class SampleSet(PackedArrays):
     """n samples of m images, in the layout's order; conditioning once an image.
 
     `x_next` and `sigma_next` are the latent and sigma one step on, so that a worker can tell whether
@@ -42,47 +42,37 @@ class SampleSet:
     pooled_conditioning: Array
     """(m, B, P)."""
 
-    _names: ClassVar[tuple[str, ...]] = (
-        "x",
-        "timestep",
-        "sigma",
-        "x_next",
-        "sigma_next",
-        "has_next",
-        "step_index",
-        "image",
-        "image_index",
-        "conditioning",
-        "pooled_conditioning",
-    )
+    _layout: ClassVar[dict[str, tuple[str, int]]] = {
+        "x": (FLOATS, 4),
+        "timestep": (FLOATS, 1),
+        "sigma": (FLOATS, 1),
+        "x_next": (FLOATS, 4),
+        "sigma_next": (FLOATS, 1),
+        "has_next": (BOOLEANS, 1),
+        "step_index": (INTEGERS, 1),
+        "image": (INTEGERS, 1),
+        "image_index": (INTEGERS, 1),
+        "conditioning": (FLOATS, 4),
+        "pooled_conditioning": (FLOATS, 3),
+    }
 
     def __len__(self) -> int:
         return len(self.x)
 
-    def to_bytes(self) -> bytes:
-        """NPZ bytes; their sha256 names the set."""
-        return npz.pack({name: getattr(self, name) for name in self._names})
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> "SampleSet":
-        """Read back.
-
-        Raises:
-            ShardCorruptError: not a sample set.
-        """
-        arrays = npz.unpack(data)
-        if missing := [name for name in cls._names if name not in arrays]:
-            raise ShardCorruptError(f"not a sample set: {', '.join(missing)} missing")
-        samples = cls(**{name: arrays[name] for name in cls._names})
-        n, m = len(samples.x), len(samples.image_index)
-        per_sample = ("timestep", "sigma", "x_next", "sigma_next", "has_next", "step_index", "image")
-        if any(len(arrays[name]) != n for name in per_sample) or n == 0:
+    def _check(self) -> None:
+        n, m = len(self.x), len(self.image_index)
+        per_sample = ("timestep", "sigma", "sigma_next", "has_next", "step_index", "image")
+        if self.x_next.shape != self.x.shape or any(len(getattr(self, name)) != n for name in per_sample):
             raise ShardCorruptError("not a sample set: its arrays differ in length")
-        if len(samples.conditioning) != m or len(samples.pooled_conditioning) != m:
+        if n == 0:
+            raise ShardCorruptError("not a sample set: it is empty")
+        if len(self.conditioning) != m or self.pooled_conditioning.shape[:2] != self.conditioning.shape[:2]:
             raise ShardCorruptError("not a sample set: conditioning does not fit its images")
-        if samples.image.min(initial=0) < 0 or samples.image.max(initial=0) >= m:
+        if self.image.min() < 0 or self.image.max() >= m:
             raise ShardCorruptError("not a sample set: a sample of an image it does not hold")
-        return samples
+        floats = (name for name, (kinds, _) in self._layout.items() if kinds == FLOATS)
+        if not all(np.isfinite(getattr(self, name)).all() for name in floats):
+            raise ShardCorruptError("not a sample set: a value is NaN or infinite")
 
     @property
     def implied_velocity(self) -> Array:

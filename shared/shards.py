@@ -9,13 +9,13 @@ from shared import npz
 from shared.errors import ShardCorruptError
 from shared.npz import Array
 
-_FLOATS = "f"
-_INTEGERS = "iu"
-_BOOLEANS = "b"
+FLOATS = "f"
+INTEGERS = "iu"
+BOOLEANS = "b"
 
 
-class _Shard:
-    """Packing and checking that every kind of shard shares; `_layout` names kind and rank of each array."""
+class PackedArrays:
+    """Packing and checking that every kind of NPZ shares; `_layout` names kind and rank of each array."""
 
     __slots__ = ()
     _layout: ClassVar[dict[str, tuple[str, int]]]
@@ -47,7 +47,7 @@ class _Shard:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CalibrationShard(_Shard):
+class CalibrationShard(PackedArrays):
     """One image's trajectory of N steps; latents and conditioning in the run's precision."""
 
     x: Array
@@ -66,11 +66,11 @@ class CalibrationShard(_Shard):
     """(bytes,) uint8: see shared.model_card."""
 
     _layout: ClassVar[dict[str, tuple[str, int]]] = {
-        "x": (_FLOATS, 4),
-        "sigma": (_FLOATS, 1),
-        "timestep": (_FLOATS, 1),
-        "conditioning": (_FLOATS, 3),
-        "pooled_conditioning": (_FLOATS, 2),
+        "x": (FLOATS, 4),
+        "sigma": (FLOATS, 1),
+        "timestep": (FLOATS, 1),
+        "conditioning": (FLOATS, 3),
+        "pooled_conditioning": (FLOATS, 2),
         "preview_png": ("u", 1),
         "model_json": ("u", 1),
     }
@@ -88,7 +88,7 @@ class CalibrationShard(_Shard):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SensitivityShard(_Shard):
+class SensitivityShard(PackedArrays):
     """One (layer, bits) over n samples: per-sample values, so that buckets can be re-weighted later."""
 
     image_index: Array
@@ -117,18 +117,18 @@ class SensitivityShard(_Shard):
     """() float64: bits, plus what scales and biases cost."""
 
     _layout: ClassVar[dict[str, tuple[str, int]]] = {
-        "image_index": (_INTEGERS, 1),
-        "step_index": (_INTEGERS, 1),
-        "squared_error": (_FLOATS, 1),
-        "squared_reference": (_FLOATS, 1),
-        "noise_squared_error": (_FLOATS, 1),
-        "cosine": (_FLOATS, 1),
-        "max_abs": (_FLOATS, 1),
-        "output_size": (_INTEGERS, 0),
-        "dead": (_BOOLEANS, 0),
-        "weight_squared_error": (_FLOATS, 0),
-        "weight_squared_norm": (_FLOATS, 0),
-        "bits_per_weight": (_FLOATS, 0),
+        "image_index": (INTEGERS, 1),
+        "step_index": (INTEGERS, 1),
+        "squared_error": (FLOATS, 1),
+        "squared_reference": (FLOATS, 1),
+        "noise_squared_error": (FLOATS, 1),
+        "cosine": (FLOATS, 1),
+        "max_abs": (FLOATS, 1),
+        "output_size": (INTEGERS, 0),
+        "dead": (BOOLEANS, 0),
+        "weight_squared_error": (FLOATS, 0),
+        "weight_squared_norm": (FLOATS, 0),
+        "bits_per_weight": (FLOATS, 0),
     }
 
     def _check(self) -> None:

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
 from redis import Redis
@@ -12,15 +11,13 @@ from rq.queue import Queue
 from rq.serializers import JSONSerializer
 from rq.timeouts import BaseDeathPenalty
 
-from shared.jobs import JOB_TIMEOUT, TaskJob, function_name
+from shared.jobs import FAILURE_TTL, JOB_TIMEOUT, MAX_RETRIES, RESULT_TTL, TaskJob, function_name
 from shared.runs import PROTOCOL
 from shared.tasks import Task, encode_task
 
-RESULT_TTL = int(timedelta(days=7).total_seconds())
-FAILURE_TTL = int(timedelta(days=30).total_seconds())
-MAX_RETRIES = 3
 CLEANING_LOCK_SECONDS = 30
 
+_JOB_ID = re.compile(rb"[A-Za-z0-9_-]{1,200}")
 _QUEUE_NAME = re.compile(r"bitfleet-(\d+)-([A-Za-z0-9_-]+)")
 
 
@@ -33,6 +30,11 @@ def parse_queue_name(name: str) -> tuple[int, str] | None:
     """Protocol and store id of one of our queues' names; None for a stranger's."""
     match = _QUEUE_NAME.fullmatch(name)
     return (int(match[1]), match[2]) if match else None
+
+
+def is_job_id(job_id: bytes) -> bool:
+    """Whether a queue's entry could be a job of ours."""
+    return bool(_JOB_ID.fullmatch(job_id))
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,15 @@ class TaskQueue(Queue):
         return bool(self.connection.set(self.registry_cleaning_key, 1, nx=True, ex=CLEANING_LOCK_SECONDS))
 
     @classmethod
+    def lmove(cls, connection: Redis, queue_key: str, timeout: int | None) -> Any:
+        """Pop the next id that could be one of ours; RQ would end the worker over another."""
+        while (popped := super().lmove(connection, queue_key, timeout)) is not None:
+            if is_job_id(popped[1]):
+                break
+            connection.lrem(f"{queue_key}:intermediate", 0, popped[1])
+        return popped
+
+    @classmethod
     def _fetch_dequeued_job(
         cls,
         connection: Redis,
@@ -73,14 +84,21 @@ class TaskQueue(Queue):
         serializer: Any = None,
         death_penalty_class: type[BaseDeathPenalty] | None = None,
     ) -> tuple[Job, Queue] | None:
-        """Drop an id that can't be one of ours; RQ would end the worker."""
-        try:
-            return super()._fetch_dequeued_job(
-                connection, queue_key, job_id, job_class, serializer, death_penalty_class
-            )
-        except ValueError:
+        """Forget an id without a job: it would look like one that is about to start, for ever."""
+        found = super()._fetch_dequeued_job(
+            connection, queue_key, job_id, job_class, serializer, death_penalty_class
+        )
+        if found is None:
             connection.lrem(f"{queue_key}:intermediate", 0, job_id)
-            return None
+        return found
+
+    def move_dependents_to_ready(self, *args: Any, **kwargs: Any) -> dict[str, list[str]]:
+        """No job of ours has any."""
+        return {}
+
+    def enqueue_dependents(self, *args: Any, **kwargs: Any) -> dict[str, list[str]]:
+        """No job of ours has any."""
+        return {}
 
     def enqueue_tasks(self, tasks: Iterable[Task]) -> int:
         """Enqueue jobs for tasks known not to be in flight; return how many.

@@ -9,7 +9,7 @@ from msgspec import Meta, Struct
 from shared.errors import TaskRefusedError
 from shared.runs import Identifier, RunSettings, Seed, SensitivitySettings
 
-LAYER_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z0-9_]+)*$"
+LAYER_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z0-9_]+)*\Z"
 
 Layer = Annotated[str, Meta(pattern=LAYER_PATTERN, max_length=200)]
 Bits = Annotated[int, Meta(ge=2, le=8)]

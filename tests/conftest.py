@@ -1,10 +1,16 @@
-"""Finished sensitivity tasks as a worker would leave them, for the tests of results and report."""
+"""A real Redis for the tests, and finished sensitivity tasks as a worker would leave them."""
 
-from collections.abc import Callable
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
+from redis import Redis
 
 from producer.merge import FinishedTask
 from shared.model_card import LayerInfo, ModelCard
@@ -12,6 +18,11 @@ from shared.records import Record
 from shared.runs import RunSettings, SensitivitySettings
 from shared.shards import SensitivityShard
 from shared.tasks import SensitivityTask, Task
+from tests.redis_process import RedisProcess
+
+# A busy machine is no failure.
+settings.register_profile("bitfleet", deadline=None)
+settings.load_profile("bitfleet")
 
 IMAGE = "multimodal_transformer_blocks.{}.image_transformer_block."
 TEXT = "multimodal_transformer_blocks.{}.text_transformer_block."
@@ -121,3 +132,43 @@ class Example:
 @pytest.fixture(scope="session")
 def make_example() -> Callable[..., Example]:
     return Example
+
+
+@pytest.fixture(scope="session")
+def _shared_redis() -> Iterator[RedisProcess]:
+    with _short_folder() as folder, RedisProcess(folder) as server:
+        yield server
+
+
+@pytest.fixture
+def redis_url(_shared_redis: RedisProcess) -> str:
+    """An empty Redis, over a private Unix socket."""
+    with Redis.from_url(_shared_redis.url) as client:
+        client.flushall()
+        # A test may have changed what the next one takes for granted.
+        client.config_set("maxmemory", 0)
+    return _shared_redis.url
+
+
+@pytest.fixture
+def redis(redis_url: str) -> Iterator[Redis]:
+    """A client of an empty Redis."""
+    with Redis.from_url(redis_url) as client:
+        yield client
+
+
+@pytest.fixture
+def own_redis() -> Iterator[RedisProcess]:
+    """A Redis of this test's own, with AOF, to be killed and started again."""
+    with _short_folder() as folder, RedisProcess(folder, append_only=True) as server:
+        yield server
+
+
+@contextmanager
+def _short_folder() -> Iterator[Path]:
+    # A socket's path may have 104 bytes on a Mac, less than pytest's folders have.
+    folder = Path(tempfile.mkdtemp(prefix="bf-"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -160,7 +160,7 @@ class LeaseWorker(SimpleWorker):
         if not self._holds_lease(job, execution):
             self._drop(job, execution)
             return
-        if isinstance(error, HandBackError | NOT_ON_THIS_MACHINE):
+        if isinstance(error, (HandBackError, *NOT_ON_THIS_MACHINE)):
             self._hand_back(job, queue, execution, error)
             return
         if isinstance(error, HOPELESS):

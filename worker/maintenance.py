@@ -1,6 +1,8 @@
 """Returning the jobs of dead workers, under a short lock, by whichever worker comes by."""
 
 import logging
+from functools import partial
+from typing import cast
 
 from redis import Redis
 from rq import worker_registration
@@ -10,7 +12,7 @@ from rq.serializers import JSONSerializer
 
 from shared.history import Event, add_event
 from shared.jobs import TaskJob
-from shared.task_queue import TaskQueue
+from shared.task_queue import TaskQueue, is_job_id
 
 logger = logging.getLogger("bitfleet.worker")
 
@@ -37,9 +39,9 @@ def return_lost_jobs(connection: Redis, queue_name: str, lease_seconds: int) -> 
     if not queue.acquire_maintenance_lock():
         return
     try:
-        StartedJobRegistry(
-            queue_name, connection=connection, job_class=TaskJob, serializer=JSONSerializer
-        ).cleanup(exception_handlers=[_note_crash])
+        leases = _Leases(queue_name, connection=connection, job_class=TaskJob, serializer=JSONSerializer)
+        leases.drop_strangers()
+        leases.cleanup(exception_handlers=[partial(_note_crash, queue_name)])
         _return_stuck_jobs(queue, lease_seconds)
         for registry in (FinishedJobRegistry, FailedJobRegistry):
             registry(
@@ -50,7 +52,25 @@ def return_lost_jobs(connection: Redis, queue_name: str, lease_seconds: int) -> 
         connection.delete(queue.registry_cleaning_key)
 
 
-def _note_crash(job: Job, *_: object) -> None:
+class _Leases(StartedJobRegistry):
+    """The leases of one queue, whose jobs go back as task jobs."""
+
+    def get_queue(self) -> TaskQueue:
+        return TaskQueue(self.name, self.connection)
+
+    def drop_strangers(self) -> None:
+        """RQ would end every worker over an entry that is no job's."""
+        entries = cast(list[bytes], self.connection.zrange(self.key, 0, -1))
+        strangers = [
+            entry for entry in entries if entry.count(b":") != 1 or not is_job_id(entry.partition(b":")[0])
+        ]
+        if strangers:
+            self.connection.zrem(self.key, *strangers)
+
+
+def _note_crash(queue_name: str, job: Job, *_: object) -> None:
+    # What comes next files the job under its origin: under ours, whatever its hash says.
+    job.origin = queue_name
     worker = job.worker_name or "unknown"
     logger.warning("%s: worker %s gave no sign of life, the job is returned", job.description, worker)
     add_event(
@@ -62,7 +82,12 @@ def _note_crash(job: Job, *_: object) -> None:
 
 def _return_stuck_jobs(queue: TaskQueue, lease_seconds: int) -> None:
     script = queue.connection.register_script(_RETURN_STUCK)
-    for job_id in set(queue.intermediate_queue.get_job_ids()):
+    entries = cast(list[bytes], queue.connection.lrange(queue.intermediate_queue_key, 0, -1))
+    for entry in set(entries):
+        if not is_job_id(entry) or not queue.connection.exists(TaskJob.key_for(entry.decode())):
+            queue.connection.lrem(queue.intermediate_queue_key, 0, entry)  # type: ignore[arg-type]
+            continue
+        job_id = entry.decode()
         seen = f"bitfleet:stuck:{queue.name}:{job_id}"
         # First seen: wait a lease, since most of these are about to start.
         if queue.connection.set(seen, 1, nx=True, ex=lease_seconds * 10):

@@ -1,0 +1,482 @@
+"""Queue hygiene: what strangers put into Redis is refused with a reason, and harms nothing."""
+
+import inspect
+import json
+import os
+import pickle
+import re
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from redis import Redis
+from rq.job import Job, JobStatus
+from rq.results import Result
+
+from shared.errors import TaskRefusedError
+from shared.history import read_events
+from shared.jobs import (
+    FAILURE_TTL,
+    JOB_TIMEOUT,
+    MAX_DATA_BYTES,
+    MAX_RETRIES,
+    RESULT_TTL,
+    TaskJob,
+    function_name,
+)
+from shared.task_queue import TaskQueue, parse_queue_name, queue_name
+from shared.tasks import Task, decode_task, encode_task
+from tests.tasks import image_task, layer_task
+from worker.lease_worker import LeaseWorker
+
+QUEUE = queue_name("relay")
+KEY = f"rq:queue:{QUEUE}"
+
+
+class Fleet:
+    """One queue and a worker for it whose functions note what they ran."""
+
+    def __init__(self, redis: Redis, url: str) -> None:
+        self.redis, self.url = redis, url
+        self.queue = TaskQueue(QUEUE, redis)
+        self.ran: list[str] = []
+        self.workers = 0
+
+    def work(self) -> LeaseWorker:
+        """Run all that is queued, in this process."""
+        self.workers += 1
+        worker = LeaseWorker(
+            QUEUE,
+            connection=Redis.from_url(self.url),
+            beat_connection=Redis.from_url(self.url),
+            functions={"calibrate": self._run, "measure": self._run},
+            host="here",
+            name=f"worker-{self.workers}",
+            lease_seconds=30,
+            beat_seconds=5,
+        )
+        # Signal handlers are the process's, and that is pytest's.
+        worker._install_signal_handlers = lambda: None  # type: ignore[method-assign]
+        worker.work(burst=True, logging_level="CRITICAL")
+        return worker
+
+    def _run(self, task: Task, context: Any) -> dict[str, Any]:
+        self.ran.append(task.id)
+        return {"outcome": "stored"}
+
+    def inject(self, job_id: str | bytes, fields: dict[str, Any]) -> None:
+        """Put a job as somebody with the Redis password would: hash and list, by hand."""
+        key = b"rq:job:" + (job_id.encode() if isinstance(job_id, str) else job_id)
+        self.redis.hset(key, mapping={"status": "queued", "origin": QUEUE, "timeout": 60} | fields)
+        self.redis.rpush(KEY, job_id)
+
+    def failure(self, job_id: str) -> str:
+        """Why a job failed, as its history and RQ tell it."""
+        assert job_id in self.queue.failed_ids()
+        events = [event for event in read_events(self.redis, job_id) if event.outcome == "failed"]
+        assert len(events) == 1, "a refused job is not tried again"
+        return events[0].detail
+
+
+@pytest.fixture
+def fleet(redis: Redis, redis_url: str) -> Fleet:
+    return Fleet(redis, redis_url)
+
+
+def call(name: str, *args: Any, **kwargs: Any) -> bytes:
+    return zlib.compress(json.dumps([name, None, args, kwargs]).encode())
+
+
+GOOD = image_task(7)
+GOOD_DATA = call("calibrate", encode_task(GOOD))
+
+
+class TestRefusal:
+    @pytest.fixture
+    def canary(self, tmp_path: Path) -> Path:
+        return tmp_path / "canary"
+
+    @pytest.fixture
+    def refused(self, fleet: Fleet, canary: Path) -> Callable[..., str]:
+        """Inject a job, then a good one: the first is refused, the second is run; return the reason."""
+
+        def act(job_id: str, fields: dict[str, Any]) -> str:
+            fleet.inject(job_id, fields)
+            fleet.queue.enqueue_tasks([image_task(1)])
+            fleet.work()
+            assert fleet.ran == [image_task(1).id]
+            assert not canary.exists()
+            assert fleet.queue.in_flight().ids == frozenset()
+            return fleet.failure(job_id)
+
+        return act
+
+    @pytest.mark.parametrize("name", ["os.system", "subprocess.run", "shared.files.write_atomically"])
+    def test_a_function_by_its_dotted_name(
+        self, refused: Callable[..., str], canary: Path, name: str
+    ) -> None:
+        assert name in refused("evil", {"data": call(name, f"touch {canary}")})
+
+    def test_a_method_of_an_instance(self, refused: Callable[..., str], canary: Path) -> None:
+        data = zlib.compress(json.dumps(["system", "os", [f"touch {canary}"], {}]).encode())
+        assert "system" in refused("evil", {"data": data})
+
+    @pytest.mark.parametrize("retries", [b"3", b"1000000"])
+    def test_pickled_data(self, refused: Callable[..., str], canary: Path, retries: bytes) -> None:
+        class Evil:
+            def __reduce__(self) -> Any:
+                return os.system, (f"touch {canary}",)
+
+        data = pickle.dumps(("calibrate", None, (Evil(),), {}))
+        assert "no JSON" in refused("evil", {"data": zlib.compress(data), "retries_left": retries})
+
+    @pytest.mark.parametrize(
+        "field", ["success_callback_name", "failure_callback_name", "stopped_callback_name"]
+    )
+    def test_callbacks(
+        self, refused: Callable[..., str], canary: Path, field: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("CANARY", str(canary))
+        fields = {"data": GOOD_DATA, field: "tests.test_jobs.touch_canary"}
+        assert field in refused(GOOD.id, fields)
+
+    def test_webhooks(self, refused: Callable[..., str]) -> None:
+        hook = json.dumps([{"url": "http://localhost:1/", "job_status": "failed"}])
+        assert "webhooks" in refused(GOOD.id, {"data": GOOD_DATA, "webhooks": hook})
+
+    def test_a_task_under_another_id(self, refused: Callable[..., str]) -> None:
+        assert GOOD.id in refused("cal-other-00000", {"data": GOOD_DATA})
+
+    def test_a_task_under_another_function(self, refused: Callable[..., str]) -> None:
+        assert "refused" in refused(GOOD.id, {"data": call("measure", encode_task(GOOD))})
+
+    def test_a_zlib_bomb(self, refused: Callable[..., str]) -> None:
+        bomb = zlib.compress(b" " * (64 * 1024**2) + b"[]")
+        assert f"more than {MAX_DATA_BYTES} bytes" in refused("evil", {"data": bomb})
+
+    @pytest.mark.parametrize(
+        "data",
+        [
+            b"",
+            b"\x00",
+            b"{}",
+            b"[]",
+            b"null",
+            b"[" * 100_000,
+            b'["calibrate", null, [], {}]',
+            b'["calibrate", null, ["{}", "{}"], {}]',
+            b'["calibrate", null, [{}], {}]',
+            b'["calibrate", null, ["{}"], {"x": 1}]',
+            b'["calibrate", null, "{}", {}]',
+            b'["calibrate", null, ["\\ud800"], {}]',
+            b'[["calibrate"], null, ["{}"], {}]',
+            b"[null, null, null, null]",
+            GOOD_DATA[:-1],
+            GOOD_DATA[:-9],
+            call("calibrate", "not a task"),
+            call("calibrate", encode_task(GOOD).replace('"seed":7', '"seed":-1')),
+            call("calibrate", encode_task(GOOD).replace('"relay"', '"../../x"')),
+            call("calibrate", encode_task(GOOD).replace('"prompt"', '"more":1,"prompt"')),
+        ],
+        ids=lambda data: repr(data[:30]),
+    )
+    def test_data_that_is_no_call(self, refused: Callable[..., str], data: bytes) -> None:
+        assert refused(GOOD.id, {"data": data})
+
+    def test_no_data_at_all(self, refused: Callable[..., str]) -> None:
+        assert refused(GOOD.id, {})
+
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            {"status": "no status"},
+            {"timeout": "soon"},
+            {"created_at": "yesterday"},
+            {"started_at": b"\xff"},
+            {"description": b"\xff\xfe"},
+            {"worker_name": b"\xff"},
+            {"retries_left": "many"},
+            {"enqueue_at_front_on_retry": "yes"},
+        ],
+        ids=str,
+    )
+    def test_fields_that_can_not_be_read(self, refused: Callable[..., str], fields: dict[str, Any]) -> None:
+        assert "can't be read" in refused(GOOD.id, {"data": GOOD_DATA} | fields)
+
+
+class TestHarmlessOddities:
+    """Fields that mean something to RQ and nothing to us: the task is good, so it is run."""
+
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            {"timeout": -1},
+            {"timeout": 10**9},
+            {"result_ttl": 0},
+            {"result_ttl": "x"},
+            {"result_ttl": -1},
+            {"result_ttl": 10**30},
+            {"failure_ttl": 10**30},
+            {"failure_ttl": 0},
+            {"ttl": 1},
+            {"repeats_left": 10**6, "repeat_intervals": "[0]"},
+            {"retries_left": 10**9},
+            {"retry_intervals": "[100]", "retries_left": 3},
+            {"dependency_ids": '["other"]'},
+            {"dependency_id": b"\xff"},
+            {"allow_dependency_failures": "x"},
+            {"group_id": "group"},
+            {"meta": b"\x80\x04"},
+            {"rate_limit_key": "key", "rate_limit_concurrency": 1},
+            {"exc_info": b"x", "result": b"\x80"},
+            {"number_of_retries": "x"},
+            {"origin": "another-queue"},
+            {"description": "\x1b[2J" + "x" * 100_000},
+            {b"\xff\xfe": b"\xff"},
+        ],
+        ids=lambda fields: ascii(fields)[:40],
+    )
+    def test_the_task_is_run_once_and_its_result_kept(
+        self, fleet: Fleet, redis: Redis, fields: dict[Any, Any]
+    ) -> None:
+        fleet.inject(GOOD.id, {"data": GOOD_DATA} | fields)
+        fleet.work()
+        assert fleet.ran == [GOOD.id]
+        assert fleet.queue.finished_job_registry.get_job_ids(cleanup=False) == [GOOD.id]
+        assert RESULT_TTL - 60 < redis.ttl(TaskJob.key_for(GOOD.id)) <= RESULT_TTL
+        assert fleet.queue.in_flight().ids == frozenset()
+
+    def test_dependents_are_not_set_free(self, fleet: Fleet, redis: Redis) -> None:
+        fleet.inject(GOOD.id, {"data": GOOD_DATA})
+        redis.sadd(f"rq:job:{GOOD.id}:dependents", "evil", "not an id!")
+        redis.hset("rq:job:evil", mapping={"data": GOOD_DATA, "origin": "other", "status": "deferred"})
+        fleet.work()
+        assert fleet.ran == [GOOD.id]
+        assert fleet.queue.failed_ids() == set()
+        assert redis.keys("rq:queue:other*") == []
+
+    def test_an_over_long_life_is_cut_short(self, fleet: Fleet) -> None:
+        fleet.inject(GOOD.id, {"data": GOOD_DATA, "timeout": 10**9, "retries_left": 10**9})
+        job = TaskJob.fetch(GOOD.id, connection=fleet.redis, serializer=fleet.queue.serializer)
+        assert job.timeout == JOB_TIMEOUT
+        assert (job.retries_left or 0) <= MAX_RETRIES
+
+    def test_what_is_logged_is_one_short_printable_line(self, fleet: Fleet) -> None:
+        fleet.inject(
+            GOOD.id, {"data": GOOD_DATA, "description": "\x1b[2Ja\nb" + "x" * 10**5, "worker_name": "\x07"}
+        )
+        job = TaskJob.fetch(GOOD.id, connection=fleet.redis, serializer=fleet.queue.serializer)
+        for text in (job.description, job.worker_name):
+            assert text is None or (text.isprintable() and len(text) <= 300)
+
+
+class TestQueueEntries:
+    """Ids in the lists themselves."""
+
+    @pytest.mark.parametrize(
+        "entry", [b"not an id!", b"", b"a:b", b"\xff\xfe", b"../x", b"x" * 100_000, b"gone"], ids=repr
+    )
+    def test_an_id_that_is_none_of_ours(self, fleet: Fleet, redis: Redis, entry: bytes) -> None:
+        redis.hset(b"rq:job:not an id!", mapping={"data": GOOD_DATA})
+        redis.rpush(KEY, entry)
+        fleet.queue.enqueue_tasks([GOOD])
+        fleet.work()
+        assert fleet.ran == [GOOD.id]
+        # Nothing stays behind that would look like a job on its way for ever.
+        assert fleet.queue.in_flight().ids == frozenset()
+
+    def test_a_job_that_is_no_hash(self, fleet: Fleet, redis: Redis) -> None:
+        redis.set("rq:job:text", "text")
+        redis.rpush(KEY, "text")
+        fleet.queue.enqueue_tasks([GOOD])
+        fleet.work()
+        assert fleet.ran == [GOOD.id]
+
+    @pytest.mark.parametrize("entry", ["no colon", "not an id!:x", ":", "gone:x", b"\xff:\xff"], ids=repr)
+    def test_a_lease_that_is_none_of_ours(self, fleet: Fleet, redis: Redis, entry: Any) -> None:
+        redis.zadd(f"rq:wip:{QUEUE}", {entry: 1})
+        fleet.queue.enqueue_tasks([GOOD])
+        fleet.work()
+        assert fleet.ran == [GOOD.id]
+        assert fleet.queue.in_flight().ids == frozenset()
+
+    def test_a_popped_id_that_is_none_of_ours(self, fleet: Fleet, redis: Redis) -> None:
+        redis.rpush(f"{KEY}:intermediate", b"\xff", b"not an id!", b"gone")
+        fleet.queue.enqueue_tasks([GOOD])
+        fleet.work()
+        assert fleet.ran == [GOOD.id]
+        assert fleet.queue.in_flight().ids == frozenset()
+
+    def test_a_crashed_job_with_callbacks_is_returned_without_them(
+        self, fleet: Fleet, redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """RQ would call the failure callback in whichever process finds the expired lease."""
+        monkeypatch.setenv("CANARY", str(tmp_path / "canary"))
+        fields = {
+            "data": GOOD_DATA,
+            "status": "started",
+            "failure_callback_name": "tests.test_jobs.touch_canary",
+        }
+        redis.hset(f"rq:job:{GOOD.id}", mapping=fields)
+        redis.zadd(f"rq:wip:{QUEUE}", {f"{GOOD.id}:x": 1})
+        fleet.work()
+        assert not (tmp_path / "canary").exists()
+        assert fleet.queue.in_flight().ids == frozenset()
+
+
+def touch_canary(*args: Any) -> None:
+    Path(os.environ["CANARY"]).touch()
+
+
+class TestTaskQueue:
+    def test_ids_are_the_tasks_own(self, fleet: Fleet) -> None:
+        tasks: list[Task] = [image_task(0), image_task(1), layer_task()]
+        assert fleet.queue.enqueue_tasks(tasks) == 3
+        assert fleet.queue.in_flight().queued == tuple(task.id for task in tasks)
+        for task in tasks:
+            job = TaskJob.fetch(task.id, connection=fleet.redis, serializer=fleet.queue.serializer)
+            assert job.task == task
+            assert job.description == task.label
+            assert (job.result_ttl, job.failure_ttl) == (RESULT_TTL, FAILURE_TTL)
+            assert (job.timeout, job.retries_left) == (JOB_TIMEOUT, MAX_RETRIES)
+
+    def test_enqueueing_again_replaces_what_an_earlier_attempt_left(self, fleet: Fleet, redis: Redis) -> None:
+        fleet.queue.enqueue_tasks([GOOD])
+        fleet.work()
+        assert fleet.queue.finished_job_registry.get_job_ids(cleanup=False) == [GOOD.id]
+        fleet.queue.enqueue_tasks([GOOD])
+        assert fleet.queue.finished_job_registry.get_job_ids(cleanup=False) == []
+        assert redis.ttl(TaskJob.key_for(GOOD.id)) == -1, "a queued job must not vanish"
+        fleet.work()
+        assert fleet.ran == [GOOD.id] * 2
+
+    def test_reading_changes_nothing(self, fleet: Fleet, redis: Redis) -> None:
+        """RQ's own counts return abandoned jobs, unlocked; ours must leave that to the workers."""
+        fleet.queue.enqueue_tasks([GOOD])
+        redis.lrem(KEY, 0, GOOD.id)
+        redis.hset(f"rq:job:{GOOD.id}", mapping={"status": JobStatus.STARTED})
+        redis.zadd(f"rq:wip:{QUEUE}", {f"{GOOD.id}:x": 1})
+        redis.zadd(f"rq:failed:{QUEUE}", {"failed-long-ago": 1})
+        before = {key: redis.dump(key) for key in redis.keys("*")}
+        for _ in range(3):
+            assert fleet.queue.in_flight().ids == {GOOD.id}
+            assert fleet.queue.in_flight().started == {GOOD.id}
+            assert fleet.queue.failed_ids() == {"failed-long-ago"}
+        assert {key: redis.dump(key) for key in redis.keys("*")} == before
+
+    def test_only_one_cleans_and_a_crashed_one_blocks_for_seconds_only(
+        self, fleet: Fleet, redis: Redis
+    ) -> None:
+        assert fleet.queue.acquire_maintenance_lock()
+        assert not fleet.queue.acquire_maintenance_lock()
+        assert 0 < redis.ttl(fleet.queue.registry_cleaning_key) <= 30
+
+    def test_the_result_is_kept_for_days(self, fleet: Fleet, redis: Redis) -> None:
+        fleet.queue.enqueue_tasks([GOOD])
+        fleet.work()
+        job = TaskJob.fetch(GOOD.id, connection=redis, serializer=fleet.queue.serializer)
+        assert job.get_status() == JobStatus.FINISHED
+        assert job.return_value() == {"outcome": "stored"}
+        assert 6 * 86400 < redis.ttl(Result.get_key(GOOD.id)) <= RESULT_TTL
+
+    def test_queue_names(self) -> None:
+        assert parse_queue_name(queue_name("relay")) == (1, "relay")
+        assert parse_queue_name(queue_name("a-b_c", protocol=12)) == (12, "a-b_c")
+        for name in (
+            "default",
+            "bitfleet-x-relay",
+            "bitfleet-1-",
+            "bitfleet-1-a/b",
+            "xbitfleet-1-a",
+            "bitfleet-1-a\n",
+        ):
+            assert parse_queue_name(name) is None
+
+    def test_no_function_is_ever_imported_by_name(self, redis: Redis) -> None:
+        job = TaskJob.create("os.getpid", connection=redis, serializer=TaskQueue(QUEUE, redis).serializer)
+        with pytest.raises(TaskRefusedError):
+            _ = job.func
+        with pytest.raises(TaskRefusedError):
+            job.perform()
+
+
+class TestTasks:
+    def test_round_trip(self) -> None:
+        for task in (image_task(3, prompt='"ü\n\x00'), layer_task()):
+            assert decode_task(encode_task(task)) == task
+            assert decode_task(encode_task(task)).id == task.id
+
+    def test_every_difference_that_counts_changes_the_id(self) -> None:
+        ids = [layer_task(bits=bits).id for bits in (2, 3)] + [layer_task("a.b").id, layer_task("a.c").id]
+        ids += [image_task(0).id, image_task(1).id]
+        assert len(set(ids)) == len(ids)
+
+    @pytest.mark.parametrize("name", ["store_id", "layer", "run_id", "prompts_sha256", "sample_set_sha256"])
+    def test_names_take_no_newline(self, name: str) -> None:
+        text = encode_task(layer_task())
+        start = text.index(f'"{name}":"') + len(name) + 4
+        end = text.index('"', start)
+        with pytest.raises(TaskRefusedError, match=name):
+            decode_task(text[:end] + "\\n" + text[end:])
+
+    def test_functions(self) -> None:
+        assert function_name(image_task()) == "calibrate"
+        assert function_name(layer_task()) == "measure"
+
+
+# All that RQ reads of a job's hash.
+FIELD_NAMES = st.sampled_from(
+    sorted(set(re.findall(r"obj(?:\.get\(|\[)'(\w+)'", inspect.getsource(Job.restore))))
+)
+FIELD_VALUES = st.one_of(
+    st.binary(max_size=40),
+    st.text(max_size=20).map(lambda text: text.encode("utf-8", "surrogatepass")),
+    st.integers().map(lambda number: str(number).encode()),
+    st.sampled_from(
+        [b"", b"os.system", b"queued", b"started", b"[0]", b"null", b"{}", b"inf", b"nan", b"1.5"]
+    ),
+    st.sampled_from([GOOD_DATA, call("os.getpid")]),
+)
+
+
+@pytest.mark.slow
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
+@given(fields=st.dictionaries(FIELD_NAMES, FIELD_VALUES, max_size=8), good=st.booleans())
+def test_whatever_a_hash_holds_the_worker_goes_on(fleet: Fleet, fields: dict[str, bytes], good: bool) -> None:
+    """The job is run as the task that it validly holds, or refused; the next one is run in any case."""
+    fleet.redis.flushall()
+    fleet.ran.clear()
+    if good:
+        fields["data"] = GOOD_DATA
+    fleet.redis.hset(f"rq:job:{GOOD.id}", mapping=fields or {"x": "y"})
+    fleet.redis.rpush(KEY, GOOD.id)
+    fleet.queue.enqueue_tasks([image_task(1)])
+    fleet.work()
+    assert fleet.ran in ([image_task(1).id], [GOOD.id, image_task(1).id])
+    assert fleet.queue.in_flight().ids == frozenset()
+    done = set(fleet.queue.finished_job_registry.get_job_ids(cleanup=False))
+    assert done | fleet.queue.failed_ids() == {GOOD.id, image_task(1).id}
+
+
+@given(fields=st.dictionaries(FIELD_NAMES, FIELD_VALUES, max_size=12))
+def test_reading_any_hash_yields_a_task_or_a_refusal(fields: dict[str, bytes]) -> None:
+    job = TaskJob(GOOD.id, connection=Redis(), serializer=TaskQueue(QUEUE, Redis()).serializer)
+    job.restore({name.encode(): value for name, value in fields.items()})
+    assert job.success_callback is job.failure_callback is job.stopped_callback is None
+    assert job.webhooks == []
+    try:
+        assert job.task == GOOD
+    except TaskRefusedError as error:
+        assert GOOD.id in str(error)
+        assert len(str(error)) < 2000
+
+
+def test_a_plain_rq_job_would_have_run_it(redis: Redis) -> None:
+    """What the refusals above protect from: RQ's own class runs any importable name."""
+    redis.hset("rq:job:evil", mapping={"data": call("os.getpid"), "origin": QUEUE})
+    serializer = TaskQueue(QUEUE, redis).serializer
+    assert Job.fetch("evil", connection=redis, serializer=serializer).perform() == os.getpid()

@@ -1,0 +1,379 @@
+"""NPZ bytes from strangers: read back exactly, or refused as ShardCorruptError, never anything else."""
+
+import io
+import struct
+import tracemalloc
+import zipfile
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from numpy.lib import format as npy
+
+from shared import npz
+from shared.errors import ShardCorruptError
+from shared.npz import Array
+from shared.sample_set import SampleSet
+from shared.shards import CalibrationShard, SensitivityShard
+
+SMALL = {
+    "x": np.arange(6, dtype=np.float16).reshape(1, 2, 3),
+    "step_index": np.array(3),
+    "flag": np.array([True, False]),
+}
+DTYPES = st.sampled_from(["f2", "f4", "f8", "i1", "i4", "i8", "u1", "u8", "?", ">f4", "c8", "S3", "U2"])
+SHAPES = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4)
+
+
+def archive(members: dict[str, bytes], compression: int = zipfile.ZIP_DEFLATED) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", compression) as file:
+        for name, content in members.items():
+            file.writestr(name, content)
+    return buffer.getvalue()
+
+
+def npy_bytes(array: Array, **kwargs: object) -> bytes:
+    buffer = io.BytesIO()
+    npy.write_array(buffer, array, **kwargs)  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+def npy_with_header(header: str, content: bytes = b"", version: tuple[int, int] = (1, 0)) -> bytes:
+    text = header.encode("latin1") + b"\n"
+    length = struct.pack("<H" if version == (1, 0) else "<I", len(text))
+    return b"\x93NUMPY" + bytes(version) + length + text + content
+
+
+class TestRoundTrip:
+    @given(st.data())
+    def test_any_plain_array(self, data: st.DataObject) -> None:
+        array = data.draw(hnp.arrays(data.draw(DTYPES), data.draw(SHAPES)))
+        back = npz.unpack(npz.pack({"x": array}))["x"]
+        assert back.dtype == array.dtype
+        assert back.shape == array.shape
+        assert back.tobytes() == array.tobytes()
+
+    def test_orders_and_views(self) -> None:
+        base = np.arange(24.0).reshape(2, 3, 4)
+        for array in (np.asfortranarray(base), base[:, ::-1], base.T, base[0, :, 1]):
+            np.testing.assert_array_equal(npz.unpack(npz.pack({"x": array}))["x"], array)
+
+    def test_equal_arrays_give_equal_bytes(self) -> None:
+        assert npz.pack(SMALL) == npz.pack({name: array.copy() for name, array in SMALL.items()})
+
+    def test_numpy_reads_what_we_write(self) -> None:
+        with np.load(io.BytesIO(npz.pack(SMALL)), allow_pickle=False) as loaded:
+            assert set(loaded) == set(SMALL)
+            for name, array in SMALL.items():
+                np.testing.assert_array_equal(loaded[name], array)
+
+    @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+    def test_we_read_what_numpy_writes(self, save: object) -> None:
+        buffer = io.BytesIO()
+        save(buffer, **SMALL, fortran=np.asfortranarray(np.arange(6.0).reshape(2, 3)))  # type: ignore[operator]
+        back = npz.unpack(buffer.getvalue())
+        np.testing.assert_array_equal(back["fortran"], np.arange(6.0).reshape(2, 3))
+        np.testing.assert_array_equal(back["x"], SMALL["x"])
+
+
+class TestHostileBytes:
+    def test_objects_are_neither_written_nor_read(self) -> None:
+        objects = np.array([{"a": 1}], dtype=object)
+        with pytest.raises(ValueError, match="Object arrays"):
+            npz.pack({"x": objects})
+        data = archive({"x.npy": npy_bytes(objects, allow_pickle=True)})
+        with pytest.raises(ShardCorruptError, match="pickled"):
+            npz.unpack(data)
+
+    def test_objects_within_a_structure_are_not_read(self) -> None:
+        data = archive(
+            {"x.npy": npy_with_header("{'descr': [('a', '|O')], 'fortran_order': False, 'shape': (1,)}")}
+        )
+        with pytest.raises(ShardCorruptError):
+            npz.unpack(data)
+
+    def test_a_small_file_cut_at_every_byte(self) -> None:
+        data = npz.pack(SMALL)
+        for length in range(len(data)):
+            with pytest.raises(ShardCorruptError):
+                npz.unpack(data[:length])
+
+    @given(st.data())
+    def test_flipped_bytes_give_the_same_arrays_or_an_error(self, data: st.DataObject) -> None:
+        good = npz.pack(SMALL)
+        bad = bytearray(good)
+        for _ in range(data.draw(st.integers(1, 4))):
+            position = data.draw(st.integers(0, len(good) - 1))
+            bad[position] = data.draw(st.integers(0, 255))
+        try:
+            arrays = npz.unpack(bytes(bad))
+        except ShardCorruptError:
+            return
+        # Zip's own checksum covers the contents, but not names: those may be other ones.
+        assert sorted(array.tobytes() for array in arrays.values()) == sorted(
+            array.tobytes() for array in SMALL.values()
+        )
+
+    @given(st.binary(max_size=400))
+    def test_noise(self, noise: bytes) -> None:
+        with pytest.raises(ShardCorruptError):
+            npz.unpack(noise)
+
+    @given(st.binary(max_size=200))
+    def test_noise_as_a_member(self, noise: bytes) -> None:
+        for content in (noise, b"\x93NUMPY" + noise, b"\x93NUMPY\x01\x00" + noise):
+            with pytest.raises(ShardCorruptError):
+                npz.unpack(archive({"x.npy": content}))
+
+    @pytest.mark.parametrize(
+        "header",
+        [
+            "{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000,)}",
+            "{'descr': '<f4', 'fortran_order': False, 'shape': (100000, 100000, 100000, 100000)}",
+            "{'descr': '<f4', 'fortran_order': False, 'shape': (-1,)}",
+            "{'descr': '<f4', 'fortran_order': False, 'shape': (-2, -2)}",
+            "{'descr': '<f4', 'fortran_order': False, 'shape': (0, 99999999999999999999999)}",
+            "{'descr': '<f4', 'fortran_order': False, 'shape': (3,)}",
+            "{'descr': '<f4', 'fortran_order': False, 'shape': (5,)}",
+            "{'descr': '<f4', 'fortran_order': False, 'shape': 4}",
+            "{'descr': '<f4', 'fortran_order': 7, 'shape': (4,)}",
+            "{'descr': '<U0', 'fortran_order': False, 'shape': (1000000000000,)}",
+            "{'descr': '|V0', 'fortran_order': False, 'shape': (4,)}",
+            "{'descr': ('<f4', (100000, 100000)), 'fortran_order': False, 'shape': (4,)}",
+            "{'descr': 'no dtype', 'fortran_order': False, 'shape': (4,)}",
+            "{'descr': '|O', 'fortran_order': False, 'shape': (4,)}",
+            "{'descr': '<f4', 'shape': (4,)}",
+            "__import__('os').abort()",
+            "(" * 9000,
+            "-" * 9000 + "1",
+            "[" * 5000 + "]" * 5000,
+            "",
+        ],
+        ids=lambda header: header[:60],
+    )
+    @pytest.mark.parametrize("version", [(1, 0), (2, 0)])
+    def test_lying_headers(self, header: str, version: tuple[int, int]) -> None:
+        with pytest.raises(ShardCorruptError):
+            npz.unpack(archive({"x.npy": npy_with_header(header, bytes(16), version)}))
+
+    @pytest.mark.parametrize("version", [(3, 0), (0, 0), (1, 1), (255, 255)])
+    def test_npy_versions(self, version: tuple[int, int]) -> None:
+        header = "{'descr': '<f4', 'fortran_order': False, 'shape': (4,)}"
+        with pytest.raises(ShardCorruptError, match="version"):
+            npz.unpack(archive({"x.npy": npy_with_header(header, bytes(16), version)}))
+
+    @pytest.mark.parametrize(
+        "name", ["x", "x.npz", "../x.npy", "/x.npy", "a/b.npy", "1x.npy", ".npy", "x.NPY"]
+    )
+    def test_member_names(self, name: str) -> None:
+        with pytest.raises(ShardCorruptError, match="unexpected member"):
+            npz.unpack(archive({name: npy_bytes(np.zeros(1))}))
+
+    def test_doubled_and_too_many_members(self) -> None:
+        content = npy_bytes(np.zeros(1))
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w") as file, pytest.warns(UserWarning, match="Duplicate"):
+            file.writestr("x.npy", content)
+            file.writestr("x.npy", content)
+        with pytest.raises(ShardCorruptError, match="unexpected member"):
+            npz.unpack(buffer.getvalue())
+        with pytest.raises(ShardCorruptError, match="65 members"):
+            npz.unpack(archive({f"x{number}.npy": content for number in range(65)}))
+
+
+class TestBombs:
+    def test_refused_before_anything_is_unpacked(self) -> None:
+        bomb = archive({"x.npy": npy_bytes(np.zeros(8 * 1024**2, dtype=np.uint8))})
+        assert len(bomb) < 100_000
+        tracemalloc.start()
+        with pytest.raises(ShardCorruptError, match="at most 1000000 are allowed"):
+            npz.unpack(bomb, max_bytes=1_000_000)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 500_000
+
+    def test_members_count_together(self) -> None:
+        members = {f"x{number}.npy": npy_bytes(np.zeros(400, dtype=np.uint8)) for number in range(5)}
+        with pytest.raises(ShardCorruptError, match="at most 2000 are allowed"):
+            npz.unpack(archive(members), max_bytes=2000)
+        assert len(npz.unpack(archive(members), max_bytes=20_000)) == 5
+
+    @pytest.mark.parametrize(
+        "compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
+    )
+    def test_a_bomb_that_lies_about_its_size(self, compression: int) -> None:
+        claimed, real = 100_000, 16 * 1024**2
+        data = bytearray(archive({"x.npy": npy_bytes(np.zeros(real, dtype=np.uint8))}, compression))
+        # The directory at the end is what a reader goes by.
+        struct.pack_into("<I", data, data.rindex(b"PK\x01\x02") + 24, claimed)
+        tracemalloc.start()
+        with pytest.raises(ShardCorruptError):
+            npz.unpack(bytes(data), max_bytes=1_000_000)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < len(data) + 1_000_000
+
+    def test_a_header_that_promises_much_reserves_nothing(self) -> None:
+        header = "{'descr': '<f4', 'fortran_order': False, 'shape': (100000000,)}"
+        tracemalloc.start()
+        with pytest.raises(ShardCorruptError, match="promises 400000000 bytes"):
+            npz.unpack(archive({"x.npy": npy_with_header(header, bytes(16))}))
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 1_000_000
+
+
+def calibration_arrays() -> dict[str, Array]:
+    return {
+        "x": np.zeros((3, 2, 2, 4), dtype=np.float16),
+        "sigma": np.array([1, 0.5, 0], dtype=np.float32),
+        "timestep": np.array([1000, 500], dtype=np.float32),
+        "conditioning": np.zeros((2, 5, 3), dtype=np.float16),
+        "pooled_conditioning": np.zeros((2, 7), dtype=np.float16),
+        "preview_png": np.frombuffer(b"\x89PNG", dtype=np.uint8),
+        "model_json": np.frombuffer(b"{}", dtype=np.uint8),
+    }
+
+
+def sensitivity_arrays() -> dict[str, Array]:
+    per_sample = ("squared_error", "squared_reference", "noise_squared_error", "cosine", "max_abs")
+    scalars = ("weight_squared_error", "weight_squared_norm", "bits_per_weight")
+    return {
+        "image_index": np.array([0, 0, 1]),
+        "step_index": np.array([0, 1, 0]),
+        **{name: np.ones(3) for name in per_sample},
+        "output_size": np.array(64),
+        "dead": np.array(False),
+        **{name: np.array(1.5) for name in scalars},
+    }
+
+
+def sample_arrays() -> dict[str, Array]:
+    return {
+        "x": np.ones((3, 2, 2, 4), dtype=np.float16),
+        "timestep": np.array([1000, 500, 1000], dtype=np.float32),
+        "sigma": np.array([1, 0.5, 1], dtype=np.float32),
+        "x_next": np.zeros((3, 2, 2, 4), dtype=np.float16),
+        "sigma_next": np.array([0.5, 0, 0.5], dtype=np.float32),
+        "has_next": np.array([True, False, True]),
+        "step_index": np.array([0, 1, 0], dtype=np.int32),
+        "image": np.array([0, 0, 1], dtype=np.int32),
+        "image_index": np.array([0, 4], dtype=np.int32),
+        "conditioning": np.zeros((2, 2, 5, 3), dtype=np.float16),
+        "pooled_conditioning": np.zeros((2, 2, 7), dtype=np.float16),
+    }
+
+
+KINDS = [
+    (CalibrationShard, calibration_arrays),
+    (SensitivityShard, sensitivity_arrays),
+    (SampleSet, sample_arrays),
+]
+
+
+@pytest.mark.parametrize(("kind", "arrays"), KINDS, ids=lambda value: getattr(value, "__name__", ""))
+class TestEveryKind:
+    def test_round_trip(self, kind: Any, arrays: Any) -> None:
+        back = kind.from_bytes(kind(**arrays()).to_bytes())
+        for name, array in arrays().items():
+            np.testing.assert_array_equal(getattr(back, name), array, strict=True)
+
+    def test_every_array_is_needed(self, kind: Any, arrays: Any) -> None:
+        for name in arrays():
+            rest = {other: array for other, array in arrays().items() if other != name}
+            with pytest.raises(ShardCorruptError, match=name):
+                kind.from_bytes(npz.pack(rest))
+
+    def test_what_it_does_not_know_is_left_out(self, kind: Any, arrays: Any) -> None:
+        back = kind.from_bytes(npz.pack(arrays() | {"later": np.zeros(1)}))
+        assert back.to_bytes() == kind(**arrays()).to_bytes()
+
+    @pytest.mark.parametrize("wrong", [np.zeros((1,) * 6), np.array("text"), np.array(["a"])])
+    def test_an_array_of_another_kind_or_rank(self, kind: Any, arrays: Any, wrong: Array) -> None:
+        for name in arrays():
+            with pytest.raises(ShardCorruptError):
+                kind.from_bytes(npz.pack(arrays() | {name: wrong}))
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "message"),
+    [
+        ("x", np.zeros((2, 2, 2, 4)), "2 latents"),
+        ("sigma", np.zeros(2), "2 sigmas"),
+        ("timestep", np.zeros(0), "0 steps"),
+        ("conditioning", np.zeros((1, 5, 3)), "batch"),
+        ("x", np.full((3, 2, 2, 4), np.nan), "NaN"),
+        ("x", np.full((3, 2, 2, 4), np.inf), "NaN"),
+        ("preview_png", np.zeros(4, dtype=np.int8), "preview_png"),
+    ],
+)
+def test_calibration_shards_that_do_not_fit(name: str, array: Array, message: str) -> None:
+    with pytest.raises(ShardCorruptError, match=message):
+        CalibrationShard.from_bytes(npz.pack(calibration_arrays() | {name: array}))
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "message"),
+    [
+        ("cosine", np.ones(2), "lengths"),
+        ("cosine", np.array([1, np.nan, 1]), "NaN"),
+        ("squared_error", np.array([1, np.inf, 1]), "NaN"),
+        ("weight_squared_norm", np.array(np.nan), "NaN"),
+        ("dead", np.array(1), "dead"),
+        ("step_index", np.ones(3), "step_index"),
+    ],
+)
+def test_sensitivity_shards_that_do_not_fit(name: str, array: Array, message: str) -> None:
+    with pytest.raises(ShardCorruptError, match=message):
+        SensitivityShard.from_bytes(npz.pack(sensitivity_arrays() | {name: array}))
+
+
+def test_a_sensitivity_shard_of_no_samples() -> None:
+    arrays = {name: array[:0] if array.ndim else array for name, array in sensitivity_arrays().items()}
+    with pytest.raises(ShardCorruptError, match="lengths"):
+        SensitivityShard.from_bytes(npz.pack(arrays))
+
+
+@pytest.mark.parametrize(
+    ("name", "array"),
+    [
+        ("sigma", np.zeros(2, dtype=np.float32)),
+        ("x", np.zeros((0, 2, 2, 4))),
+        ("x_next", np.zeros((3, 2, 2, 5))),
+        ("x", np.zeros((3, 2))),
+        ("image", np.array([0, 0, 2], dtype=np.int32)),
+        ("image", np.array([0, -1, 1], dtype=np.int32)),
+        ("image", np.array([0.0, 0.5, 1.0])),
+        ("has_next", np.array([1, 0, 1])),
+        ("step_index", np.array([0.5, 0, 0])),
+        ("conditioning", np.zeros((3, 2, 5, 3))),
+        ("conditioning", np.zeros((2, 5, 3))),
+        ("pooled_conditioning", np.zeros((1, 2, 7))),
+        ("pooled_conditioning", np.zeros((2, 1, 7))),
+        ("x", np.full((3, 2, 2, 4), np.nan)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_sample_sets_that_do_not_fit(name: str, array: Array) -> None:
+    with pytest.raises(ShardCorruptError):
+        SampleSet.from_bytes(npz.pack(sample_arrays() | {name: array}))
+
+
+def test_implied_velocity_is_that_of_an_euler_step() -> None:
+    rng = np.random.default_rng(0)
+    velocity = rng.normal(size=(3, 2, 2, 4)).astype(np.float32)
+    arrays = sample_arrays() | {"x": rng.normal(size=(3, 2, 2, 4)).astype(np.float32)}
+    step = (arrays["sigma_next"] - arrays["sigma"])[:, None, None, None]
+    samples = SampleSet(**arrays | {"x_next": arrays["x"] + step * velocity})
+    np.testing.assert_allclose(samples.implied_velocity, velocity, rtol=1e-5, atol=1e-5)
+    still = SampleSet(**arrays | {"sigma_next": arrays["sigma"]})
+    assert not still.implied_velocity.any()
+
+
+def test_a_shard_is_no_sample_set() -> None:
+    with pytest.raises(ShardCorruptError, match="is missing"):
+        SampleSet.from_bytes(CalibrationShard(**calibration_arrays()).to_bytes())
