@@ -139,7 +139,7 @@ class SensitivityShard(PackedArrays):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SketchShard(_Shard):
+class SketchShard(PackedArrays):
     """One sample and P probes: what every layer at every bit width does to the probed output.
 
     L layers in the order of the model card, B bit widths.
@@ -169,17 +169,17 @@ class SketchShard(_Shard):
     """(L, B) float64: bits, plus what scales and biases cost."""
 
     _layout: ClassVar[dict[str, tuple[str, int]]] = {
-        "image_index": (_INTEGERS, 0),
-        "step_index": (_INTEGERS, 0),
-        "bits": (_INTEGERS, 1),
-        "products": (_FLOATS, 3),
-        "squared_reference": (_FLOATS, 0),
-        "output_size": (_INTEGERS, 0),
-        "dead": (_BOOLEANS, 1),
-        "measurable": (_BOOLEANS, 1),
-        "weight_squared_error": (_FLOATS, 2),
-        "weight_squared_norm": (_FLOATS, 1),
-        "bits_per_weight": (_FLOATS, 2),
+        "image_index": (INTEGERS, 0),
+        "step_index": (INTEGERS, 0),
+        "bits": (INTEGERS, 1),
+        "products": (FLOATS, 3),
+        "squared_reference": (FLOATS, 0),
+        "output_size": (INTEGERS, 0),
+        "dead": (BOOLEANS, 1),
+        "measurable": (BOOLEANS, 1),
+        "weight_squared_error": (FLOATS, 2),
+        "weight_squared_norm": (FLOATS, 1),
+        "bits_per_weight": (FLOATS, 2),
     }
 
     def _check(self) -> None:
