@@ -161,19 +161,19 @@ class CalibFolder:
         """Say what is asked for.
 
         Raises:
-            InputError: the folder holds another run, or samples of unknown origin.
+            InputError: the folder holds images of another run, or samples of unknown origin.
         """
         old = self.read_run()
         if old is None and (self.manifest_path.exists() or any(self.root.glob("samples/*.npz"))):
             raise InputError(
                 f"{self.root} holds samples that no run.json explains; use another --calib-dir, or move them"
             )
-        if old and old.settings != run.settings:
+        if old and old.settings != run.settings and self.read_records():
             raise InputError(
                 f"{self.root} holds run {old.settings.id}, which differs in {_difference(old, run)}; "
                 "use another --calib-dir for these settings"
             )
-        if old and old.store_id != run.store_id:
+        if old and old.settings == run.settings and old.store_id != run.store_id:
             raise InputError(
                 f"run {old.settings.id} was enqueued with {old.store or 'the Redis relay'} as its store; "
                 "give the same --store"

@@ -24,16 +24,21 @@ EXIT_INTERRUPTED = 130
 DEFAULT_BITS = "2,3,4,5,6,8"
 
 
-class _IntList(click.ParamType[list[int]]):
+class _Bits(click.ParamType[list[int]]):
     name = "N,N,..."
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
         if isinstance(value, list):
             return value
+        from producer.enqueue import checked_bits
+        from shared.errors import InputError
+
         try:
-            return [int(part) for part in str(value).split(",")]
+            return checked_bits([int(part) for part in str(value).split(",")])
         except ValueError:
             self.fail(f"{value!r} is no list of whole numbers; write it as {DEFAULT_BITS}", param, ctx)
+        except InputError as error:
+            self.fail(str(error), param, ctx)
 
 
 def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -94,7 +99,7 @@ calibration_options = _options(
     click.option("--use-t5/--no-t5", default=None, help="The T5 text encoder. [default: none, but for FLUX]"),
 )
 sensitivity_options = _options(
-    click.option("--bits", type=_IntList(), default=DEFAULT_BITS, show_default=True),
+    click.option("--bits", type=_Bits(), default=DEFAULT_BITS, show_default=True),
     click.option("--group-size", type=click.Choice(["32", "64", "128"]), default="64", show_default=True),
     click.option(
         "--max-images", type=click.IntRange(1), help="Measure on the first images only. [default: 8]"

@@ -24,6 +24,7 @@ from shared.model_card import ModelCard
 from shared.runs import RunSettings, SensitivitySettings
 from shared.sample_set import sample_set_digest
 from shared.store import ShardStore
+from shared.task_queue import TaskQueue, queue_name
 
 MEASURABLE_BITS = (2, 3, 4, 5, 6, 8)
 """What `mlx.core.quantize` offers."""
@@ -55,6 +56,10 @@ def enqueue_calibration(
         store=safe_url(fleet.store_url) if fleet.store_url else None,
     )
     folder.write_run(run)
+    if old and old.settings != settings:
+        # Nothing of it was collected, or the folder would have refused: nobody waits for it any more.
+        queue = TaskQueue(queue_name(old.store_id), fleet.connection)
+        queue.withdraw([task.id for task in old.tasks()])
     done = frozenset(folder.read_records())
     return run, reconcile(
         run.tasks(), done, connection=fleet.connection, store=fleet.store, retry_failed=True

@@ -34,6 +34,9 @@ def run_settings(
         raise InputError(f"{model} has no T5; leave out --use-t5")
     if use_t5 is False and spec.text_encoder_t5 == "required":
         raise InputError(f"{model} can't do without T5; leave out --no-t5")
+    if image_size and image_size % 16:
+        below = max(16, image_size - image_size % 16)
+        raise InputError(f"--image-size {image_size} is no multiple of 16; use {below} or {below + 16}")
     settings = RunSettings(
         model=model,
         checkpoint_sha256=_file_digest(checkpoint) if checkpoint else None,

@@ -130,6 +130,13 @@ class TaskQueue(Queue):
             pipeline.execute()
         return len(batch)
 
+    def withdraw(self, job_ids: Iterable[str]) -> None:
+        """Take back jobs that wait; those that run end by themselves."""
+        with self.connection.pipeline() as pipeline:
+            for job_id in job_ids:
+                pipeline.lrem(self.key, 0, job_id)
+            pipeline.execute()
+
     def in_flight(self) -> InFlight:
         """Ids that wait or run, read in one transaction and without RQ's unlocked cleaning."""
         with self.connection.pipeline(transaction=True) as pipeline:

@@ -171,3 +171,13 @@ def test_folder_store(fleet: Fleet) -> None:
     assert "calibration: 1 of 1" in fleet.producer("collect", *store)
     assert not list((fleet.folder / "share").rglob("*.npz"))
     assert "is no shard store" in fleet.run("worker", "start", "--store", str(fleet.folder), code=2)
+
+
+def test_settings_may_change_until_something_is_collected(fleet: Fleet) -> None:
+    fleet.enqueue(2)
+    assert "2 images enqueued" in fleet.enqueue(2, "--seed", "7")
+    assert redis_of(fleet).llen("rq:queue:bitfleet-1-relay") == 2
+    fleet.work()
+    fleet.producer("collect")
+    with pytest.raises(AssertionError, match="differs in seed"):
+        fleet.enqueue(2)
