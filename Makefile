@@ -1,5 +1,6 @@
 # make demo    install, then run the main job on a small model, all on this machine
 # make test    install if need be, then lint, types and every test
+# make bench   install if need be, then hold speed and agreement of the engines against their targets
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -26,6 +27,9 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks
 
 clean:
 	rm -rf $(VENV) demo_data

@@ -9,12 +9,15 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from diffusionkit.mlx import CFGDenoiser, DiffusionPipeline, to_d
-from diffusionkit.mlx.config import MMDiTConfig, PositionalEncoding
-from diffusionkit.mlx.mmdit import MMDiT
-from diffusionkit.mlx.sampler import FluxSampler, ModelSamplingDiscreteFlow
 
 from shared.sample_set import SampleSet
+from worker.quiet_imports import quiet_imports
+
+with quiet_imports():
+    from diffusionkit.mlx import CFGDenoiser, DiffusionPipeline, to_d
+    from diffusionkit.mlx.config import MMDiTConfig, PositionalEncoding
+    from diffusionkit.mlx.mmdit import MMDiT
+    from diffusionkit.mlx.sampler import FluxSampler, ModelSamplingDiscreteFlow
 
 
 def sd3_config(*, depth: int = 2, hidden: int = 64, heads: int = 2, text_dim: int = 64) -> MMDiTConfig:

@@ -7,6 +7,7 @@ escaped, and the page's policy lets it load nothing from anywhere.
 import base64
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -56,6 +57,7 @@ def render_report(results: Results, previews: Sequence[Preview] = ()) -> str:
             ranking=_ranking(results, rank_bits),
             missing=_missing_by_reason(results),
             kinds=kinds,
+            sketch=_sketch(results),
             chart=Markup(averages_chart(depth, kinds, results.bits)) if kinds else None,
             previews=[(caption, base64.b64encode(png).decode()) for caption, png in previews],
         )
@@ -96,6 +98,16 @@ def _buckets(results: Results) -> list[dict[str, Any]]:
         }
         for name in BUCKET_NAMES
     ]
+
+
+def _sketch(results: Results) -> dict[str, float] | None:
+    """How many pairs are sketched, and how certain; None if none are."""
+    shares = [
+        pair.standard_error / error
+        for pair in results.measurements
+        if pair.standard_error is not None and (error := pair.buckets["all"].relative_error)
+    ]
+    return {"pairs": len(shares), "typical": median(shares), "worst": max(shares)} if shares else None
 
 
 def _rank_bits(results: Results) -> int | None:

@@ -126,7 +126,9 @@ def test_results_have_the_usual_form_and_a_report(make_example):
     assert results.bootstrap.units == {"image": 3}
     assert (results.hosts[0].kind, results.hosts[0].tasks) == ("sensitivity", 18)
     assert decode_results(encode_results(results)) == results
-    assert example.card.layers[0].path in render_report(results)
+    page = render_report(results)
+    assert f"{len(results.measurements) - len(BITS)} of {len(results.measurements)}" in page
+    assert "Sketch against exact" not in page
 
 
 def test_verified_pairs_are_exact_and_held_against_the_sketch(make_example):
@@ -146,6 +148,9 @@ def test_verified_pairs_are_exact_and_held_against_the_sketch(make_example):
     assert (pair.layer, pair.bits) == (layer, 4)
     assert pair.exact_relative_error == found[layer, 4].buckets["all"].relative_error
     assert pair.sketch_relative_error == before.buckets["all"].relative_error
+    page = render_report(results)
+    assert "Sketch against exact" in page
+    assert f"{pair.sketch_relative_error / pair.exact_relative_error:.3g}</td>" in page
 
 
 def test_another_run_or_model_is_refused(make_example):
