@@ -208,6 +208,11 @@ def test_t5_is_refused_where_there_is_none_and_demanded_where_it_is_needed() -> 
         load_model(change(model="argmaxinc/mlx-FLUX.1-schnell"))
 
 
+def test_an_image_larger_than_the_model_draws_is_refused() -> None:
+    with pytest.raises(InputError, match="--image-size 128"):
+        load_model(change(image_size=256))
+
+
 @pytest.mark.parametrize("model", ["argmaxinc/mlx-stable-diffusion-3-medium", "argmaxinc/mlx-FLUX.1-schnell"])
 def test_a_real_model_offline_says_what_to_do(
     model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

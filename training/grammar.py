@@ -43,7 +43,7 @@ class Thing:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """One picture's content. `where` is a place of a single thing, or the first thing's relation to the second."""
+    """What a picture holds. `where` is a lone thing's place, or the first one's relation to the second."""
 
     things: tuple[Thing, ...]
     where: str
@@ -59,7 +59,7 @@ class Scene:
 
     @property
     def combination(self) -> str:
-        """Colours, shapes and arrangement: equal for every size, background and wording of the same picture."""
+        """Colours, shapes and arrangement, without sizes, background and wording."""
         things, where = self.things, self.where
         if len(things) == 2 and where in _MIRRORED:
             things, where = things[::-1], _MIRRORED[where]

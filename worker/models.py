@@ -14,10 +14,13 @@ with quiet_imports():
     from diffusionkit.mlx import DiffusionPipeline, FluxPipeline
 
     from worker.model_files import ModelFiles, file_sha256
-    from worker.small_models import TINY_SD3, BuiltIn
+    from worker.small_models import DEMO, TINY_SD3, BuiltIn, demo_folder
     from worker.tiny_checkpoint import tiny_sd3_folder
 
-BUILT_IN = {"tiny-sd3": BuiltIn(TINY_SD3, tiny_sd3_folder)}
+BUILT_IN = {
+    "tiny-sd3": BuiltIn(TINY_SD3, tiny_sd3_folder),
+    "demo": BuiltIn(DEMO, demo_folder),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,14 +37,16 @@ def load_model(settings: RunSettings, checkpoint: Path | None = None) -> LoadedM
     """Load the model of a run. `checkpoint` replaces the transformer's file (for SD3 the VAE's too).
 
     Raises:
-        InputError: no such model, or T5 wanted of a model without it.
+        InputError: no such model, T5 wanted of a model without it, or an image larger than it draws.
         RunMismatchError: `checkpoint` is not the file that the run was enqueued with.
         ModelUnavailableError: a file is missing, gated, or holds another model.
     """
     spec = model_spec(settings.model)
     _check_t5(spec, settings.use_t5)
     _check_checkpoint(settings, checkpoint)
-    files = ModelFiles(spec.id, settings.precision, checkpoint, BUILT_IN[spec.id] if spec.built_in else None)
+    built_in = BUILT_IN[spec.id] if spec.built_in else None
+    _check_image_size(settings, built_in)
+    files = ModelFiles(spec.id, settings.precision, checkpoint, built_in)
     try:
         pipeline = _new_pipeline(spec, settings, files)
     except (ValueError, KeyError, RuntimeError) as error:
@@ -75,6 +80,17 @@ def _check_checkpoint(settings: RunSettings, checkpoint: Path | None) -> None:
         raise RunMismatchError(
             f"{checkpoint} (sha256 {found[:12]}...) is not the checkpoint of run {settings.id}"
             f" (sha256 {wanted[:12]}...); give the file that it was enqueued with"
+        )
+
+
+def _check_image_size(settings: RunSettings, built_in: BuiltIn | None) -> None:
+    if built_in is None:
+        return
+    largest = 8 * built_in.model.max_latent_resolution
+    if settings.image_size > largest:
+        raise InputError(
+            f"{settings.model} draws at most {largest} pixels, not {settings.image_size};"
+            f" use --image-size {largest}"
         )
 
 

@@ -30,6 +30,8 @@ class SmallModel:
     vae_channels: tuple[int, ...]
     vae_layers: int
     """Residual blocks a level of the encoder; the decoder has one more."""
+    vae_groups: int
+    """Of its group normalisation; few, where channels are few, for a group of one forgets its brightness."""
     use_qk_norm: bool = False
 
     def mmdit_config(self, precision: Precision) -> MMDiTConfig:
@@ -49,13 +51,17 @@ class SmallModel:
     def vae_encoder_config(self) -> VAEEncoderConfig:
         """Encoder sizes."""
         return VAEEncoderConfig(
-            block_out_channels=self.vae_channels, layers_per_block=self.vae_layers, resnet_groups=8
+            block_out_channels=self.vae_channels,
+            layers_per_block=self.vae_layers,
+            resnet_groups=self.vae_groups,
         )
 
     def vae_decoder_config(self) -> VAEDecoderConfig:
         """Decoder sizes."""
         return VAEDecoderConfig(
-            block_out_channels=self.vae_channels, layers_per_block=self.vae_layers + 1, resnet_groups=8
+            block_out_channels=self.vae_channels,
+            layers_per_block=self.vae_layers + 1,
+            resnet_groups=self.vae_groups,
         )
 
     def clip_config(self, width: int) -> dict[str, Any]:
@@ -81,7 +87,29 @@ TINY_SD3 = SmallModel(
     max_length=32,
     vae_channels=(32, 32, 64, 64),
     vae_layers=1,
+    vae_groups=8,
 )
+
+
+DEMO = SmallModel(
+    hidden_size=128,
+    num_heads=4,
+    depth=6,
+    max_latent_resolution=8,
+    clip_widths=(64, 64),
+    clip_layers=3,
+    # The longest prompt of the grammar has 14 words.
+    max_length=16,
+    vae_channels=(8, 16, 32, 64),
+    vae_layers=1,
+    vae_groups=1,
+    use_qk_norm=True,
+)
+
+
+def demo_folder() -> Path:
+    """Folder of the demo model, which is part of the package."""
+    return Path(__file__).parent / "demo_model"
 
 
 @dataclass(frozen=True, slots=True)
