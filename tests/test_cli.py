@@ -1,0 +1,150 @@
+"""The command lines: help at once, one line for bad input, and a README that says what is true."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+import producer.cli
+import worker.cli
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+GROUPS: dict[str, click.Group] = {"producer": producer.cli.main, "worker": worker.cli.main}
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> str:
+    path = tmp_path / "prompts.csv"
+    path.write_text("prompt\na red circle\n")
+    return str(path)
+
+
+def invoke(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(GROUPS[arguments[0]], arguments[1:])
+    return result.exit_code, result.output
+
+
+def options_of(command: click.Command) -> set[str]:
+    return {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
+
+
+@pytest.mark.parametrize("module", ["producer.cli", "worker.cli"])
+def test_help_imports_nothing_heavy(module: str) -> None:
+    code = f"import sys, {module}; print(*sys.modules)"
+    modules = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
+    ).stdout.split()
+    heavy = {
+        "redis",
+        "rq",
+        "numpy",
+        "rich",
+        "matplotlib",
+        "fsspec",
+        "msgspec",
+        "mlx",
+        "diffusionkit",
+        "torch",
+    }
+    assert module in modules
+    assert not heavy & set(modules)
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_every_command_and_option_explains_itself(group: str) -> None:
+    assert invoke(group, "--help")[0] == 0
+    for name, command in GROUPS[group].commands.items():
+        code, text = invoke(group, name, "--help")
+        assert code == 0
+        assert command.help
+        for option in options_of(command):
+            hidden = any(option in p.opts and getattr(p, "hidden", False) for p in command.params)
+            assert hidden or option in text
+
+
+def test_the_readme_names_every_command() -> None:
+    for group, commands in GROUPS.items():
+        for name in commands.commands:
+            assert f"| `{group} {name}` |" in README
+
+
+def test_commands_in_the_readme_exist_with_their_options() -> None:
+    lines = [line.split("#")[0] for line in README.splitlines()]
+    found = 0
+    for line in lines:
+        match = re.match(r"\s{4}(producer|worker) ([a-z-]+)(.*)", line)
+        if not match:
+            continue
+        found += 1
+        command = GROUPS[match[1]].commands[match[2]]
+        assert set(re.findall(r"--[a-z0-9-]+", match[3])) <= options_of(command), line
+    assert found >= 6
+
+
+def test_defaults_in_the_readme_are_the_code_s() -> None:
+    calibration = GROUPS["producer"].commands["enqueue-calibration"]
+    defaults = {parameter.opts[0]: parameter.default for parameter in calibration.params}
+    assert (defaults["--num-images"], defaults["--num-steps"], defaults["--seed"]) == (100, 50, 0)
+    assert str(defaults["--prompt-csv"]) == "all_prompts.csv"
+    assert str(defaults["--calib-dir"]) == "calibration_data"
+    for value in ("100, 50, 7.5", "`all_prompts.csv`", "2,3,4,5,6,8", f"`{defaults['--model']}`"):
+        assert value in README
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--model", "nothing"], "no model named 'nothing'"),
+        (["--image-size", "100"], "--image-size 100 is no multiple of 16; use 96 or 112"),
+        (["--model", "argmaxinc/mlx-FLUX.1-dev", "--cfg-weight", "3"], "takes no --cfg-weight"),
+        (["--model", "argmaxinc/mlx-FLUX.1-dev", "--no-t5"], "can't do without T5"),
+        (["--model", "tiny-sd3", "--use-t5"], "has no T5"),
+        (["--num-images", "2"], "has 1 prompts, 2 images need as many"),
+        (["--checkpoint", "nowhere.safetensors"], "does not exist"),
+        (["--seed", "-1"], "not in the range"),
+        (["--redis-url", "http://localhost"], "not a Redis URL"),
+        (["--redis-url", "redis://:secret@localhost:1"], "no Redis at redis://:***@localhost:1"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(prompts: str, arguments: list[str], says: str) -> None:
+    base = ["producer", "enqueue-calibration", "--prompt-csv", prompts, "--num-images", "1"]
+    code, text = invoke(*base, *arguments)
+    assert code == 2
+    assert says in text
+    assert "secret" not in text
+    assert "Traceback" not in text
+    assert len([line for line in text.splitlines() if line.startswith("Error")]) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--bits", "4,7"], "MLX can't quantize to 7 bits"),
+        (["--bits", "four"], "no list of whole numbers"),
+        (["--group-size", "48"], "is not one of"),
+        (["--step-stride", "0"], "not in the range"),
+        (["--until", "0"], "not in the range"),
+    ],
+)
+def test_bad_sensitivity_options(arguments: list[str], says: str) -> None:
+    code, text = invoke("producer", "enqueue-sensitivity", *arguments)
+    assert (code, says in text) == (2, True), text
+
+
+def test_without_a_redis_there_are_three_ways_on() -> None:
+    code, text = invoke("producer", "status", "--redis-url", "redis://localhost:1")
+    assert code == 2
+    for way in ("docker compose up", "redis-server", "producer run"):
+        assert way in text
+
+
+def test_debug_gives_the_traceback() -> None:
+    result = CliRunner().invoke(
+        producer.cli.main, ["status", "--redis-url", "redis://localhost:1", "--debug"]
+    )
+    assert type(result.exception).__name__ == "RedisUnavailableError"
