@@ -19,10 +19,10 @@ from producer.settings import run_settings
 from producer.workers import live_workers
 from shared.connection import connect, safe_url
 from shared.errors import InputError, WrongStoreError
+from shared.open_store import open_store
 from shared.relay_store import RELAY_ID, RelayStore
 from shared.runs import RunSettings
 from shared.sizes import format_size
-from shared.store import open_store
 
 
 def read_settings(

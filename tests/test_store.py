@@ -15,9 +15,10 @@ from redis import Redis
 
 from shared.errors import ShardCorruptError, StoreError, WrongStoreError
 from shared.folder_store import MARKER, FolderStore
+from shared.open_store import open_store
 from shared.records import encode_record
 from shared.relay_store import RelayStore
-from shared.store import ShardStore, open_store
+from shared.store import ShardStore
 from tests.tasks import SENSITIVITY, image_task, layer_task, record_of
 
 SHARD = b"the bytes of a shard" * 10

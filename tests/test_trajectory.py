@@ -3,12 +3,13 @@
 from pathlib import Path
 
 import mlx.core as mx
+import msgspec
 import numpy as np
 import pytest
 from diffusionkit.mlx import model_io
 
-from shared.runs import RunSettings
 from shared.tasks import CalibrationTask
+from tests.tasks import SETTINGS
 from worker import model_files, tiny_checkpoint
 from worker.calibrate import calibrate
 from worker.models import LoadedModel, load_model
@@ -16,17 +17,6 @@ from worker.trajectory import Trajectory, denoise
 
 pytestmark = pytest.mark.slow
 
-SETTINGS = RunSettings(
-    model="tiny-sd3",
-    num_steps=4,
-    cfg_weight=7.5,
-    image_size=64,
-    seed=0,
-    shift=3.0,
-    use_t5=False,
-    precision="float32",
-    prompts_sha256="0" * 64,
-)
 PROMPTS = ("a red circle", "a small blue square on a grey background")
 
 
@@ -115,10 +105,7 @@ def test_a_shard_holds_the_trajectory_and_what_the_producer_must_know(model: Loa
 
 
 def test_half_precision_keeps_what_the_transformer_sees(cache: object) -> None:
-    settings = RunSettings(
-        **{name: getattr(SETTINGS, name) for name in SETTINGS.__struct_fields__ if name != "precision"},
-        precision="float16",
-    )
+    settings = msgspec.structs.replace(SETTINGS, precision="float16")
     task = CalibrationTask(run=settings, store_id="relay", image_index=0, prompt=PROMPTS[0], seed=0)
     shard = calibrate(task, load_model(settings), lambda progress: None)
     assert shard.x.dtype == shard.conditioning.dtype == np.float16

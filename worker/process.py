@@ -12,8 +12,8 @@ from rq.queue import Queue
 
 from shared.connection import connect
 from shared.errors import BitfleetError
+from shared.open_store import open_store
 from shared.runs import PROTOCOL
-from shared.store import open_store
 from shared.task_queue import parse_queue_name, queue_name
 from worker.lease_worker import LeaseWorker
 from worker.machine import host_name
