@@ -17,7 +17,8 @@ def read_prompts(path: Path, count: int) -> list[str]:
         InputError: no such file, not UTF-8, empty, no such column, an empty prompt, or too few.
     """
     text = _read_text(path)
-    reader = csv.DictReader(io.StringIO(text, newline=""))
+    # Strict: a quote that is never closed would swallow all lines after it.
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
         columns = reader.fieldnames
         if not columns:
@@ -29,7 +30,7 @@ def read_prompts(path: Path, count: int) -> list[str]:
             )
         prompts = [_checked(row[COLUMN], path, reader.line_num) for row in reader]
     except csv.Error as error:
-        raise InputError(f"{path}, line {reader.line_num}: not a CSV ({error})") from None
+        raise InputError(f"{path}, line {reader.reader.line_num}: not a CSV ({error})") from None
     if not prompts:
         raise InputError(f"{path} has a header but no prompts; add one a line")
     if len(prompts) < count:

@@ -1,5 +1,6 @@
 """The one way to a Redis: retries that outlive a restart, one clear line when there is none."""
 
+import re
 from urllib.parse import urlsplit, urlunsplit
 
 from redis import Redis
@@ -20,6 +21,8 @@ WAYS_ON = (
     "start one with `docker compose up -d`, or install and start redis-server, "
     "or do all on this machine with `producer run`"
 )
+
+_SECRET = re.compile(r"([^&=]*(?:pass|secret|token|key|credential|signature)[^&=]*)=[^&]*", re.IGNORECASE)
 
 
 def connect(url: str, *, patient: bool = True) -> Redis:
@@ -69,14 +72,16 @@ def safe_url(url: str) -> str:
     """`url` without its password, for messages and logs."""
     try:
         parts = urlsplit(url)
-        if parts.password is None:
-            return url
-        user = parts.username or ""
-        host = parts.hostname or ""
-        port = f":{parts.port}" if parts.port else ""
+        _ = parts.port
     except ValueError:
         return "(unreadable URL)"
-    return urlunsplit((parts.scheme, f"{user}:***@{host}{port}", parts.path, parts.query, parts.fragment))
+    netloc = parts.netloc
+    if parts.password is not None:
+        netloc = f"{parts.username or ''}:***@{netloc.rpartition('@')[2]}"
+    # redis-py takes a password there, too; of other stores, keys and tokens.
+    query = _SECRET.sub(r"\1=***", parts.query)
+    safe = parts._replace(netloc=netloc, query=query)
+    return url if safe == parts else urlunsplit(safe)
 
 
 def _reason(error: Exception) -> str:

@@ -81,21 +81,30 @@ def _note_crash(queue_name: str, job: Job, *_: object) -> None:
 
 
 def _return_stuck_jobs(queue: TaskQueue, lease_seconds: int) -> None:
-    script = queue.connection.register_script(_RETURN_STUCK)
-    entries = cast(list[bytes], queue.connection.lrange(queue.intermediate_queue_key, 0, -1))
-    for entry in set(entries):
-        if not is_job_id(entry) or not queue.connection.exists(TaskJob.key_for(entry.decode())):
-            queue.connection.lrem(queue.intermediate_queue_key, 0, entry)  # type: ignore[arg-type]
-            continue
-        job_id = entry.decode()
-        seen = f"bitfleet:stuck:{queue.name}:{job_id}"
+    redis, popped_key = queue.connection, queue.intermediate_queue_key
+    popped = set(cast(list[bytes], redis.lrange(popped_key, 0, -1)))
+    for entry in {entry for entry in popped if not _is_job(redis, entry)}:
+        redis.lrem(popped_key, 0, entry)  # type: ignore[arg-type]
+        popped.remove(entry)
+    seen_key = f"bitfleet:stuck:{queue.name}"
+    seen = cast(dict[bytes, bytes], redis.hgetall(seen_key))
+    # One that started since: popped another time, it has its whole lease again.
+    if gone := seen.keys() - popped:
+        redis.hdel(seen_key, *gone)
+    now = redis.time()[0]
+    for entry in popped:
         # First seen: wait a lease, since most of these are about to start.
-        if queue.connection.set(seen, 1, nx=True, ex=lease_seconds * 10):
-            continue
-        if queue.connection.ttl(seen) > lease_seconds * 9:
-            continue
-        queue.connection.delete(seen)
-        if script(
-            keys=[queue.intermediate_queue_key, queue.key, queue.started_job_registry.key], args=[job_id]
-        ):
-            logger.warning("%s was popped but never started: it is returned", job_id)
+        if entry not in seen:
+            redis.hset(seen_key, entry, now)
+        elif now - int(seen[entry]) >= lease_seconds:
+            _return_stuck_job(queue, entry.decode())
+
+
+def _is_job(redis: Redis, entry: bytes) -> bool:
+    return is_job_id(entry) and bool(redis.exists(TaskJob.key_for(entry.decode())))
+
+
+def _return_stuck_job(queue: TaskQueue, job_id: str) -> None:
+    script = queue.connection.register_script(_RETURN_STUCK)
+    if script(keys=[queue.intermediate_queue_key, queue.key, queue.started_job_registry.key], args=[job_id]):
+        logger.warning("%s was popped but never started: it is returned", job_id)

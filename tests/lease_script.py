@@ -1,0 +1,73 @@
+"""A LeaseWorker in a process of its own, with fake functions: `python -m tests.lease_script URL NAME LEASE`.
+
+A task's prompt says what its function does. What ran is noted in the Redis list `ran`.
+"""
+
+import logging
+import os
+import signal
+import sys
+import time
+from typing import Any
+
+from redis import Redis
+
+from shared.connection import connect
+from shared.errors import ModelUnavailableError
+from shared.task_queue import queue_name
+from shared.tasks import CalibrationTask, Task
+from worker.job_context import JobContext
+from worker.lease_worker import LeaseWorker
+
+EXIT_FATAL = 2
+
+
+class QuickWorker(LeaseWorker):
+    """Looks after lost jobs every second while it waits, not every ten."""
+
+    @property
+    def dequeue_timeout(self) -> int:
+        return 1
+
+
+def main(url: str, name: str, lease_seconds: str) -> int:
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr)
+    notes = connect(url)
+
+    def run(task: Task, context: JobContext) -> dict[str, Any]:
+        assert isinstance(task, CalibrationTask)
+        notes.rpush("ran", f"{name} starts {task.id}")
+        act(task.prompt, notes, context, attempt=int(notes.incr(f"attempts:{task.id}")))
+        notes.rpush("ran", f"{name} ends {task.id}")
+        return {"by": name}
+
+    worker = QuickWorker(
+        queue_name("relay"),
+        connection=connect(url),
+        beat_connection=connect(url, patient=False),
+        functions={"calibrate": run},
+        host="here",
+        name=name,
+        lease_seconds=int(lease_seconds),
+        beat_seconds=0.3,
+    )
+    worker.work(logging_level="WARNING")
+    return EXIT_FATAL if worker.fatal else 0
+
+
+def act(what: str, notes: Redis, context: JobContext, attempt: int) -> None:
+    if what == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if what == "no model here":
+        raise ModelUnavailableError("the checkpoint is missing")
+    if attempt > 1:
+        return
+    # Until the test says so: with looks at the lease as the real functions have them, or without.
+    while what in ("listen", "deaf") and not notes.exists("wake"):
+        if what == "listen":
+            context.check("step 1 of 2")
+        time.sleep(0.02)
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

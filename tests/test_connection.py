@@ -1,0 +1,132 @@
+"""The way to Redis: one clear line when there is none, and never a password in it."""
+
+import socket
+import threading
+import time
+
+import pytest
+from redis import Redis
+
+from shared.connection import connect, safe_url
+from shared.errors import InputError, RedisUnavailableError
+from tests.redis_process import RedisProcess
+
+
+@pytest.fixture
+def closed_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.mark.parametrize("patient", [True, False])
+def test_a_redis_that_answers(redis_url: str, patient: bool) -> None:
+    client = connect(redis_url, patient=patient)
+    client.set("x", 1)
+    assert client.get("x") == b"1"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "name.invalid"])
+def test_no_redis_is_one_line_with_three_ways_on(closed_port: int, host: str) -> None:
+    with pytest.raises(RedisUnavailableError) as caught:
+        connect(f"redis://user:secret@{host}:{closed_port}/2")
+    message = str(caught.value)
+    assert f"{host}:{closed_port}" in message
+    for way in ("docker compose up -d", "redis-server", "producer run"):
+        assert way in message
+    assert "\n" not in message
+    assert "secret" not in message
+
+
+def test_a_socket_that_is_not_there() -> None:
+    with pytest.raises(RedisUnavailableError, match=r"/nowhere/redis\.sock"):
+        connect("unix:///nowhere/redis.sock")
+
+
+def test_something_else_answers(closed_port: int) -> None:
+    with socket.create_server(("127.0.0.1", closed_port)) as server:
+
+        def greet() -> None:
+            peer, _ = server.accept()
+            with peer:
+                peer.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+        thread = threading.Thread(target=greet)
+        thread.start()
+        with pytest.raises(RedisUnavailableError, match=str(closed_port)):
+            connect(f"redis://127.0.0.1:{closed_port}")
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "localhost:6379",
+        "http://user:secret@host",
+        "redis://host:port",
+        "redis://user:secret@host:99999999",
+        "redis://user:secret@[::1",
+        "redis://host/notanumber?x=%zz&db=x",
+    ],
+    ids=repr,
+)
+def test_no_redis_url(url: str) -> None:
+    with pytest.raises((InputError, RedisUnavailableError)) as caught:
+        connect(url)
+    assert "secret" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "safe"),
+    [
+        ("redis://host:6379/0", "redis://host:6379/0"),
+        ("redis://user:secret@host:6379/0", "redis://user:***@host:6379/0"),
+        ("redis://:secret@host", "redis://:***@host"),
+        ("rediss://user:@host", "rediss://user:***@host"),
+        ("redis://user@host", "redis://user@host"),
+        ("redis://:secret@[::1]:6379", "redis://:***@[::1]:6379"),
+        ("redis://:se@cret@host", "redis://:***@host"),
+        ("redis://host?password=secret&db=1", "redis://host?password=***&db=1"),
+        ("https://host/x?X-Amz-Signature=secret&a=b", "https://host/x?X-Amz-Signature=***&a=b"),
+        ("unix:///run/redis.sock", "unix:///run/redis.sock"),
+        ("unix://:secret@/run/redis.sock?db=1", "unix://:***@/run/redis.sock?db=1"),
+        ("redis://:secret@host:99999999", "(unreadable URL)"),
+        ("sftp://me:secret@nas/volume", "sftp://me:***@nas/volume"),
+        ("/Volumes/share", "/Volumes/share"),
+    ],
+)
+def test_passwords_are_not_shown(url: str, safe: str) -> None:
+    assert safe_url(url) == safe
+
+
+def test_a_password_that_is_refused(own_redis: RedisProcess) -> None:
+    with Redis.from_url(own_redis.url) as client:
+        client.config_set("requirepass", "right")
+    address = own_redis.url.removeprefix("unix://")
+    for url in (f"unix://{address}", f"unix://:secret@{address}"):
+        with pytest.raises(RedisUnavailableError, match="refuses us") as caught:
+            connect(url)
+        assert "secret" not in str(caught.value)
+    assert connect(f"unix://:right@{address}").ping()
+
+
+def test_a_patient_client_rides_out_a_restart(own_redis: RedisProcess) -> None:
+    patient, impatient = connect(own_redis.url), connect(own_redis.url, patient=False)
+    patient.set("kept", 1)
+    assert impatient.ping()
+    own_redis.kill()
+    with pytest.raises(Exception, match=r"(?i)connect|closed|No such file"):
+        impatient.ping()
+
+    def later() -> None:
+        time.sleep(0.3)
+        own_redis.start()
+
+    thread = threading.Thread(target=later)
+    thread.start()
+    assert patient.get("kept") == b"1"
+    thread.join()
+    assert impatient.ping()

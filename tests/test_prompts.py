@@ -1,0 +1,134 @@
+"""Prompt lists: read whole, or refused in one line that names file, line and cure."""
+
+from pathlib import Path
+
+import pytest
+
+from producer.prompts import MAX_LENGTH, read_prompts
+from shared.errors import InputError
+
+SHIPPED = Path(__file__).parent.parent / "all_prompts.csv"
+
+
+def write(folder: Path, content: str | bytes) -> Path:
+    path = folder / "prompts.csv"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def refusal(path: Path, count: int = 1) -> str:
+    with pytest.raises(InputError) as caught:
+        read_prompts(path, count)
+    message = str(caught.value)
+    assert str(path) in message
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "prompt\na cat\na dog\n",
+        "prompt\r\na cat\r\na dog\r\n",
+        "\ufeffprompt\na cat\na dog",
+        "id,prompt,note\n1,a cat,x\n2, a dog ,\n",
+        'prompt\n"a cat"\n\n\n"a dog"\n',
+        "prompt,id\na cat\na dog,2,3\n",
+    ],
+    ids=["plain", "windows", "byte order mark", "other columns", "blank lines", "short and long rows"],
+)
+def test_lists_that_can_be_read(tmp_path: Path, content: str) -> None:
+    assert read_prompts(write(tmp_path, content), 2) == ["a cat", "a dog"]
+
+
+def test_quotes_commas_and_newlines_are_kept(tmp_path: Path) -> None:
+    content = 'prompt\n"a ""big"" cat, red"\n"two\nlines"\nüber 猫\n'
+    assert read_prompts(write(tmp_path, content), 3) == ['a "big" cat, red', "two\nlines", "über 猫"]
+
+
+def test_all_are_returned_when_fewer_are_needed(tmp_path: Path) -> None:
+    assert len(read_prompts(write(tmp_path, "prompt\na\nb\nc\n"), 1)) == 3
+
+
+def test_no_such_file(tmp_path: Path) -> None:
+    assert "--prompt-csv" in refusal(tmp_path / "missing.csv")
+
+
+def test_a_folder(tmp_path: Path) -> None:
+    assert "can't be read" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "\n", "\ufeff", "\n\n\n"], ids=repr)
+def test_empty(tmp_path: Path, content: str) -> None:
+    assert "is empty" in refusal(write(tmp_path, content))
+
+
+def test_a_header_and_nothing_else(tmp_path: Path) -> None:
+    assert "no prompts" in refusal(write(tmp_path, "prompt\n"))
+
+
+@pytest.mark.parametrize(
+    "content", ["text\na cat\n", "Prompt\na cat\n", "a cat\na dog\n", "prompt;id\na;1\n"]
+)
+def test_no_such_column(tmp_path: Path, content: str) -> None:
+    message = refusal(write(tmp_path, content))
+    assert "no column 'prompt'" in message
+    assert repr(content.splitlines()[0]) in message
+
+
+def test_too_few(tmp_path: Path) -> None:
+    message = refusal(write(tmp_path, "prompt\na\nb\n"), count=3)
+    assert "has 2 prompts" in message
+    assert "--num-images 2" in message
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ("prompt,id\na,1\n,2\n", 3),
+        ("prompt,id\n ,1\n", 2),
+        ('id,prompt\n1,"two\nlines"\n2\n', 4),
+    ],
+)
+def test_an_empty_prompt_is_named_by_its_line(tmp_path: Path, content: str, line: int) -> None:
+    assert f"line {line}: an empty prompt" in refusal(write(tmp_path, content))
+
+
+def test_an_empty_prompt_beyond_those_needed_counts_too(tmp_path: Path) -> None:
+    assert "line 4" in refusal(write(tmp_path, "prompt,id\na,1\nb,2\n,3\n"), count=2)
+
+
+def test_an_endless_prompt(tmp_path: Path) -> None:
+    assert read_prompts(write(tmp_path, f"prompt\n{'x' * MAX_LENGTH}\n"), 1)
+    assert f"line 2: {MAX_LENGTH + 1} characters" in refusal(
+        write(tmp_path, f"prompt\n{'x' * (MAX_LENGTH + 1)}\n")
+    )
+    # Longer than the csv module takes at all.
+    assert "line 2" in refusal(write(tmp_path, f"prompt\n{'x' * 200_000}\n"))
+
+
+def test_an_endless_header(tmp_path: Path) -> None:
+    assert "not a CSV" in refusal(write(tmp_path, "x" * 200_000))
+
+
+@pytest.mark.parametrize(("encoding", "line"), [("latin-1", 3), ("cp1252", 3), ("utf-16", 1), ("utf-32", 1)])
+def test_another_encoding(tmp_path: Path, encoding: str, line: int) -> None:
+    message = refusal(write(tmp_path, "prompt\na cat\nüber\n".encode(encoding)))
+    assert f"line {line}: not UTF-8" in message
+
+
+def test_utf_16_without_a_mark(tmp_path: Path) -> None:
+    assert "no column" in refusal(write(tmp_path, "prompt\na cat\n".encode("utf-16-le")))
+
+
+def test_a_quote_that_is_never_closed(tmp_path: Path) -> None:
+    assert "line 12: not a CSV" in refusal(write(tmp_path, 'prompt\na\n"b\nc\n' + "d\n" * 8))
+
+
+def test_a_quote_in_the_middle_of_nothing(tmp_path: Path) -> None:
+    assert "line 2: not a CSV" in refusal(write(tmp_path, 'prompt\n"a" cat, red\n'))
+
+
+def test_the_shipped_list() -> None:
+    prompts = read_prompts(SHIPPED, 100)
+    assert len(set(prompts)) == len(prompts)
