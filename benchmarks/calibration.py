@@ -23,12 +23,12 @@ import mlx.core as mx
 from benchmarks.report import Report, print_report
 from shared.runs import RunSettings
 from shared.tasks import CalibrationTask
-from worker import models
 from worker.calibrate import calibrate
-from worker.models import LoadedModel, load_model
-from worker.quiet_imports import quiet_imports
-from worker.small_models import BuiltIn, SmallModel
-from worker.tiny_checkpoint import write_random_checkpoint
+from worker.model import models
+from worker.model.models import LoadedModel, load_model
+from worker.model.quiet_imports import quiet_imports
+from worker.model.small_models import BuiltIn, SmallModel
+from worker.model.tiny_checkpoint import write_random_checkpoint
 
 with quiet_imports():
     from diffusionkit.mlx import CFGDenoiser

@@ -11,7 +11,7 @@ import mlx.core as mx
 import numpy as np
 
 from shared.sample_set import SampleSet
-from worker.quiet_imports import quiet_imports
+from worker.model.quiet_imports import quiet_imports
 
 with quiet_imports():
     from diffusionkit.mlx import CFGDenoiser, DiffusionPipeline, to_d

@@ -3,8 +3,8 @@
     python -m benchmarks.sensitivity [--depth 12 --hidden 128 --latent 16 --samples 12 --probes 8]
 
 plain   a full forward pass for every candidate, in the same micro-batches, weights quantized once
-exact   worker.exact.ExactEngine: from the step where the layer matters on
-sketch  worker.sketch.SketchEngine: backward passes for all layers and bit widths at once
+exact   worker.engine.exact.ExactEngine: from the step where the layer matters on
+sketch  worker.engine.sketch.SketchEngine: backward passes for all layers and bit widths at once
 
 Plain and exact take turns layer by layer, so that whatever else the machine does slows both.
 """
@@ -21,12 +21,12 @@ from benchmarks.random_mmdit import draw_samples, random_pipeline, sd3_config
 from benchmarks.report import Report, print_report
 from shared.npz import Array
 from shared.sample_set import SampleSet
-from worker.batches import batch_inputs, guided_velocity, split_samples
-from worker.exact import ExactEngine
-from worker.layers import linear_layers
-from worker.quantize import quantize_layer, swapped
-from worker.sketch import SketchEngine
-from worker.steps import forward_steps, run_steps
+from worker.engine.batches import batch_inputs, guided_velocity, split_samples
+from worker.engine.exact import ExactEngine
+from worker.engine.quantize import quantize_layer, swapped
+from worker.engine.sketch import SketchEngine
+from worker.engine.steps import forward_steps, run_steps
+from worker.model.layers import linear_layers
 
 BITS = (2, 3, 4, 5, 6, 8)
 GROUP_SIZE, CFG_WEIGHT = 64, 5.0

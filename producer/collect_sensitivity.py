@@ -14,12 +14,12 @@ from producer.calib_folder import (
     write_record,
 )
 from producer.intake import Intake, take_in
-from producer.merge import FinishedTask, merge_results
-from producer.merge_sketch import FinishedSketch, merge_sketch
-from producer.report import render_report
-from producer.results import MissingTask, Results, encode_results, results_csv
-from producer.sketch import estimate
-from producer.verify import pairs_to_verify
+from producer.report.render import render_report
+from producer.results.merge import FinishedTask, merge_results
+from producer.results.merge_sketch import FinishedSketch, merge_sketch
+from producer.results.results import MissingTask, Results, encode_results, results_csv
+from producer.results.sketch import estimate
+from producer.results.verify import pairs_to_verify
 from shared.errors import RunMismatchError
 from shared.files import write_atomically
 from shared.model_card import ModelCard

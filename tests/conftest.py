@@ -12,7 +12,7 @@ import pytest
 from hypothesis import settings
 from redis import Redis
 
-from producer.merge import FinishedTask
+from producer.results.merge import FinishedTask
 from shared.model_card import LayerInfo, ModelCard
 from shared.records import Record
 from shared.runs import RunSettings, SensitivitySettings

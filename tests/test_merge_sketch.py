@@ -6,12 +6,12 @@ import msgspec
 import numpy as np
 import pytest
 
-from producer.merge import FinishedTask
-from producer.merge_sketch import FinishedSketch, merge_sketch
-from producer.report import render_report
-from producer.results import decode_results, encode_results
-from producer.sketch import estimate
-from producer.verify import pairs_to_verify
+from producer.report.render import render_report
+from producer.results.merge import FinishedTask
+from producer.results.merge_sketch import FinishedSketch, merge_sketch
+from producer.results.results import decode_results, encode_results
+from producer.results.sketch import estimate
+from producer.results.verify import pairs_to_verify
 from shared.errors import RunMismatchError
 from shared.shards import SketchShard
 from shared.tasks import SketchTask, decode_task, encode_task

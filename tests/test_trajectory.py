@@ -10,9 +10,9 @@ from diffusionkit.mlx import model_io
 
 from shared.tasks import CalibrationTask
 from tests.tasks import SETTINGS
-from worker import model_files, tiny_checkpoint
 from worker.calibrate import calibrate
-from worker.models import LoadedModel, load_model
+from worker.model import model_files, tiny_checkpoint
+from worker.model.models import LoadedModel, load_model
 from worker.trajectory import Trajectory, denoise
 
 pytestmark = pytest.mark.slow

@@ -10,13 +10,13 @@ from mlx import nn
 from training.grammar import Scene, sample_scenes
 from training.optimiser import TrainingState
 from training.render import IMAGE_SIZE, Array, render_all
-from worker.quiet_imports import quiet_imports
+from worker.model.quiet_imports import quiet_imports
 
 with quiet_imports():
     from diffusionkit.mlx import SD3LatentFormat
     from diffusionkit.mlx.vae import Attention, ResnetBlock2D, VAEDecoder, VAEEncoder
 
-    from worker.small_models import DEMO
+    from worker.model.small_models import DEMO
 
 STEPS = 2000
 CROPPED_SHARE = 0.75

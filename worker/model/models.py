@@ -7,15 +7,15 @@ from typing import Any
 from shared.errors import InputError, ModelUnavailableError, RunMismatchError
 from shared.models import ModelSpec, model_spec
 from shared.runs import RunSettings
-from worker.quiet_imports import quiet_imports
+from worker.model.quiet_imports import quiet_imports
 
 with quiet_imports():
     import mlx.core as mx
     from diffusionkit.mlx import DiffusionPipeline, FluxPipeline
 
-    from worker.model_files import ModelFiles, file_sha256
-    from worker.small_models import DEMO, TINY_SD3, BuiltIn, demo_folder
-    from worker.tiny_checkpoint import tiny_sd3_folder
+    from worker.model.model_files import ModelFiles, file_sha256
+    from worker.model.small_models import DEMO, TINY_SD3, BuiltIn, demo_folder
+    from worker.model.tiny_checkpoint import tiny_sd3_folder
 
 BUILT_IN = {
     "tiny-sd3": BuiltIn(TINY_SD3, tiny_sd3_folder),

@@ -7,8 +7,8 @@ import math
 from collections import defaultdict
 from collections.abc import Callable
 
-from producer.layer_place import LayerPlace
-from producer.results import Results
+from producer.results.layer_place import LayerPlace
+from producer.results.results import Results
 
 Averages = dict[str, dict[int, float]]
 """Label -> bits -> root mean square relative error, labels in the order of the layers."""

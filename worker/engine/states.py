@@ -5,7 +5,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from worker.steps import State
+from worker.engine.steps import State
 
 
 class KeptStates:

@@ -14,8 +14,8 @@ from typing import Any
 import mlx.core as mx
 
 from shared.errors import ModelUnavailableError
-from worker.modulation import clear_modulation, modulation_inputs
-from worker.quiet_imports import quiet_imports
+from worker.model.modulation import clear_modulation, modulation_inputs
+from worker.model.quiet_imports import quiet_imports
 
 with quiet_imports():
     from diffusionkit.mlx.mmdit import RoPE, unpatchify

@@ -9,8 +9,8 @@ import numpy as np
 
 from shared.errors import TaskRefusedError
 from shared.npz import Array
-from worker.layers import get_weight
-from worker.quantize import Candidate, quantize_layer
+from worker.engine.quantize import Candidate, quantize_layer
+from worker.model.layers import get_weight
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

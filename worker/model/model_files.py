@@ -20,8 +20,8 @@ from platformdirs import user_cache_path
 from shared.errors import ModelUnavailableError
 from shared.models import Precision
 from shared.runs import digest_of
-from worker.sd3_layout import VAE_DECODER_PREFIX, VAE_ENCODER_PREFIX
-from worker.small_models import WEIGHTS_FILE, BuiltIn
+from worker.model.sd3_layout import VAE_DECODER_PREFIX, VAE_ENCODER_PREFIX
+from worker.model.small_models import WEIGHTS_FILE, BuiltIn
 
 
 class ModelFiles:

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from producer.formatting import cosine, decibel, error_with_interval, percent_digits, significant
-from producer.results import BUCKET_NAMES, Measurement, Metrics, Results
+from producer.report.formatting import cosine, decibel, error_with_interval, percent_digits, significant
+from producer.results.results import BUCKET_NAMES, Measurement, Metrics, Results
 
 COLOURS = 64
 MAX_DECADES = 6

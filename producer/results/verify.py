@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from producer.sketch import Estimates
+from producer.results.sketch import Estimates
 from shared.metrics import Floats
 from shared.model_card import ModelCard
 

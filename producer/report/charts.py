@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from producer.averages import Averages
+from producer.report.averages import Averages
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

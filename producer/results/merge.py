@@ -7,9 +7,9 @@ from statistics import median
 
 import numpy as np
 
-from producer.layer_place import place_of
-from producer.measure import finite, measure
-from producer.results import (
+from producer.results.layer_place import place_of
+from producer.results.measure import finite, measure
+from producer.results.results import (
     BUCKET_NAMES,
     Bootstrap,
     BucketName,

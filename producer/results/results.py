@@ -10,7 +10,7 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
-from producer.layer_place import LayerPlace
+from producer.results.layer_place import LayerPlace
 from shared.errors import InputError
 from shared.metrics import BUCKETS, Bucket, Unit
 from shared.runs import RunSettings, SensitivitySettings

@@ -13,11 +13,11 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from producer import formatting
-from producer.averages import by_depth, by_kind
-from producer.charts import averages_chart, viridis
-from producer.heatmap import COLOURS, heatmap, hover_data, scale_of
-from producer.results import BUCKET_NAMES, LayerRow, Measurement, Results
+from producer.report import formatting
+from producer.report.averages import by_depth, by_kind
+from producer.report.charts import averages_chart, viridis
+from producer.report.heatmap import COLOURS, heatmap, hover_data, scale_of
+from producer.results.results import BUCKET_NAMES, LayerRow, Measurement, Results
 from shared.metrics import most_sensitive
 
 MOST_SENSITIVE = 20

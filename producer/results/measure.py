@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
-from producer.results import BUCKET_NAMES, BucketName, Metrics
+from producer.results.results import BUCKET_NAMES, BucketName, Metrics
 from shared import metrics
 from shared.metrics import Booleans, Resampling, Unit
 from shared.shards import SensitivityShard

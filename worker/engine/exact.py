@@ -16,14 +16,14 @@ from shared.errors import TaskRefusedError
 from shared.npz import Array
 from shared.sample_set import SampleSet
 from shared.shards import SensitivityShard
-from worker.batches import Batch, batch_inputs, guided_velocity, rows_per_sample, split_samples
-from worker.layers import get_weight
-from worker.memory import plan_memory
-from worker.metrics import METRICS, compare, is_tight
-from worker.quantize import Candidate, quantize_layer, swapped
-from worker.reference import check_reference
-from worker.states import KeptStates
-from worker.steps import forward_steps, run_steps, start_of
+from worker.engine.batches import Batch, batch_inputs, guided_velocity, rows_per_sample, split_samples
+from worker.engine.memory import plan_memory
+from worker.engine.metrics import METRICS, compare, is_tight
+from worker.engine.quantize import Candidate, quantize_layer, swapped
+from worker.engine.reference import check_reference
+from worker.engine.states import KeptStates
+from worker.engine.steps import forward_steps, run_steps, start_of
+from worker.model.layers import get_weight
 
 NOISE_PARTS = 3
 """The noise floor is measured at the first candidate in each third of the model: under 1% of the work."""

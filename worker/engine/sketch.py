@@ -19,14 +19,14 @@ import numpy as np
 from shared.npz import Array
 from shared.sample_set import SampleSet
 from shared.shards import SketchShard
-from worker.backward import Arrays, pull_back
-from worker.batches import Batch, batch_inputs, guided_velocity, rows_per_sample
-from worker.deltas import Deltas
-from worker.layers import get_weight, linear_layers
-from worker.memory import spare_memory
-from worker.modulation import modulation_inputs
-from worker.reference import check_reference
-from worker.steps import Inputs, State, Step, forward_steps, run_modulated, start_of
+from worker.engine.backward import Arrays, pull_back
+from worker.engine.batches import Batch, batch_inputs, guided_velocity, rows_per_sample
+from worker.engine.deltas import Deltas
+from worker.engine.memory import spare_memory
+from worker.engine.reference import check_reference
+from worker.engine.steps import Inputs, State, Step, forward_steps, run_modulated, start_of
+from worker.model.layers import get_weight, linear_layers
+from worker.model.modulation import modulation_inputs
 
 Check = Callable[[str], None]
 

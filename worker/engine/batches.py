@@ -8,7 +8,7 @@ import numpy as np
 from shared.errors import RunMismatchError
 from shared.npz import Array
 from shared.sample_set import SampleSet
-from worker.steps import Inputs
+from worker.engine.steps import Inputs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

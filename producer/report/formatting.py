@@ -1,6 +1,6 @@
 """Numbers as the report prints them; "–" stands for a value that is undefined."""
 
-from producer.results import Metrics
+from producer.results.results import Metrics
 
 NONE = "–"
 

@@ -19,10 +19,10 @@ from platformdirs import user_cache_path
 from safetensors.numpy import save_file
 
 from shared.errors import ModelUnavailableError
-from worker import sd3_layout
-from worker.sd3_layout import Array, Weights
-from worker.small_models import TINY_SD3, WEIGHTS_FILE, SmallModel
-from worker.vocabulary import byte_pair_merges, vocabulary
+from worker.model import sd3_layout
+from worker.model.sd3_layout import Array, Weights
+from worker.model.small_models import TINY_SD3, WEIGHTS_FILE, SmallModel
+from worker.model.vocabulary import byte_pair_merges, vocabulary
 
 VERSION = 1
 """Raised whenever the bytes written change; old folders in the cache are left alone."""

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import msgspec
 
-from producer.measure import finite, measure
-from producer.merge import LEVEL, RESAMPLES, SEED, FinishedTask, host_timings, merge_results
-from producer.results import Measurement, Results, VerifiedPair
-from producer.sketch import Estimates, estimate
+from producer.results.measure import finite, measure
+from producer.results.merge import LEVEL, RESAMPLES, SEED, FinishedTask, host_timings, merge_results
+from producer.results.results import Measurement, Results, VerifiedPair
+from producer.results.sketch import Estimates, estimate
 from shared import metrics
 from shared.errors import RunMismatchError
 from shared.model_card import ModelCard
