@@ -228,9 +228,12 @@ def collect(calib_dir: Path, store: str | None, redis_url: str, wait: bool) -> N
     import sys
 
     from producer import commands
+    from producer.interrupts import Interrupts
 
     try:
-        complete = commands.collect(calib_dir, commands.open_fleet(redis_url, store), wait=wait)
+        with Interrupts() as interrupts:
+            fleet = commands.open_fleet(redis_url, store)
+            complete = commands.collect(calib_dir, fleet, wait=wait, interrupts=interrupts)
     except KeyboardInterrupt:
         click.echo("interrupted; what was collected is safe, the same command goes on from here", err=True)
         sys.exit(EXIT_INTERRUPTED)
@@ -255,10 +258,12 @@ def run(calib_dir: Path, workers: int, redis_url: str | None, **options: Any) ->
     import sys
 
     from producer import commands
+    from producer.interrupts import Interrupts
 
     sensitivity = {name: options.pop(name) for name in SENSITIVITY_NAMES}
     try:
-        complete = commands.run(calib_dir, redis_url, workers, options, sensitivity)
+        with Interrupts() as interrupts:
+            complete = commands.run(calib_dir, redis_url, workers, options, sensitivity, interrupts)
     except KeyboardInterrupt:
         click.echo("interrupted; the same command goes on where this one stopped", err=True)
         sys.exit(EXIT_INTERRUPTED)

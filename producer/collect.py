@@ -53,15 +53,16 @@ class Collector:
         return parts
 
     def collect_until_settled(
-        self, show: Callable[[list[Part]], None], alive: Callable[[], None] = lambda: None
+        self, show: Callable[[list[Part]], None], checks: Sequence[Callable[[], None]] = ()
     ) -> list[Part]:
-        """Pass after pass; `alive` may raise to end the wait."""
+        """Pass after pass; each of `checks` may raise to end the wait."""
         while True:
             parts = self.collect()
             show(parts)
             if all(part.settled for part in parts):
                 return parts
-            alive()
+            for check in checks:
+                check()
             time.sleep(POLL_SECONDS)
 
     def write_results(self, parts: Sequence[Part]) -> list[str]:

@@ -10,6 +10,7 @@ from producer.console import Bars, err, out, print_missing, print_parts, print_w
 from producer.enqueue import Fleet, SensitivityOptions
 from producer.enqueue import enqueue_calibration as ask_for_images
 from producer.enqueue import enqueue_sensitivity as ask_for_layers
+from producer.interrupts import Interrupts
 from producer.local_fleet import LocalWorkers, local_redis
 from producer.progress import Part
 from producer.prompts import read_prompts
@@ -146,7 +147,14 @@ def status(calib_dir: Path, fleet: Fleet) -> None:
     print_workers(live_workers(fleet.connection, fleet.store.id))
 
 
-def collect(calib_dir: Path, fleet: Fleet, *, wait: bool, alive: Callable[[], None] | None = None) -> bool:
+def collect(
+    calib_dir: Path,
+    fleet: Fleet,
+    *,
+    wait: bool,
+    interrupts: Interrupts,
+    alive: Callable[[], None] | None = None,
+) -> bool:
     """Collect once, or until nothing more will come; return whether everything is there."""
     folder = CalibFolder(calib_dir)
     run = folder.require_run()
@@ -154,7 +162,8 @@ def collect(calib_dir: Path, fleet: Fleet, *, wait: bool, alive: Callable[[], No
     with Bars() as bars:
         collector = Collector(folder, fleet.connection, fleet.store, complain=_complain)
         if wait:
-            parts = collector.collect_until_settled(bars.show, alive or _NobodyWorks(fleet).check)
+            checks = (interrupts.check, alive or _NobodyWorks(fleet).check)
+            parts = collector.collect_until_settled(bars.show, checks)
         else:
             parts = collector.collect()
             bars.show(parts)
@@ -209,8 +218,13 @@ def run(
     workers: int,
     calibration: dict[str, Any],
     sensitivity: dict[str, Any],
+    interrupts: Interrupts,
 ) -> bool:
     """Calibrate, measure and collect with workers of this machine."""
+
+    def collect_all() -> bool:
+        return collect(calib_dir, fleet, wait=True, interrupts=interrupts, alive=local.check)
+
     settings, prompts = read_settings(**calibration)
     folder = CalibFolder(calib_dir)
     arguments = ["--workers", str(workers), "--calib-dir", str(calib_dir), "--quiet"]
@@ -221,10 +235,10 @@ def run(
         enqueue_calibration(calib_dir, settings, prompts, calibration["num_images"], fleet)
         with LocalWorkers(url, arguments) as local:
             try:
-                if not collect(calib_dir, fleet, wait=True, alive=local.check):
+                if not collect_all():
                     return False
                 enqueue_sensitivity(calib_dir, fleet, **sensitivity)
-                return collect(calib_dir, fleet, wait=True, alive=local.check)
+                return collect_all()
             except KeyboardInterrupt:
                 local.now = True
                 raise

