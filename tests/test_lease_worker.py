@@ -253,10 +253,10 @@ Behaviour = Callable[[Task, JobContext], dict[str, Any]]
 
 
 @pytest.fixture
-def work(fleet: Fleet) -> Callable[[Behaviour], LeaseWorker]:
+def work(fleet: Fleet) -> Callable[..., LeaseWorker]:
     """Run all that is queued in this process, every task by the function given."""
 
-    def act(function: Behaviour) -> LeaseWorker:
+    def act(function: Behaviour, beat_seconds: float = 5) -> LeaseWorker:
         worker = LeaseWorker(
             QUEUE,
             connection=Redis.from_url(fleet.url),
@@ -265,7 +265,7 @@ def work(fleet: Fleet) -> Callable[[Behaviour], LeaseWorker]:
             host="here",
             name=f"worker-{os.urandom(4).hex()}",
             lease_seconds=30,
-            beat_seconds=5,
+            beat_seconds=beat_seconds,
         )
         # Signal handlers are the process's, and that is pytest's.
         worker._install_signal_handlers = lambda: None  # type: ignore[method-assign]
@@ -365,6 +365,37 @@ class TestFailures:
             assert fleet.redis.hgetall(f"rq:job:{task.id}") == before
             assert fleet.queue.failed_ids() == set()
             assert fleet.queue.finished_job_registry.get_job_ids(cleanup=False) == []
+
+    def test_a_burst_that_is_over_leaves_in_order(self, fleet: Fleet, work: Any) -> None:
+        assert work(lambda task, context: {}).left_in_order
+        fleet.queue.enqueue_tasks([TASK])
+        assert work(lambda task, context: {}).left_in_order
+
+    def test_an_error_in_the_worker_itself_is_no_order(
+        self, fleet: Fleet, work: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """RQ logs it and returns as if all were done."""
+
+        def broken(*args: Any) -> None:
+            raise TypeError("a bug")
+
+        monkeypatch.setattr(LeaseWorker, "_note", broken)
+        fleet.queue.enqueue_tasks([TASK])
+        assert not work(lambda task, context: {}).left_in_order
+
+    def test_an_error_in_maintenance_does_not_end_the_beat(
+        self, fleet: Fleet, work: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        beats = []
+
+        def broken(worker: LeaseWorker, *args: Any) -> None:
+            beats.append(worker)
+            raise TypeError("a bug")
+
+        monkeypatch.setattr(LeaseWorker, "_each_beat", broken)
+        fleet.queue.enqueue_tasks([TASK])
+        work(lambda task, context: wait_until(lambda: len(beats) > 2) or {}, beat_seconds=0.02)
+        assert fleet.is_done(TASK)
 
 
 class TestMaintenance:

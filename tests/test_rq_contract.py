@@ -59,6 +59,7 @@ SIGNATURES = {
     "Queue.__init__": (
         "self name connection default_timeout is_async job_class serializer death_penalty_class kwargs"
     ),
+    "SimpleWorker.dequeue_job_and_maintain_ttl": "self timeout max_idle_time",
     "Queue.lmove": "connection queue_key timeout",
     "Queue._fetch_dequeued_job": "connection queue_key job_id job_class serializer death_penalty_class",
     "Queue.acquire_maintenance_lock": "self",

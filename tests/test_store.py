@@ -492,6 +492,44 @@ class TestMemoryFolderStore(FolderContract):
         return FolderStore.open(url)
 
 
+class _UnreachableError(Exception):
+    """As paramiko's and botocore's errors: neither OSError nor ValueError."""
+
+
+@pytest.mark.parametrize("method", ["exists", "makedirs", "pipe_file", "cat_file", "ls", "rm_file", "info"])
+def test_whatever_a_file_system_raises_is_one_line(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = f"memory://bucket-{uuid4().hex}"
+    store = FolderStore.open(url, create=True)
+    store.put(RECORD, SHARD)
+
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        raise _UnreachableError("no route to host")
+
+    def use_all() -> None:
+        FolderStore.open(f"memory://bucket-{uuid4().hex}", create=True)
+        store.has_record(TASK.group, TASK.id)
+        store.record_ids(TASK.group)
+        store.shard(store.record(TASK.group, TASK.id))
+        store.put(record_of(image_task(1), SHARD), SHARD)
+        store.discard(TASK.group, TASK.id)
+
+    monkeypatch.setattr(type(store._fs), method, fail)
+    with pytest.raises(StoreError, match="no route to host"):
+        use_all()
+
+
+def test_a_store_out_of_reach_is_not_marked_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    url = f"memory://bucket-{uuid4().hex}"
+    store = FolderStore.open(url, create=True)
+    with monkeypatch.context() as patch:
+        # fsspec's exists() takes any error for "no".
+        patch.setattr(type(store._fs), "exists", lambda *_, **__: False)
+        patch.setattr(type(store._fs), "cat_file", _raise_os_error)
+        with pytest.raises(StoreError, match="timed out"):
+            FolderStore.open(url, create=True)
+    assert FolderStore.open(url).id == store.id
+
+
 @pytest.mark.parametrize("url", ["nosuch://host/x", "s3://", "gs://bucket/x", "github://"], ids=str)
 def test_url_that_can_not_be_used(url: str) -> None:
     with pytest.raises(StoreError, match="store"):
@@ -502,6 +540,10 @@ def test_password_of_a_store_is_not_shown() -> None:
     with pytest.raises(StoreError) as caught:
         FolderStore.open("nosuch://user:secret@host/x")
     assert "secret" not in str(caught.value)
+
+
+def _raise_os_error(*args: Any, **kwargs: Any) -> Any:
+    raise OSError("timed out")
 
 
 def _raise_store_error(*args: Any, **kwargs: Any) -> Any:

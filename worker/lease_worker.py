@@ -70,6 +70,8 @@ class LeaseWorker(SimpleWorker):
         self.host = host
         self.fatal: BitfleetError | None = None
         """Why this machine can't go on, when it can't."""
+        self.left_in_order = False
+        """Told to leave, or nothing left to do: RQ's loop also ends, silently, over an error in itself."""
         self._beat_redis = beat_connection
         self._functions = functions
         self._context = JobContext(confirm=lambda: None)
@@ -125,6 +127,7 @@ class LeaseWorker(SimpleWorker):
             logger.info("%s: done in %.1f s", job.description, time.monotonic() - started)
         self.set_state("idle")
         if self.fatal or context.hand_back:
+            self.left_in_order = True
             raise StopRequested
 
     def _each_beat(self, redis: Redis, queue_name: str) -> None:
@@ -205,7 +208,7 @@ class LeaseWorker(SimpleWorker):
             logger.warning("stopping after this job; once more hands it back now")
         signal.signal(signal.SIGINT, self.request_force_stop)
         signal.signal(signal.SIGTERM, self.request_force_stop)
-        self._stop_requested = True
+        self._stop_requested = self.left_in_order = True
         if self.get_state() != "busy":
             raise StopRequested
 
@@ -216,6 +219,14 @@ class LeaseWorker(SimpleWorker):
         self._context.hand_back = True
 
     # What RQ does and we do otherwise
+
+    def dequeue_job_and_maintain_ttl(
+        self, timeout: int | None, max_idle_time: int | None = None
+    ) -> tuple[Job, Queue] | None:
+        """Wait for a job; None, at once, when none is left for a burst."""
+        found = super().dequeue_job_and_maintain_ttl(timeout, max_idle_time)
+        self.left_in_order = self.left_in_order or found is None
+        return found
 
     def clean_registries(self) -> None:
         """See worker.maintenance."""

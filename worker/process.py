@@ -23,6 +23,7 @@ from worker.runtime import Runtime
 logger = logging.getLogger("bitfleet.worker")
 
 EXIT_REFUSED = 2
+EXIT_BROKEN = 1
 PARENT_POLL_SECONDS = 1.0
 
 
@@ -77,7 +78,7 @@ def _work(options: WorkerOptions) -> int:
     if worker.fatal:
         logger.error("this machine can't serve the run and leaves: %s", worker.fatal)
         return EXIT_REFUSED
-    return 0
+    return 0 if worker.left_in_order else EXIT_BROKEN
 
 
 def _say_what_others_wait_for(connection: Redis, queue: str) -> None:
