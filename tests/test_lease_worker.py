@@ -208,8 +208,7 @@ class TestProcesses:
             assert fleet.start(f"victim-{attempt}").wait(20) == -signal.SIGKILL
             fleet.expire_leases()
         fleet.start("survivor")
-        wait_until(lambda: fleet.is_done(good))
-        assert fleet.queue.failed_ids() == {poison.id}
+        wait_until(lambda: fleet.is_done(good) and fleet.queue.failed_ids() == {poison.id})
         assert fleet.outcomes(poison) == ["started", "crashed"] * (1 + MAX_RETRIES)
         crashes = [event for event in read_events(fleet.redis, poison.id) if event.outcome == "crashed"]
         assert [event.worker for event in crashes] == [f"victim-{attempt}" for attempt in range(4)]

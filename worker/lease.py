@@ -1,6 +1,5 @@
 """A job's lease: kept alive by a thread with a Redis client of its own while the main thread computes."""
 
-import contextlib
 import logging
 import os
 import threading
@@ -70,12 +69,17 @@ class Beat:
         while not self._over.wait(min(TICK_SECONDS, self._beat_seconds)):
             now = time.monotonic()
             self._exit_when_stuck(now - started)
-            with contextlib.suppress(RedisError, OSError):
+            try:
                 self._publish()
                 if now >= next_beat:
                     next_beat = now + self._beat_seconds
                     self._renew()
                     self._each_beat(self._redis)
+            except (RedisError, OSError):
+                next_beat = now
+            except Exception:
+                # A thread that died unseen would lose the lease of a job that is well.
+                logger.exception("a beat failed")
 
     def _renew(self) -> None:
         with self._redis.pipeline() as pipeline:
