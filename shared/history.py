@@ -39,12 +39,24 @@ def utc_now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def add_event(connection: Redis | Pipeline, job_id: str, event: Event) -> None:
+def add_event(connection: Redis, job_id: str, event: Event) -> None:
     """Append to a job's history; long details keep their end, where a traceback says what."""
     stamped = msgspec.structs.replace(event, at=event.at or utc_now(), detail=event.detail[-MAX_DETAIL:])
-    connection.rpush(_history_key(job_id), msgspec.json.encode(stamped))
-    connection.ltrim(_history_key(job_id), -20, -1)
-    connection.expire(_history_key(job_id), KEEP_SECONDS)
+    with connection.pipeline() as pipeline:
+        pipeline.rpush(_history_key(job_id), msgspec.json.encode(stamped))
+        pipeline.ltrim(_history_key(job_id), -20, -1)
+        pipeline.expire(_history_key(job_id), KEEP_SECONDS)
+        pipeline.execute()
+
+
+def add_crash(connection: Redis, job_id: str, worker: str, detail: str) -> None:
+    """Note that a worker died in a job, unless somebody who knew more already did."""
+    events = read_events(connection, job_id)
+    if events and events[-1].outcome == "crashed" and events[-1].worker == worker:
+        return
+    hosts = [event.host for event in events if event.worker == worker]
+    host = hosts[-1] if hosts else ""
+    add_event(connection, job_id, Event(outcome="crashed", host=host, worker=worker, detail=detail))
 
 
 def read_events(connection: Redis, job_id: str) -> list[Event]:

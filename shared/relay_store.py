@@ -4,6 +4,7 @@ import hashlib
 from typing import cast
 
 from redis import Redis
+from redis.exceptions import ResponseError
 
 from shared.errors import ShardCorruptError, StoreError
 from shared.records import Record, decode_record, encode_record
@@ -62,10 +63,16 @@ class RelayStore(ShardStore):
 
     def put(self, record: Record, shard: bytes) -> PutOutcome:
         group = record.task.group
-        outcome = self._put(
-            keys=[_records_key(group), _shard_key(group, record.id), _BYTES_KEY, _LIMIT_KEY],
-            args=[record.id, encode_record(record), shard, DEFAULT_LIMIT_BYTES],
-        )
+        try:
+            outcome = self._put(
+                keys=[_records_key(group), _shard_key(group, record.id), _BYTES_KEY, _LIMIT_KEY],
+                args=[record.id, encode_record(record), shard, DEFAULT_LIMIT_BYTES],
+            )
+        except ResponseError as error:
+            # Redis itself is full before the relay is; older ones put their own words before it.
+            if "OOM command" not in str(error):
+                raise
+            return "full"
         return cast(PutOutcome, outcome.decode())
 
     def has_record(self, group: str, task_id: str) -> bool:

@@ -32,6 +32,7 @@ from shared.task_queue import TaskQueue, parse_queue_name, queue_name
 from shared.tasks import Task, decode_task, encode_task
 from tests.tasks import image_task, layer_task
 from worker.lease_worker import LeaseWorker
+from worker.maintenance import leases_are_current
 
 QUEUE = queue_name("relay")
 KEY = f"rq:queue:{QUEUE}"
@@ -43,6 +44,9 @@ class Fleet:
     def __init__(self, redis: Redis, url: str) -> None:
         self.redis, self.url = redis, url
         self.queue = TaskQueue(QUEUE, redis)
+        # As if maintained just now: no pause for leases that nobody could renew.
+        leases_are_current(redis, QUEUE, 30)
+        redis.delete(f"bitfleet:watched:{QUEUE}:pause")
         self.ran: list[str] = []
         self.workers = 0
 

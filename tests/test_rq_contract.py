@@ -40,6 +40,7 @@ SIGNATURES = {
         "dequeue_strategy"
     ),
     "SimpleWorker.execute_job": "self job queue",
+    "SimpleWorker.dequeue_job_and_maintain_ttl": "self timeout max_idle_time",
     "SimpleWorker.get_heartbeat_ttl": "self job working_time",
     "SimpleWorker._finalize_success": "self job queue execution return_value",
     "SimpleWorker._finalize_failure": "self job queue execution exc_info",
@@ -59,7 +60,6 @@ SIGNATURES = {
     "Queue.__init__": (
         "self name connection default_timeout is_async job_class serializer death_penalty_class kwargs"
     ),
-    "SimpleWorker.dequeue_job_and_maintain_ttl": "self timeout max_idle_time",
     "Queue.lmove": "connection queue_key timeout",
     "Queue._fetch_dequeued_job": "connection queue_key job_id job_class serializer death_penalty_class",
     "Queue.acquire_maintenance_lock": "self",
@@ -117,6 +117,11 @@ def test_every_override_is_pinned(ours: type, theirs: type) -> None:
 def test_fields_of_a_jobs_hash() -> None:
     read = set(re.findall(r"obj(?:\.get\(|\[)'(\w+)'", inspect.getsource(Job.restore)))
     assert read == set(HASH_FIELDS.split())
+
+
+def test_the_time_to_wait_for_a_job_is_ours_to_choose() -> None:
+    assert isinstance(inspect.getattr_static(SimpleWorker, "dequeue_timeout"), property)
+    assert "self.dequeue_timeout" in inspect.getsource(SimpleWorker.work)
 
 
 def test_any_exception_of_a_job_reaches_the_outcome() -> None:

@@ -82,6 +82,7 @@ def start(
     from shared.errors import InputError
     from shared.open_store import open_store
     from shared.sizes import parse_size
+    from shared.task_queue import queue_name
     from worker.machine import host_name, require_mlx
     from worker.options import WorkerOptions
     from worker.supervisor import Supervisor
@@ -92,7 +93,7 @@ def start(
         )
     require_mlx()
     # Asked once here, so that a wrong URL is one line and not one from every process.
-    open_store(store, connect(redis_url))
+    queue = queue_name(open_store(store, connect(redis_url)).id)
     logging.basicConfig(
         level=logging.WARNING if quiet else logging.INFO,
         format=f"%(asctime)s {host_name()} %(message)s",
@@ -110,7 +111,7 @@ def start(
         with_parent=True,
         log_level="WARNING" if quiet else "INFO",
     )
-    sys.exit(Supervisor(options, workers, with_parent=with_parent).run())
+    sys.exit(Supervisor(options, workers, queue_name=queue, with_parent=with_parent).run())
 
 
 if __name__ == "__main__":

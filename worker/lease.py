@@ -76,9 +76,10 @@ class Beat:
                     self._renew()
                     self._each_beat(self._redis)
             except (RedisError, OSError):
-                continue
+                next_beat = now
             except Exception:
-                logger.warning("the beat goes on after:", exc_info=True)
+                # A thread that died unseen would lose the lease of a job that is well.
+                logger.exception("a beat failed")
 
     def _renew(self) -> None:
         with self._redis.pipeline() as pipeline:

@@ -10,7 +10,8 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from redis import Redis
-from rq import SimpleWorker
+from redis.exceptions import OutOfMemoryError
+from rq import SimpleWorker, worker_registration
 from rq.exceptions import StopRequested
 from rq.executions import Execution
 from rq.job import Job, JobStatus
@@ -33,7 +34,7 @@ from shared.task_queue import TaskQueue
 from shared.tasks import Task
 from worker.job_context import HandBackError, JobContext
 from worker.lease import Beat
-from worker.maintenance import return_lost_jobs
+from worker.maintenance import leases_are_current, return_lost_jobs
 
 logger = logging.getLogger("bitfleet.worker")
 
@@ -43,6 +44,12 @@ TaskFunction = Callable[[Task, JobContext], dict[str, Any]]
 NOT_ON_THIS_MACHINE = (ModelUnavailableError, RunMismatchError, WrongStoreError)
 # No machine ever will: trying again is of no use.
 HOPELESS = (TaskRefusedError, ShardCorruptError)
+
+FULL_POLL_SECONDS = 2.0
+REDIS_IS_FULL = (
+    "Redis is full (its maxmemory is reached): run `producer collect` to empty the relay, or give Redis "
+    "more memory; nothing is lost, this worker goes on by itself"
+)
 
 
 class LeaseWorker(SimpleWorker):
@@ -72,6 +79,8 @@ class LeaseWorker(SimpleWorker):
         """Why this machine can't go on, when it can't."""
         self.left_in_order = False
         """Told to leave, or nothing left to do: RQ's loop also ends, silently, over an error in itself."""
+        self.broken = False
+        """Whether the GPU is in a state that only a new process gets rid of."""
         self._beat_redis = beat_connection
         self._functions = functions
         self._context = JobContext(confirm=lambda: None)
@@ -95,6 +104,27 @@ class LeaseWorker(SimpleWorker):
         table = {name: bind(function) for name, function in self._functions.items()}
         return type("BoundTaskJob", (TaskJob,), {"functions": table})
 
+    @property
+    def dequeue_timeout(self) -> int:
+        """Seconds to wait for a job; lost ones are looked for in between."""
+        return max(1, min(10, int(self.beat_seconds)))
+
+    def dequeue_job_and_maintain_ttl(
+        self, timeout: int | None, max_idle_time: int | None = None
+    ) -> tuple[Job, Queue] | None:
+        """Wait for a job, and meanwhile for room in Redis; None when none is left for a burst."""
+        told = False
+        while True:
+            try:
+                found = super().dequeue_job_and_maintain_ttl(timeout, max_idle_time)
+                self.left_in_order = self.left_in_order or found is None
+                return found
+            except OutOfMemoryError:
+                if not told:
+                    logger.warning(REDIS_IS_FULL)
+                told = True
+                time.sleep(FULL_POLL_SECONDS)
+
     # The lease
 
     def get_heartbeat_ttl(self, job: Job, working_time: float = 0.0) -> int:
@@ -103,6 +133,10 @@ class LeaseWorker(SimpleWorker):
 
     def execute_job(self, job: Job, queue: Queue) -> None:
         """Run one job under a lease."""
+        # Asleep between pop and start, for so long that others returned it.
+        if self.connection.lpos(queue.intermediate_queue_key, job.id) is None:
+            logger.warning("%s: another worker has it meanwhile", job.description)
+            return
         job.origin = queue.name
         execution = self.prepare_execution(job)
         context = JobContext(confirm=lambda: self._confirm(job, execution))
@@ -119,21 +153,29 @@ class LeaseWorker(SimpleWorker):
             lease_seconds=self.lease_seconds,
             beat_seconds=self.beat_seconds,
             sender=lambda text: Progress(text=text, host=self.host, worker=self.name),
-            each_beat=lambda redis: self._each_beat(redis, queue.name),
+            each_beat=self._maintain,
         ):
             done = self.perform_job(job, queue, execution)
         clear_progress(self.connection, queue.name, job.id)
         if done:
             logger.info("%s: done in %.1f s", job.description, time.monotonic() - started)
         self.set_state("idle")
-        if self.fatal or context.hand_back:
-            self.left_in_order = True
+        if self.fatal or self.broken or context.hand_back:
+            self.left_in_order = not self.broken
             raise StopRequested
 
-    def _each_beat(self, redis: Redis, queue_name: str) -> None:
-        redis.hset(self.key, mapping=self.serialize())
-        redis.expire(self.key, self.worker_ttl + 60)
-        return_lost_jobs(redis, queue_name, self.lease_seconds)
+    def _maintain(self, redis: Redis) -> None:
+        """At every beat, of the worker's own thread while it computes: a sign of life, then lost jobs."""
+        with redis.pipeline() as pipeline:
+            # All of it: Redis may have been wiped.
+            pipeline.hset(self.key, mapping={**self.serialize(), "state": self.get_state()})
+            pipeline.expire(self.key, self.worker_ttl + 60)
+            pipeline.expire(self.executions_key, self.worker_ttl + 60)
+            worker_registration.register(self, pipeline)
+            pipeline.execute()
+        name = self.queues[0].name
+        if leases_are_current(redis, name, self.lease_seconds):
+            return_lost_jobs(redis, name, self.lease_seconds)
 
     def _confirm(self, job: Job, execution: Execution) -> None:
         if not self._holds_lease(job, execution):
@@ -171,6 +213,7 @@ class LeaseWorker(SimpleWorker):
         text = str(error) if isinstance(error, BitfleetError) else _traceback(error)
         self._note(job, "failed", text)
         super()._finalize_failure(job, queue, execution, exc_info)
+        self.broken = _is_metal_error(error)
 
     def handle_exception(self, job: Job, *exc_info: Any) -> None:
         """One line for an error that is understood, all of it for the others."""
@@ -220,17 +263,9 @@ class LeaseWorker(SimpleWorker):
 
     # What RQ does and we do otherwise
 
-    def dequeue_job_and_maintain_ttl(
-        self, timeout: int | None, max_idle_time: int | None = None
-    ) -> tuple[Job, Queue] | None:
-        """Wait for a job; None, at once, when none is left for a burst."""
-        found = super().dequeue_job_and_maintain_ttl(timeout, max_idle_time)
-        self.left_in_order = self.left_in_order or found is None
-        return found
-
     def clean_registries(self) -> None:
         """See worker.maintenance."""
-        return_lost_jobs(self.connection, self.queues[0].name, self.lease_seconds)
+        self._maintain(self.connection)
         self.last_cleaned_at = now()  # type: ignore[assignment]
 
     def clean_group_registries(self) -> None:
@@ -241,6 +276,11 @@ class LeaseWorker(SimpleWorker):
 
     def unsubscribe(self) -> None:
         """Nothing was subscribed to."""
+
+
+def _is_metal_error(error: BaseException | None) -> bool:
+    """Whether MLX says that the GPU failed; what it computes afterwards is not to be trusted."""
+    return isinstance(error, RuntimeError) and "[METAL]" in str(error)
 
 
 def _traceback(error: BaseException | None) -> str:

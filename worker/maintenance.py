@@ -10,18 +10,18 @@ from rq.job import Job
 from rq.registry import FailedJobRegistry, FinishedJobRegistry, StartedJobRegistry
 from rq.serializers import JSONSerializer
 
-from shared.history import Event, add_event
+from shared.history import add_crash
 from shared.jobs import TaskJob
 from shared.task_queue import TaskQueue, is_job_id
 
 logger = logging.getLogger("bitfleet.worker")
 
 # Popped, but never started: the worker died in between. RQ would count it as a failed attempt, and would
-# do so at once when the same job is stuck a second time.
+# do so at once when the same job is stuck a second time. Leased, but still among the popped: it is just
+# being started, or its worker died of that and the lease will run out; removed here, it would be lost.
 _RETURN_STUCK = """
 for _, entry in ipairs(redis.call('ZRANGE', KEYS[3], 0, -1)) do
   if string.sub(entry, 1, string.len(ARGV[1]) + 1) == ARGV[1] .. ':' then
-    redis.call('LREM', KEYS[1], 0, ARGV[1])
     return 0
   end
 end
@@ -31,6 +31,19 @@ if redis.call('LREM', KEYS[1], 0, ARGV[1]) > 0 then
 end
 return 0
 """
+
+
+def leases_are_current(connection: Redis, queue_name: str, lease_seconds: int) -> bool:
+    """False for half a lease after a whole one in which nobody asked this.
+
+    Then Redis was away or every worker cut off, and leases ran out that nobody could renew: those who
+    still compute get the time to renew theirs.
+    """
+    watched = f"bitfleet:watched:{queue_name}"
+    if connection.set(watched, 1, ex=lease_seconds, get=True) is None:
+        connection.set(f"{watched}:pause", 1, px=lease_seconds * 500)
+        return False
+    return not connection.exists(f"{watched}:pause")
 
 
 def return_lost_jobs(connection: Redis, queue_name: str, lease_seconds: int) -> None:
@@ -73,11 +86,7 @@ def _note_crash(queue_name: str, job: Job, *_: object) -> None:
     job.origin = queue_name
     worker = job.worker_name or "unknown"
     logger.warning("%s: worker %s gave no sign of life, the job is returned", job.description, worker)
-    add_event(
-        job.connection,
-        job.id,
-        Event(outcome="crashed", host="", worker=worker, detail="no sign of life within the lease"),
-    )
+    add_crash(job.connection, job.id, worker, "no sign of life within the lease")
 
 
 def _return_stuck_jobs(queue: TaskQueue, lease_seconds: int) -> None:

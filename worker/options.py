@@ -16,6 +16,8 @@ class WorkerOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """One worker process's options; paths as text."""
 
     redis_url: str
+    name: str | None = None
+    """Of the worker in Redis; made up when the supervisor gave none."""
     store: str | None = None
     calib_dir: str | None = None
     checkpoint: str | None = None

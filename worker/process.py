@@ -5,17 +5,19 @@ import os
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 
 from redis import Redis
+from redis.exceptions import OutOfMemoryError, RedisError
 from rq.queue import Queue
 
 from shared.connection import connect
-from shared.errors import BitfleetError
+from shared.errors import BitfleetError, ClockError, RedisUnavailableError
 from shared.open_store import open_store
 from shared.runs import PROTOCOL
 from shared.task_queue import parse_queue_name, queue_name
-from worker.lease_worker import LeaseWorker
+from worker.lease_worker import REDIS_IS_FULL, LeaseWorker
 from worker.machine import host_name
 from worker.options import WorkerOptions, cache_dir, new_worker_name
 from worker.runtime import Runtime
@@ -23,7 +25,10 @@ from worker.runtime import Runtime
 logger = logging.getLogger("bitfleet.worker")
 
 EXIT_REFUSED = 2
-EXIT_BROKEN = 1
+EXIT_NO_REDIS = 69
+EXIT_BROKEN = 70
+MAX_CLOCK_SHARE = 4
+"""A clock may be wrong by this fraction of a lease: its ends are told by the machines' own clocks."""
 PARENT_POLL_SECONDS = 1.0
 
 
@@ -39,6 +44,12 @@ def main() -> int:
     logger.setLevel(options.log_level)
     try:
         return _work(options)
+    except OutOfMemoryError:
+        logger.error(REDIS_IS_FULL)
+        return EXIT_NO_REDIS
+    except (RedisUnavailableError, RedisError) as error:
+        logger.error("%s", error)
+        return EXIT_NO_REDIS
     except BitfleetError as error:
         logger.error("%s", error)
         return error.exit_code
@@ -48,9 +59,10 @@ def main() -> int:
 
 def _work(options: WorkerOptions) -> int:
     connection = connect(options.redis_url)
+    check_clock(connection, options.lease_seconds)
     store = open_store(options.store, connection)
     host, queue = host_name(), queue_name(store.id)
-    name = new_worker_name(host)
+    name = options.name or new_worker_name(host)
     _say_what_others_wait_for(connection, queue)
     runtime = Runtime(
         store=store,
@@ -78,7 +90,25 @@ def _work(options: WorkerOptions) -> int:
     if worker.fatal:
         logger.error("this machine can't serve the run and leaves: %s", worker.fatal)
         return EXIT_REFUSED
+    if worker.broken:
+        logger.error("the GPU failed: this process leaves for a new one")
+        return EXIT_BROKEN
     return 0 if worker.left_in_order else EXIT_BROKEN
+
+
+def check_clock(connection: Redis, lease_seconds: int) -> None:
+    """Compare this machine's clock with that of Redis.
+
+    Raises:
+        ClockError: they differ by so much that leases would mean nothing.
+    """
+    seconds, microseconds = connection.time()
+    difference = time.time() - seconds - microseconds / 1e6
+    if abs(difference) > lease_seconds / MAX_CLOCK_SHARE:
+        raise ClockError(
+            f"this machine's clock is {abs(difference):.0f} s {'ahead of' if difference > 0 else 'behind'} "
+            "that of Redis: let both set it by the network, then start again"
+        )
 
 
 def _say_what_others_wait_for(connection: Redis, queue: str) -> None:

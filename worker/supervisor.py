@@ -13,8 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from worker.options import WorkerOptions
-from worker.process import EXIT_REFUSED
+import msgspec
+
+from worker.machine import host_name
+from worker.options import WorkerOptions, new_worker_name
+from worker.post_mortem import cause_of_death, report_death
+from worker.process import EXIT_NO_REDIS, EXIT_REFUSED
 
 logger = logging.getLogger("bitfleet.worker")
 
@@ -37,6 +41,7 @@ class _Slot:
     """One place for a worker process."""
 
     process: subprocess.Popen[bytes] | None = None
+    name: str = ""
     started: float = 0.0
     backoff: float = FIRST_BACKOFF_SECONDS
     start_at: float = 0.0
@@ -46,10 +51,15 @@ class _Slot:
 class Supervisor:
     """Runs until every worker has left for good."""
 
-    def __init__(self, options: WorkerOptions, count: int, *, with_parent: bool = False) -> None:
-        self._environment = with_openblas(options.to_environment())
+    module = "worker.process"
+    """What a worker process runs."""
+
+    def __init__(
+        self, options: WorkerOptions, count: int, *, queue_name: str, with_parent: bool = False
+    ) -> None:
+        self._options = options
+        self._queue_name = queue_name
         self._slots = [_Slot() for _ in range(count)]
-        self._burst = options.burst
         self._signals = 0
         self._exit_code = 0
         self._parent = os.getppid() if with_parent else None
@@ -87,19 +97,24 @@ class Supervisor:
             return
         lived = time.monotonic() - slot.started
         slot.process = None
-        if self._signals or code == EXIT_REFUSED or (code == 0 and self._burst):
+        if code not in (0, EXIT_REFUSED):
+            report_death(self._options.redis_url, self._queue_name, slot.name, code)
+        no_use = code == EXIT_REFUSED or (code == EXIT_NO_REDIS and self._options.burst)
+        if self._signals or no_use or (code == 0 and self._options.burst):
             slot.over = True
-            self._exit_code = max(self._exit_code, EXIT_REFUSED if code == EXIT_REFUSED else 0)
+            self._exit_code = max(self._exit_code, EXIT_REFUSED if no_use else 0)
             return
         slot.backoff = FIRST_BACKOFF_SECONDS if lived > HEALTHY_SECONDS else slot.backoff
         slot.start_at = time.monotonic() + slot.backoff
-        logger.warning("a worker died (%s); starting another in %.0f s", _cause(code), slot.backoff)
+        logger.warning("a worker died (%s); starting another in %.0f s", cause_of_death(code), slot.backoff)
         slot.backoff = min(slot.backoff * 2, MAX_BACKOFF_SECONDS)
 
     def _start(self, slot: _Slot) -> None:
+        slot.name = new_worker_name(host_name())
+        options = msgspec.structs.replace(self._options, name=slot.name)
         slot.process = subprocess.Popen(
-            [sys.executable, "-m", "worker.process"],
-            env=self._environment,
+            [sys.executable, "-m", self.module],
+            env=with_openblas(options.to_environment()),
             stdin=subprocess.DEVNULL,
             # A terminal's Ctrl-C reaches only us, so that the workers get each signal once.
             start_new_session=True,
@@ -125,7 +140,10 @@ class Supervisor:
     def _stay_awake(self) -> subprocess.Popen[bytes] | None:
         """On a Mac: no idle sleep while this process lives."""
         caffeinate = shutil.which("caffeinate") if sys.platform == "darwin" else None
-        return subprocess.Popen([caffeinate, "-i", "-w", str(os.getpid())]) if caffeinate else None
+        if caffeinate is None:
+            return None
+        # Out of reach of a terminal's Ctrl-C, which only asks us to finish.
+        return subprocess.Popen([caffeinate, "-i", "-w", str(os.getpid())], start_new_session=True)
 
 
 def with_openblas(environment: Mapping[str, str]) -> dict[str, str]:
@@ -139,12 +157,3 @@ def with_openblas(environment: Mapping[str, str]) -> dict[str, str]:
             result["LD_PRELOAD"] = str(library)
             break
     return result
-
-
-def _cause(code: int) -> str:
-    if code >= 0:
-        return f"exit code {code}"
-    try:
-        return f"signal {signal.Signals(-code).name}"
-    except ValueError:
-        return f"signal {-code}"
