@@ -57,13 +57,15 @@ class Collector:
     ) -> list[Part]:
         """Pass after pass; each of `checks` may raise to end the wait."""
         while True:
+            started = time.monotonic()
             parts = self.collect()
             show(parts)
             if all(part.settled for part in parts):
                 return parts
             for check in checks:
                 check()
-            time.sleep(POLL_SECONDS)
+            # A pass over a large folder takes its time: most of a wait should be waiting.
+            time.sleep(max(POLL_SECONDS, 3 * (time.monotonic() - started)))
 
     def write_results(self, parts: Sequence[Part]) -> list[str]:
         """Write results and report of every sensitivity run that has any; return the reports' paths."""

@@ -84,9 +84,9 @@ def choose_pairs_to_verify(
     sketch = request.sketch
     if sketch is None or not sketch.verify or request.verify:
         return request
-    finished = _finished_sketches(place, request, run)
-    if len(finished) < len(request.sketch_tasks(run)):
+    if {task.id for task in request.sketch_tasks(run)} - read_records(place.records_dir).keys():
         return request
+    finished = _finished_sketches(place, request, run)
     pairs = pairs_to_verify(estimate(done.shard for done in finished), card, sketch.verify)
     request = msgspec.structs.replace(request, verify=tuple(pairs))
     place.write_request(request)
