@@ -20,6 +20,8 @@ from shared.shards import SensitivityShard
 from shared.tasks import SensitivityTask, Task
 from tests.redis_process import RedisProcess
 
+pytest.register_assert_rewrite("tests.store_contract", "tests.lease_fleet", "tests.job_fleet", "tests.tasks")
+
 # A busy machine is no failure.
 settings.register_profile("bitfleet", deadline=None)
 settings.load_profile("bitfleet")
