@@ -73,7 +73,7 @@ def merge_sketch(
         complete=complete,
         bootstrap=msgspec.structs.replace(results.bootstrap, units=units),
         verified=_verified(sketched, measured),
-        hosts=host_timings([*calibration_records, *records]),
+        hosts=host_timings(records),
     )
 
 

@@ -46,7 +46,9 @@ def pull_back(
         mx.vmap(pull)(*[cotangent[start : start + at_once] for cotangent in cotangents])
         for start in range(0, count, at_once)
     ]
-    gradients = [mx.concatenate(list(same)) for same in zip(*parts, strict=True)]
+    gradients = [
+        mx.concatenate(list(same)) if len(same) > 1 else same[0] for same in zip(*parts, strict=True)
+    ]
     return gradients[: len(inputs)], dict(zip(layers, gradients[len(inputs) :], strict=True))
 
 

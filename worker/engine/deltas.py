@@ -9,7 +9,7 @@ import numpy as np
 
 from shared.errors import TaskRefusedError
 from shared.npz import Array
-from worker.engine.quantize import Candidate, quantize_layer
+from worker.engine.quantize import check_measurable, fake_quantize, squared_rows
 from worker.model.layers import get_weight
 
 
@@ -27,6 +27,15 @@ class WeightErrors:
     """(L, B) float64."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Facts:
+    """Of one layer, at all bit widths."""
+
+    squared_error: Array
+    squared_norm: float
+    bits_per_weight: Array
+
+
 class Deltas:
     """dW = W_quantized - W in float32, kept where all of them fit in memory, else made anew each time."""
 
@@ -37,36 +46,44 @@ class Deltas:
         weights = sum(get_weight(mmdit, layer).size for layer in layers)
         self._keep = 4 * weights * len(self._bits) <= spare_bytes
         self._kept: dict[str, mx.array] = {}
-        self._facts: dict[str, list[Candidate] | None] = {}
+        self._facts: dict[str, _Facts | None] = {}
 
     def of(self, layer: str) -> mx.array | None:
         """(B, outputs * inputs) float32; None where the layer is not measurable."""
         if layer in self._kept:
             return self._kept[layer]
         try:
-            candidates = [
-                quantize_layer(self._mmdit, layer, bits=bits, group_size=self._group_size)
-                for bits in self._bits
-            ]
+            for bits in self._bits:
+                check_measurable(self._mmdit, layer, bits=bits, group_size=self._group_size)
         except TaskRefusedError:
             self._facts[layer] = None
             return None
-        weight = get_weight(self._mmdit, layer).astype(mx.float32)
-        deltas = mx.stack([(one.weight.astype(mx.float32) - weight).flatten() for one in candidates])
-        mx.eval(deltas)
-        self._facts[layer] = [one.without_weight() for one in candidates]
+        weight = get_weight(self._mmdit, layer)
+        pairs = [fake_quantize(weight, bits=bits, group_size=self._group_size) for bits in self._bits]
+        original = weight.astype(mx.float32)
+        deltas = mx.stack([candidate.astype(mx.float32) - original for candidate, _ in pairs])
+        if layer not in self._facts:
+            error, norm = squared_rows(deltas), squared_rows(original)
+            mx.eval(deltas, error, norm)
+            self._facts[layer] = _Facts(
+                squared_error=np.array(error, np.float64).sum(axis=1),
+                squared_norm=float(np.array(norm, np.float64).sum()),
+                bits_per_weight=np.array([stored for _, stored in pairs]),
+            )
+        flat = deltas.reshape(len(self._bits), -1)
+        mx.eval(flat)
         if self._keep:
-            self._kept[layer] = deltas
-        return deltas
+            self._kept[layer] = flat
+        return flat
 
     def weight_errors(self) -> WeightErrors:
         """Of all layers, in their order; every layer must have been asked for."""
+        nothing = np.zeros(len(self._bits))
+        unknown = _Facts(squared_error=nothing, squared_norm=0.0, bits_per_weight=nothing)
         facts = [self._facts[layer] for layer in self._layers]
-        empty = [Candidate(weight=mx.array(0.0), squared_error=0, squared_norm=0, bits_per_weight=0)]
-        rows = [fact or empty * len(self._bits) for fact in facts]
         return WeightErrors(
             measurable=np.array([fact is not None for fact in facts]),
-            squared_error=np.array([[one.squared_error for one in row] for row in rows], np.float64),
-            squared_norm=np.array([row[0].squared_norm for row in rows], np.float64),
-            bits_per_weight=np.array([[one.bits_per_weight for one in row] for row in rows], np.float64),
+            squared_error=np.stack([(fact or unknown).squared_error for fact in facts]),
+            squared_norm=np.array([(fact or unknown).squared_norm for fact in facts]),
+            bits_per_weight=np.stack([(fact or unknown).bits_per_weight for fact in facts]),
         )

@@ -22,7 +22,7 @@ from shared.shards import SketchShard
 from worker.engine.backward import Arrays, pull_back
 from worker.engine.batches import Batch, batch_inputs, guided_velocity, rows_per_sample
 from worker.engine.deltas import Deltas
-from worker.engine.memory import spare_memory
+from worker.engine.memory import probes_at_once, spare_memory
 from worker.engine.reference import check_reference
 from worker.engine.steps import Inputs, State, Step, forward_steps, run_modulated, start_of
 from worker.model.layers import get_weight, linear_layers
@@ -80,8 +80,14 @@ class SketchEngine:
         self._blocks = _divide(steps, [layer for layer in self._layers if layer not in self._embedders])
         spare = spare_memory(self._mmdit, memory_limit)
         self._deltas = Deltas(self._mmdit, self._layers, self._bits, group_size, spare // 2)
-        largest = max(_size(self._mmdit, block.layers) for block in self._blocks)
-        self._at_once = max(1, spare // 4 // (4 * largest))
+        _, height, width, _ = samples.x.shape
+        self._at_once = probes_at_once(
+            self._mmdit,
+            rows=self._rows,
+            tokens=height * width // self._mmdit.config.patch_size**2 + samples.conditioning.shape[2],
+            largest_block=max(_size(self._mmdit, block.layers) for block in self._blocks),
+            spare_bytes=spare // 2,
+        )
 
     def measure(self, sample: int, probe_group: int, probes: int, check: Check = _no_check) -> SketchShard:
         """<G, dW> of every layer and bit width for the probes of one group.
@@ -165,9 +171,7 @@ class SketchEngine:
             deltas = self._deltas.of(layer)
             flat = gradient.reshape(gradient.shape[0], -1)
             products = mx.zeros((len(self._bits), len(flat))) if deltas is None else mx.matmul(deltas, flat.T)
-            alive = mx.any(flat != 0)
-            mx.eval(products, alive)
-            found[layer] = np.array(products, np.float64), not alive.item()
+            found[layer] = np.array(products, np.float64), not (products.any() or flat.any()).item()
 
     def _shard(
         self, sample: int, probes: int, velocity: Array, found: dict[str, tuple[Array, bool]]
