@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from redis import Redis
 
-from producer.calib_folder import CalibFolder, RunFile, read_records
+from producer.calib_folder import CalibFolder, RequestFile, RunFile, SensitivityFolder, read_records
 from producer.collect_calibration import collect_calibration
 from producer.collect_sensitivity import choose_pairs_to_verify, collect_sensitivity, write_results
 from producer.intake import Intake
@@ -46,6 +46,7 @@ class Collector:
             intake = collect_sensitivity(place, request, run, card, self.store, self.told)
             request = choose_pairs_to_verify(place, request, run, card)
             done = frozenset(read_records(place.records_dir))
+            self._keep_samples(place, request, len(done) < len(request.tasks(run)))
             part = self._part(f"sensitivity {request.settings.id}", request.tasks(run), done, intake)
             parts.append(part)
             if part.complete:
@@ -76,6 +77,12 @@ class Collector:
             if card is not None and write_results(self.folder, place, card, reasons):
                 reports.append(str(place.report_path))
         return reports
+
+    def _keep_samples(self, place: SensitivityFolder, request: RequestFile, needed: bool) -> None:
+        """A wiped Redis lost the sample set too, and without it no worker can serve the tasks."""
+        digest = request.settings.sample_set_sha256
+        if needed and not self.store.has_blob(digest):
+            self.store.put_blob(digest, place.samples_path.read_bytes())
 
     def _part(self, title: str, tasks: Sequence[Task], done: frozenset[str], intake: Intake) -> Part:
         for problem in intake.problems:

@@ -103,6 +103,11 @@ class FolderStore(ShardStore):
         with _explained(self.label):
             self._write(self._blob_path(digest), data)
 
+    def has_blob(self, digest: str) -> bool:
+        self._check_marker()
+        with _explained(self.label):
+            return bool(self._fs.exists(self._blob_path(digest)))
+
     def blob(self, digest: str) -> bytes:
         self._check_marker()
         path = self._blob_path(digest)

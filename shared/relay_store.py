@@ -107,6 +107,9 @@ class RelayStore(ShardStore):
     def put_blob(self, digest: str, data: bytes) -> None:
         self._redis.set(_blob_key(digest), data)
 
+    def has_blob(self, digest: str) -> bool:
+        return bool(self._redis.exists(_blob_key(digest)))
+
     def blob(self, digest: str) -> bytes:
         data = cast(bytes | None, self._redis.get(_blob_key(digest)))
         if data is None:

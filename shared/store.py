@@ -63,6 +63,10 @@ class ShardStore(ABC):
         """Keep something that workers need, under the sha256 of its bytes."""
 
     @abstractmethod
+    def has_blob(self, digest: str) -> bool:
+        """Whether there is such a blob, altered or not."""
+
+    @abstractmethod
     def blob(self, digest: str) -> bytes:
         """Return a blob, compared with its name.
 

@@ -154,8 +154,10 @@ class StoreContract:
         digest = hashlib.sha256(data).hexdigest()
         with pytest.raises(StoreError, match=digest[:12]):
             store.blob(digest)
+        assert not store.has_blob(digest)
         store.put_blob(digest, data)
         store.put_blob(digest, data)
+        assert store.has_blob(digest)
         assert store.blob(digest) == data
         assert store.record_ids("blobs") == set()
         self.damage_blob(store, digest, data[:-1])

@@ -72,6 +72,9 @@ def test_calibrate_measure_collect_report(fleet: Fleet) -> None:
     # text q, k, v and image q, k, v, o: the last text block has no o_proj.
     assert "7 layers at 4, 8 bits" in output
     assert "14 tasks enqueued" in output
+    # The sample set is gone too; the collector has it.
+    redis_of(fleet).flushall()
+    fleet.producer("collect", code=3)
     fleet.work()
     output = fleet.producer("collect")
     (results,) = fleet.calib.glob("sensitivity/*/results.json")
