@@ -1,7 +1,10 @@
-"""A redis-server for tests: a private Unix socket, no TCP port; it can be killed and started again."""
+"""A redis-server for tests: a private Unix socket; it can be killed, frozen and started again."""
 
+import signal
 import subprocess
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from redis import Redis
@@ -13,7 +16,9 @@ from shared.redis_server import find_redis_server
 class RedisProcess:
     """A context manager; `kill` is kill -9, `start` starts it again on the same socket and data."""
 
-    def __init__(self, folder: Path, *, append_only: bool = False) -> None:
+    def __init__(self, folder: Path, *, append_only: bool = False, addresses: Sequence[str] = ()) -> None:
+        """TCP port 6379 of `addresses`, if any, is open to anyone who can reach them."""
+        self._addresses = addresses
         self._folder = folder
         self._append_only = append_only
         self._socket = folder / "r.sock"
@@ -33,7 +38,7 @@ class RedisProcess:
     def start(self) -> None:
         arguments = [
             "--port",
-            "0",
+            "6379" if self._addresses else "0",
             "--unixsocket",
             str(self._socket),
             "--dir",
@@ -43,6 +48,8 @@ class RedisProcess:
         ]
         if self._append_only:
             arguments += ["--appendonly", "yes", "--appendfsync", "everysec"]
+        if self._addresses:
+            arguments += ["--bind", *self._addresses, "--protected-mode", "no"]
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen([str(find_redis_server()), *arguments], stdout=log, stderr=log)
         deadline = time.monotonic() + 15
@@ -55,6 +62,16 @@ class RedisProcess:
                     time.sleep(0.01)
         self.kill()
         raise RuntimeError((self._folder / "log").read_text())
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Neither answers nor closes connections meanwhile."""
+        assert self._process
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
         if self._process:
