@@ -1,7 +1,9 @@
 """A redis-server for tests: a private Unix socket; it can be killed, frozen and started again."""
 
+import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +13,17 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from shared.redis_server import find_redis_server
+
+
+@contextmanager
+def short_folder() -> Iterator[Path]:
+    """A new folder, gone afterwards."""
+    # A socket's path may have 104 bytes on a Mac, less than pytest's folders have.
+    folder = Path(tempfile.mkdtemp(prefix="bf-"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 class RedisProcess:

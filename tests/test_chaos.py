@@ -20,7 +20,8 @@ from redis.exceptions import OutOfMemoryError
 from shared.history import read_events
 from shared.jobs import MAX_RETRIES
 from tests.chaos import LEASE, Chaos
-from tests.redis_process import RedisProcess
+from tests.hosts import two_hosts
+from tests.redis_process import RedisProcess, short_folder
 from tests.tasks import image_task, wait_until
 
 pytestmark = pytest.mark.slow
@@ -172,3 +173,27 @@ def test_poison_stops_no_run(chaos: Chaos) -> None:
     crashes = [event for event in events if event.outcome == "crashed"]
     assert {event.detail for event in crashes} == {"signal SIGKILL"}
     assert all(event.host for event in crashes)
+
+
+def test_a_machine_is_cut_off_and_comes_back(tmp_path: Path) -> None:
+    """Two worker hosts in network namespaces of their own; one loses its network for longer than a lease."""
+    with two_hosts() as (near, far), short_folder() as folder:
+        addresses = [near.redis_address, far.redis_address]
+        with RedisProcess(folder, append_only=True, addresses=addresses) as server:
+            chaos = Chaos(server.url, tmp_path)
+            try:
+                chaos.enqueue(40, "0.3")
+                workers = [
+                    chaos.start(prefix=host.prefix, url=f"redis://{host.redis_address}:6379")
+                    for host in (near, far)
+                ]
+                chaos.wait_until_busy(2)
+                far.cut_off()
+                back = time.monotonic() + 3 * LEASE
+                chaos.collect_all(lambda: far.reconnect() if time.monotonic() > back else None)
+                chaos.settle()
+                assert [worker.returncode for worker in workers] == [0, 0]
+                assert "the result is dropped" in chaos.logs()
+                assert "gave no sign of life" in chaos.logs()
+            finally:
+                chaos.close()
