@@ -13,6 +13,7 @@ They take turns image by image.
 import os
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -23,12 +24,12 @@ import mlx.core as mx
 from benchmarks.report import Report, print_report
 from shared.runs import RunSettings
 from shared.tasks import CalibrationTask
-from worker import models
 from worker.calibrate import calibrate
-from worker.models import LoadedModel, load_model
-from worker.quiet_imports import quiet_imports
-from worker.small_models import BuiltIn, SmallModel
-from worker.tiny_checkpoint import write_random_checkpoint
+from worker.model import models
+from worker.model.models import LoadedModel, load_model
+from worker.model.quiet_imports import quiet_imports
+from worker.model.small_models import TINY_SD3, BuiltIn
+from worker.model.tiny_checkpoint import write_random_checkpoint
 
 with quiet_imports():
     from diffusionkit.mlx import CFGDenoiser
@@ -38,16 +39,12 @@ PROMPT = "a red circle left of a blue square"
 
 def compare_loops(*, images: int, steps: int, hidden: int, depth: int, image_size: int) -> Report:
     """Time all three."""
-    small = SmallModel(
+    small = replace(
+        TINY_SD3,
         hidden_size=hidden,
         num_heads=hidden // 64,
         depth=depth,
         max_latent_resolution=image_size // 8,
-        clip_widths=(64, 64),
-        clip_layers=2,
-        max_length=32,
-        vae_channels=(32, 32, 64, 64),
-        vae_layers=1,
     )
     run = RunSettings(
         model="tiny-sd3",

@@ -19,7 +19,7 @@ from shared.runs import RunSettings, digest_of
 from training.grammar import Scene, sample_scenes
 from training.judge import Verdict, judge
 from training.render import IMAGE_SIZE, Array, render_all
-from worker.models import load_model
+from worker.model.models import load_model
 
 SEED = 20
 COLUMNS = 8

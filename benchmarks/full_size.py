@@ -14,12 +14,12 @@ import mlx.core as mx
 
 from benchmarks.random_mmdit import draw_samples, random_pipeline
 from benchmarks.report import Report, print_report
-from worker.exact import ExactEngine
-from worker.layers import linear_layers
-from worker.memory import default_memory_limit
-from worker.quiet_imports import quiet_imports
-from worker.sketch import SketchEngine
-from worker.steps import forward_steps, start_of
+from worker.engine.exact import ExactEngine
+from worker.engine.memory import default_memory_limit
+from worker.engine.sketch import SketchEngine
+from worker.engine.steps import forward_steps, start_of
+from worker.model.layers import linear_layers
+from worker.model.quiet_imports import quiet_imports
 
 with quiet_imports():
     from diffusionkit.mlx.config import MMDiTConfig

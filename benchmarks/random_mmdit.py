@@ -11,7 +11,8 @@ import mlx.core as mx
 import numpy as np
 
 from shared.sample_set import SampleSet
-from worker.quiet_imports import quiet_imports
+from worker.model.layers import get_weight, linear_layers, set_weight
+from worker.model.quiet_imports import quiet_imports
 
 with quiet_imports():
     from diffusionkit.mlx import CFGDenoiser, DiffusionPipeline, to_d
@@ -57,19 +58,25 @@ def flux_config(*, depth: int = 1, unified: int = 2, hidden: int = 64, heads: in
     )
 
 
-def random_mmdit(config: MMDiTConfig, *, seed: int = 0) -> MMDiT:
-    """A transformer with MLX's own initialization, drawn from `seed`: equal calls give equal weights."""
+def random_mmdit(config: MMDiTConfig, *, seed: int = 0, spread: float = 0.0) -> MMDiT:
+    """A transformer with MLX's own initialization, drawn from `seed`: equal calls give equal weights.
+
+    `spread` makes layers differ in scale, by the standard deviation of its logarithm.
+    """
     mx.random.seed(seed)
     mmdit = MMDiT(config)
+    scales = np.exp(spread * np.random.default_rng(seed).standard_normal(len(linear_layers(mmdit))))
+    for layer, scale in zip(linear_layers(mmdit), scales, strict=True):
+        set_weight(mmdit, layer.path, float(scale) * get_weight(mmdit, layer.path))
     mx.eval(mmdit.parameters())
     return mmdit
 
 
-def random_pipeline(config: MMDiTConfig, *, seed: int = 0, shift: float = 3.0) -> Any:
+def random_pipeline(config: MMDiTConfig, *, seed: int = 0, shift: float = 3.0, spread: float = 0.0) -> Any:
     """What an engine needs of DiffusionKit's pipeline: transformer, sampler, activation dtype."""
     sampler = FluxSampler if config.depth_unified else ModelSamplingDiscreteFlow
     pipeline = SimpleNamespace(
-        mmdit=random_mmdit(config, seed=seed),
+        mmdit=random_mmdit(config, seed=seed, spread=spread),
         sampler=sampler(shift=shift),
         activation_dtype=mx.float32,
     )

@@ -65,6 +65,11 @@ store_option = click.option(
     help="Keep shards in a folder that every machine reaches (/Volumes/share/…, s3://…, sftp://…) "
     "until they are collected. [default: in Redis]",
 )
+relay_limit_option = click.option(
+    "--relay-limit",
+    metavar="SIZE",
+    help="Of shards that wait in Redis, as 4GB; workers pause when it is reached. [default: 1GB]",
+)
 calibration_options = _options(
     click.option("--num-images", default=100, show_default=True, type=click.IntRange(1, 100_000)),
     click.option("--num-steps", default=50, show_default=True, type=click.IntRange(1, 1000)),
@@ -163,14 +168,17 @@ def main() -> None:
 @calibration_options
 @calib_dir_option
 @store_option
+@relay_limit_option
 @redis_url_option
 @explain_errors
-def enqueue_calibration(calib_dir: Path, store: str | None, redis_url: str, **options: Any) -> None:
+def enqueue_calibration(
+    calib_dir: Path, store: str | None, relay_limit: str | None, redis_url: str, **options: Any
+) -> None:
     """Ask for images: one task an image, its whole denoising trajectory."""
     from producer import commands
 
     settings, prompts = commands.read_settings(**options)
-    fleet = commands.open_fleet(redis_url, store)
+    fleet = commands.open_fleet(redis_url, store, relay_limit)
     commands.enqueue_calibration(calib_dir, settings, prompts, options["num_images"], fleet)
     commands.say_if_nobody_works(fleet)
 
@@ -179,13 +187,16 @@ def enqueue_calibration(calib_dir: Path, store: str | None, redis_url: str, **op
 @sensitivity_options
 @calib_dir_option
 @store_option
+@relay_limit_option
 @redis_url_option
 @explain_errors
-def enqueue_sensitivity(calib_dir: Path, store: str | None, redis_url: str, **options: Any) -> None:
+def enqueue_sensitivity(
+    calib_dir: Path, store: str | None, relay_limit: str | None, redis_url: str, **options: Any
+) -> None:
     """Ask what each layer suffers at each bit width: one task a (layer, bits)."""
     from producer import commands
 
-    fleet = commands.open_fleet(redis_url, store)
+    fleet = commands.open_fleet(redis_url, store, relay_limit)
     commands.enqueue_sensitivity(calib_dir, fleet, **options)
     commands.say_if_nobody_works(fleet)
 
@@ -217,9 +228,12 @@ def collect(calib_dir: Path, store: str | None, redis_url: str, wait: bool) -> N
     import sys
 
     from producer import commands
+    from producer.interrupts import Interrupts
 
     try:
-        complete = commands.collect(calib_dir, commands.open_fleet(redis_url, store), wait=wait)
+        with Interrupts() as interrupts:
+            fleet = commands.open_fleet(redis_url, store)
+            complete = commands.collect(calib_dir, fleet, wait=wait, interrupts=interrupts)
     except KeyboardInterrupt:
         click.echo("interrupted; what was collected is safe, the same command goes on from here", err=True)
         sys.exit(EXIT_INTERRUPTED)
@@ -244,10 +258,12 @@ def run(calib_dir: Path, workers: int, redis_url: str | None, **options: Any) ->
     import sys
 
     from producer import commands
+    from producer.interrupts import Interrupts
 
     sensitivity = {name: options.pop(name) for name in SENSITIVITY_NAMES}
     try:
-        complete = commands.run(calib_dir, redis_url, workers, options, sensitivity)
+        with Interrupts() as interrupts:
+            complete = commands.run(calib_dir, redis_url, workers, options, sensitivity, interrupts)
     except KeyboardInterrupt:
         click.echo("interrupted; the same command goes on where this one stopped", err=True)
         sys.exit(EXIT_INTERRUPTED)

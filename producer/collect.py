@@ -54,16 +54,19 @@ class Collector:
         return parts
 
     def collect_until_settled(
-        self, show: Callable[[list[Part]], None], alive: Callable[[], None] = lambda: None
+        self, show: Callable[[list[Part]], None], checks: Sequence[Callable[[], None]] = ()
     ) -> list[Part]:
-        """Pass after pass; `alive` may raise to end the wait."""
+        """Pass after pass; each of `checks` may raise to end the wait."""
         while True:
+            started = time.monotonic()
             parts = self.collect()
             show(parts)
             if all(part.settled for part in parts):
                 return parts
-            alive()
-            time.sleep(POLL_SECONDS)
+            for check in checks:
+                check()
+            # A pass over a large folder takes its time: most of a wait should be waiting.
+            time.sleep(max(POLL_SECONDS, 3 * (time.monotonic() - started)))
 
     def write_results(self, parts: Sequence[Part]) -> list[str]:
         """Write results and report of every sensitivity run that has any; return the reports' paths."""

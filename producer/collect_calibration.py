@@ -14,6 +14,7 @@ from shared.files import write_atomically
 from shared.model_card import ModelCard, decode_model_card, encode_model_card
 from shared.npz import Array
 from shared.records import Record
+from shared.sample_file import SampleFile
 from shared.shards import CalibrationShard
 from shared.store import ShardStore
 from shared.tasks import CalibrationTask, Task
@@ -25,7 +26,11 @@ def collect_calibration(
     store: ShardStore,
     told: Callable[[Task], None] = lambda task: None,
 ) -> Intake:
-    """Take finished images out of the store; leave a manifest of all that are there whole."""
+    """Take finished images out of the store; leave a manifest of all that are there whole.
+
+    Raises:
+        SampleError: a collected sample can't be read any more.
+    """
     records, lost = _whole_images(folder, run)
 
     def keep(record: Record, data: bytes) -> None:
@@ -33,8 +38,9 @@ def collect_calibration(
 
     intake = take_in(run.tasks(), records, store, keep, told)
     intake.problems[:0] = lost
-    if records:
-        write_manifest(folder, run, records, _sigmas(folder, run, records))
+    # Also when the last image is gone: a manifest lists nothing that is not there.
+    if records or folder.manifest_path.exists():
+        write_manifest(folder, run, records, _sigmas(folder, records))
     return intake
 
 
@@ -102,12 +108,14 @@ def _check_model(folder: CalibFolder, record: Record, card: ModelCard) -> None:
         )
 
 
-def _sigmas(folder: CalibFolder, run: RunFile, records: dict[str, Record]) -> list[float]:
+def _sigmas(folder: CalibFolder, records: dict[str, Record]) -> list[float]:
     """The schedule, as an image's samples have it; DiffusionKit's all end at 0."""
+    if not records:
+        return []
     first = records[min(records)].task
     assert isinstance(first, CalibrationTask)
     sigmas = []
     for path in _sample_paths(folder, first):
-        with np.load(path, allow_pickle=False) as sample:
-            sigmas.append(float(sample["sigma"]))
+        with SampleFile(path) as sample:
+            sigmas.append(float(sample.load(first.image_index, sample.step_index).sigma))
     return [*sigmas, 0.0]

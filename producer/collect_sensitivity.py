@@ -14,12 +14,12 @@ from producer.calib_folder import (
     write_record,
 )
 from producer.intake import Intake, take_in
-from producer.merge import FinishedTask, merge_results
-from producer.merge_sketch import FinishedSketch, merge_sketch
-from producer.report import render_report
-from producer.results import MissingTask, Results, encode_results, results_csv
-from producer.sketch import estimate
-from producer.verify import pairs_to_verify
+from producer.report.render import render_report
+from producer.results.merge import FinishedTask, merge_results
+from producer.results.merge_sketch import FinishedSketch, merge_sketch
+from producer.results.results import MissingTask, Results, encode_results, results_csv
+from producer.results.sketch import estimate
+from producer.results.verify import pairs_to_verify
 from shared.errors import RunMismatchError
 from shared.files import write_atomically
 from shared.model_card import ModelCard
@@ -84,9 +84,9 @@ def choose_pairs_to_verify(
     sketch = request.sketch
     if sketch is None or not sketch.verify or request.verify:
         return request
-    finished = _finished_sketches(place, request, run)
-    if len(finished) < len(request.sketch_tasks(run)):
+    if {task.id for task in request.sketch_tasks(run)} - read_records(place.records_dir).keys():
         return request
+    finished = _finished_sketches(place, request, run)
     pairs = pairs_to_verify(estimate(done.shard for done in finished), card, sketch.verify)
     request = msgspec.structs.replace(request, verify=tuple(pairs))
     place.write_request(request)

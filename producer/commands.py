@@ -1,6 +1,6 @@
 """What the commands do, one function each: call the library, print what came of it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from producer.console import Bars, err, out, print_missing, print_parts, print_w
 from producer.enqueue import Fleet, SensitivityOptions
 from producer.enqueue import enqueue_calibration as ask_for_images
 from producer.enqueue import enqueue_sensitivity as ask_for_layers
+from producer.interrupts import Interrupts
 from producer.local_fleet import LocalWorkers, local_redis
 from producer.progress import Part
 from producer.prompts import read_prompts
@@ -19,10 +20,12 @@ from producer.settings import run_settings
 from producer.workers import live_workers
 from shared.connection import connect, safe_url
 from shared.errors import InputError, WrongStoreError
+from shared.open_store import open_store
 from shared.relay_store import RELAY_ID, RelayStore
 from shared.runs import RunSettings
-from shared.sizes import format_size
-from shared.store import open_store
+from shared.sizes import format_size, parse_size
+
+PATIENT_PASSES = 5
 
 
 def read_settings(
@@ -52,14 +55,14 @@ def read_settings(
     return settings, prompts
 
 
-def open_fleet(redis_url: str, store_url: str | None) -> Fleet:
+def open_fleet(redis_url: str, store_url: str | None, relay_limit: str | None = None) -> Fleet:
     """Connect to Redis and to the store; the producer may make a folder a store."""
+    limit = parse_size(relay_limit) if relay_limit else None
     connection = connect(redis_url)
-    return Fleet(
-        connection=connection,
-        store=open_store(store_url, connection, create=True),
-        store_url=store_url,
-    )
+    store = open_store(store_url, connection, create=True)
+    if limit and isinstance(store, RelayStore):
+        store.set_limit(limit)
+    return Fleet(connection=connection, store=store, store_url=store_url)
 
 
 def enqueue_calibration(
@@ -144,7 +147,14 @@ def status(calib_dir: Path, fleet: Fleet) -> None:
     print_workers(live_workers(fleet.connection, fleet.store.id))
 
 
-def collect(calib_dir: Path, fleet: Fleet, *, wait: bool, alive: Any = lambda: None) -> bool:
+def collect(
+    calib_dir: Path,
+    fleet: Fleet,
+    *,
+    wait: bool,
+    interrupts: Interrupts,
+    alive: Callable[[], None] | None = None,
+) -> bool:
     """Collect once, or until nothing more will come; return whether everything is there."""
     folder = CalibFolder(calib_dir)
     run = folder.require_run()
@@ -152,7 +162,8 @@ def collect(calib_dir: Path, fleet: Fleet, *, wait: bool, alive: Any = lambda: N
     with Bars() as bars:
         collector = Collector(folder, fleet.connection, fleet.store, complain=_complain)
         if wait:
-            parts = collector.collect_until_settled(bars.show, alive)
+            checks = (interrupts.check, alive or _NobodyWorks(fleet).check)
+            parts = collector.collect_until_settled(bars.show, checks)
         else:
             parts = collector.collect()
             bars.show(parts)
@@ -161,6 +172,23 @@ def collect(calib_dir: Path, fleet: Fleet, *, wait: bool, alive: Any = lambda: N
     for report in reports:
         out.print(f"report: {report}", markup=False)
     return all(part.complete for part in parts)
+
+
+class _NobodyWorks:
+    """Says once when a wait goes on without anybody at work."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+        self._passes = 0
+
+    def check(self) -> None:
+        """Called after each pass."""
+        if live_workers(self._fleet.connection, self._fleet.store.id):
+            self._passes = 0
+            return
+        self._passes += 1
+        if self._passes == PATIENT_PASSES:
+            err.print("waiting, but no worker is connected; start some with `worker start`", markup=False)
 
 
 def _complain(problem: str) -> None:
@@ -190,8 +218,13 @@ def run(
     workers: int,
     calibration: dict[str, Any],
     sensitivity: dict[str, Any],
+    interrupts: Interrupts,
 ) -> bool:
     """Calibrate, measure and collect with workers of this machine."""
+
+    def collect_all() -> bool:
+        return collect(calib_dir, fleet, wait=True, interrupts=interrupts, alive=local.check)
+
     settings, prompts = read_settings(**calibration)
     folder = CalibFolder(calib_dir)
     arguments = ["--workers", str(workers), "--calib-dir", str(calib_dir), "--quiet"]
@@ -202,10 +235,10 @@ def run(
         enqueue_calibration(calib_dir, settings, prompts, calibration["num_images"], fleet)
         with LocalWorkers(url, arguments) as local:
             try:
-                if not collect(calib_dir, fleet, wait=True, alive=local.check):
+                if not collect_all():
                     return False
                 enqueue_sensitivity(calib_dir, fleet, **sensitivity)
-                return collect(calib_dir, fleet, wait=True, alive=local.check)
+                return collect_all()
             except KeyboardInterrupt:
                 local.now = True
                 raise

@@ -10,7 +10,7 @@ import fsspec
 import msgspec
 
 from shared.connection import safe_url
-from shared.errors import ShardCorruptError, StoreError, WrongStoreError
+from shared.errors import BitfleetError, ShardCorruptError, StoreError, WrongStoreError
 from shared.records import MAX_SHARD_BYTES, Record, decode_record, encode_record
 from shared.store import PutOutcome, ShardStore
 
@@ -38,15 +38,12 @@ class FolderStore(ShardStore):
             WrongStoreError: no store is there, and `create` is False.
         """
         label = safe_url(url)
-        try:
+        with _explained(label):
             filesystem, root = fsspec.core.url_to_fs(url)
-        except ImportError as error:
-            raise StoreError(f"store {label} needs a package that is not installed: {error}") from None
-        except (ValueError, TypeError, OSError) as error:
-            raise StoreError(f"store {label} can't be used: {error}") from None
         marker = f"{root.rstrip('/')}/{MARKER}"
         with _explained(label):
-            if not filesystem.exists(marker):
+            content = _content(filesystem, marker)
+            if content is None:
                 if not create:
                     raise WrongStoreError(
                         f"{label} is no shard store (no {MARKER} in it): is the share mounted, and is it "
@@ -55,7 +52,7 @@ class FolderStore(ShardStore):
                 filesystem.makedirs(root, exist_ok=True)
                 content = msgspec.json.encode({"store_id": uuid4().hex[:12]})
                 cls(filesystem, root, label, "")._write(marker, content)
-            content = filesystem.cat_file(marker)
+                content = filesystem.cat_file(marker)
         return cls(filesystem, root, label, _store_id(content, label))
 
     def put(self, record: Record, shard: bytes) -> PutOutcome:
@@ -131,8 +128,7 @@ class FolderStore(ShardStore):
     def _check_marker(self) -> None:
         """A share that was unmounted, or swapped for another, must not swallow results."""
         with _explained(self.label):
-            marker = f"{self._root}/{MARKER}"
-            content = self._fs.cat_file(marker) if self._fs.exists(marker) else b""
+            content = _content(self._fs, f"{self._root}/{MARKER}") or b""
         if _store_id(content, self.label) != self.id:
             raise WrongStoreError(f"{self.label} is another store now: is the right share mounted?")
 
@@ -185,6 +181,15 @@ class FolderStore(ShardStore):
         return f"{self._root}/blobs/{_safe(digest)}.npz"
 
 
+def _content(filesystem: Any, path: str) -> bytes | None:
+    # Not exists(), which says no when the network fails: a new marker would be written over the old one.
+    try:
+        content: bytes = filesystem.cat_file(path)
+    except FileNotFoundError:
+        return None
+    return content
+
+
 def _store_id(marker: bytes, label: str) -> str:
     try:
         store_id = msgspec.json.decode(marker, type=dict[str, str])["store_id"]
@@ -209,5 +214,10 @@ def _explained(label: str) -> Any:
     """Turn what fsspec and the system raise into one line that names the store."""
     try:
         yield
-    except OSError as error:
-        raise StoreError(f"store {label}: {error.strerror or error}") from None
+    except BitfleetError:
+        raise
+    except ImportError as error:
+        raise StoreError(f"store {label} needs a package that is not installed: {error}") from error
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise StoreError(f"store {label} can't be used: {reason}") from error

@@ -2,6 +2,7 @@
 
 import io
 import zipfile
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -63,22 +64,26 @@ def _read_members(archive: zipfile.ZipFile, max_bytes: int) -> dict[str, Array]:
 
 
 def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Array:
-    with archive.open(member) as file:
-        version = npy.read_magic(file)
-        if version not in ((1, 0), (2, 0)):
-            raise ShardCorruptError(f"{member.filename}: NPY version {version} is not allowed")
-        read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-        shape, fortran_order, dtype = read_header(file)
-        if dtype.hasobject:
-            raise ShardCorruptError(f"{member.filename}: pickled objects are not allowed")
-        if any(size < 0 for size in shape):
-            raise ShardCorruptError(f"{member.filename}: a negative size in its shape")
-        # The header may lie: numpy would reserve what it says before reading a byte.
-        expected = dtype.itemsize * int(np.prod(shape, dtype=object))
-        if expected > member.file_size:
-            raise ShardCorruptError(f"{member.filename}: its header promises {expected} bytes, it has fewer")
-        content = file.read(member.file_size)
-    if len(content) != expected:
-        raise ShardCorruptError(f"{member.filename}: {len(content)} bytes of data where {expected} belong")
-    flat = np.frombuffer(content, dtype=dtype)
+    with archive.open(member) as packed:
+        raw = packed.read(member.file_size)
+    # zipfile compares the checksum only when it meets the end of the compressed data: a directory that
+    # lies about sizes keeps it from that.
+    if len(raw) != member.file_size or zlib.crc32(raw) != member.CRC:
+        raise ShardCorruptError(f"{member.filename}: its contents differ from its checksum")
+    file = io.BytesIO(raw)
+    version = npy.read_magic(file)
+    if version not in ((1, 0), (2, 0)):
+        raise ShardCorruptError(f"{member.filename}: NPY version {version} is not allowed")
+    read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+    shape, fortran_order, dtype = read_header(file)
+    if dtype.hasobject:
+        raise ShardCorruptError(f"{member.filename}: pickled objects are not allowed")
+    if any(size < 0 for size in shape):
+        raise ShardCorruptError(f"{member.filename}: a negative size in its shape")
+    start = file.tell()
+    # The header may lie: numpy would reserve what it says before reading a byte.
+    expected = dtype.itemsize * int(np.prod(shape, dtype=object))
+    if len(raw) - start != expected:
+        raise ShardCorruptError(f"{member.filename}: its header promises {expected} bytes, it has others")
+    flat = np.frombuffer(raw, dtype=dtype, offset=start)
     return flat.reshape(shape, order="F" if fortran_order else "C")

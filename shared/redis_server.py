@@ -14,7 +14,9 @@ from types import TracebackType
 from typing import IO
 
 from redis import Redis
+from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
+from redis.retry import Retry
 
 from shared.errors import InputError, RedisUnavailableError
 from shared.files import fsync_folder
@@ -132,15 +134,19 @@ class RedisServer:
         if not self._socket.exists():
             return
         try:
-            with Redis(unix_socket_path=str(self._socket), socket_timeout=10) as client:
+            with self._client(timeout=10) as client:
                 client.shutdown()
         except (RedisError, OSError):
             pass
         self._socket.unlink(missing_ok=True)
 
+    def _client(self, timeout: int) -> Redis:
+        # By default redis-py tries for four seconds to reach a server that is gone.
+        return Redis(unix_socket_path=str(self._socket), socket_timeout=timeout, retry=Retry(NoBackoff(), 0))
+
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + START_SECONDS
-        client = Redis(unix_socket_path=str(self._socket), socket_timeout=2)
+        client = self._client(timeout=2)
         while time.monotonic() < deadline:
             if self._process and self._process.poll() is not None:
                 break

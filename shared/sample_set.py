@@ -70,9 +70,7 @@ class SampleSet(PackedArrays):
             raise ShardCorruptError("not a sample set: conditioning does not fit its images")
         if self.image.min() < 0 or self.image.max() >= m:
             raise ShardCorruptError("not a sample set: a sample of an image it does not hold")
-        floats = (name for name, (kinds, _) in self._layout.items() if kinds == FLOATS)
-        if not all(np.isfinite(getattr(self, name)).all() for name in floats):
-            raise ShardCorruptError("not a sample set: a value is NaN or infinite")
+        self._check_finite()
 
     @property
     def implied_velocity(self) -> Array:

@@ -1,6 +1,6 @@
 """What a finished task leaves: the arrays of each kind of shard, packed and checked."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import ClassVar, Self
 
 import numpy as np
@@ -45,6 +45,11 @@ class PackedArrays:
     def _check(self) -> None:
         """Relations between the arrays; raises ShardCorruptError."""
 
+    def _check_finite(self) -> None:
+        for name in self._layout:
+            if not np.isfinite(getattr(self, name)).all():
+                raise ShardCorruptError(f"array {name!r} holds NaN or infinity")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CalibrationShard(PackedArrays):
@@ -83,8 +88,7 @@ class CalibrationShard(PackedArrays):
             )
         if len(self.conditioning) != len(self.pooled_conditioning):
             raise ShardCorruptError("conditioning and pooled_conditioning differ in batch")
-        if not np.isfinite(self.x).all():
-            raise ShardCorruptError("a latent holds NaN or infinity")
+        self._check_finite()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,7 +139,7 @@ class SensitivityShard(PackedArrays):
         lengths = {len(getattr(self, name)) for name, (_, ndim) in self._layout.items() if ndim == 1}
         if len(lengths) != 1 or lengths == {0}:
             raise ShardCorruptError(f"per-sample arrays of lengths {sorted(lengths)}")
-        _check_finite(self)
+        self._check_finite()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,9 +196,4 @@ class SketchShard(PackedArrays):
             len(array) != layers for array in (self.dead, self.measurable, self.weight_squared_norm)
         ):
             raise ShardCorruptError("arrays of a sketch differ in their number of layers")
-        _check_finite(self)
-
-
-def _check_finite(shard: SensitivityShard | SketchShard) -> None:
-    if not all(np.isfinite(getattr(shard, field.name)).all() for field in fields(shard)):
-        raise ShardCorruptError("a value is NaN or infinite")
+        self._check_finite()

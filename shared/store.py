@@ -7,8 +7,6 @@ which needs nothing but the Redis, and a folder behind any fsspec URL (shared.fo
 from abc import ABC, abstractmethod
 from typing import Literal
 
-from redis import Redis
-
 from shared.records import Record
 
 PutOutcome = Literal["stored", "exists", "full"]
@@ -80,18 +78,3 @@ class ShardStore(ABC):
     @abstractmethod
     def discard_blob(self, digest: str) -> None:
         """Forget a blob. Nothing happens when there is none."""
-
-
-def open_store(url: str | None, connection: Redis, *, create: bool = False) -> ShardStore:
-    """Return the folder store at `url`, or the Redis relay when there is no URL.
-
-    `create` marks a folder that is no store yet as one (the producer's right alone).
-
-    Raises:
-        StoreError: the URL can't be used.
-        WrongStoreError: no store is there, and `create` is False.
-    """
-    from shared.folder_store import FolderStore
-    from shared.relay_store import RelayStore
-
-    return FolderStore.open(url, create=create) if url else RelayStore(connection)

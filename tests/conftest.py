@@ -8,13 +8,15 @@ import pytest
 from hypothesis import settings
 from redis import Redis
 
-from producer.merge import FinishedTask
+from producer.results.merge import FinishedTask
 from shared.model_card import LayerInfo, ModelCard
 from shared.records import Record
 from shared.runs import RunSettings, SensitivitySettings
 from shared.shards import SensitivityShard
 from shared.tasks import SensitivityTask, Task
 from tests.redis_process import RedisProcess, short_folder
+
+pytest.register_assert_rewrite("tests.store_contract", "tests.lease_fleet", "tests.job_fleet", "tests.tasks")
 
 # A busy machine is no failure.
 settings.register_profile("bitfleet", deadline=None)

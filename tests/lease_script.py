@@ -20,6 +20,7 @@ from worker.job_context import JobContext
 from worker.lease_worker import LeaseWorker
 
 EXIT_FATAL = 2
+EXIT_BROKEN = 1
 
 
 class QuickWorker(LeaseWorker):
@@ -52,7 +53,9 @@ def main(url: str, name: str, lease_seconds: str) -> int:
         beat_seconds=0.3,
     )
     worker.work(logging_level="WARNING")
-    return EXIT_FATAL if worker.fatal else 0
+    if worker.fatal:
+        return EXIT_FATAL
+    return 0 if worker.left_in_order else EXIT_BROKEN
 
 
 def act(what: str, notes: Redis, context: JobContext, attempt: int) -> None:

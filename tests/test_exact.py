@@ -10,9 +10,9 @@ import pytest
 from benchmarks.random_mmdit import draw_samples, flux_config, plain_denoiser, random_pipeline, sd3_config
 from shared.errors import ModelUnavailableError, RunMismatchError, TaskRefusedError
 from shared.shards import SensitivityShard
-from worker.exact import ExactEngine
-from worker.layers import get_weight, linear_layers, set_weight
-from worker.steps import forward_steps, run_steps
+from worker.engine.exact import ExactEngine
+from worker.engine.steps import forward_steps, run_steps
+from worker.model.layers import get_weight, linear_layers, set_weight
 
 GROUP = 32
 CASES = {"sd3": (sd3_config, 4.0), "flux": (flux_config, 0.0)}
@@ -130,7 +130,7 @@ def test_a_state_is_advanced_not_computed_anew(monkeypatch):
     """Work is counted in blocks run, not in seconds."""
     ran = []
     monkeypatch.setattr(
-        "worker.exact.run_steps",
+        "worker.engine.exact.run_steps",
         lambda mmdit, steps, *rest: ran.append(len(steps)) or run_steps(mmdit, steps, *rest),
     )
     engine, pipeline = new_engine("sd3")

@@ -14,76 +14,20 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis import Redis
-from rq.job import Job, JobStatus
-from rq.results import Result
+from rq.job import Job
 
 from shared.errors import TaskRefusedError
-from shared.history import read_events
 from shared.jobs import (
-    FAILURE_TTL,
     JOB_TIMEOUT,
     MAX_DATA_BYTES,
     MAX_RETRIES,
     RESULT_TTL,
     TaskJob,
-    function_name,
 )
-from shared.task_queue import TaskQueue, parse_queue_name, queue_name
-from shared.tasks import Task, decode_task, encode_task
-from tests.tasks import image_task, layer_task
-from worker.lease_worker import LeaseWorker
-from worker.maintenance import leases_are_current
-
-QUEUE = queue_name("relay")
-KEY = f"rq:queue:{QUEUE}"
-
-
-class Fleet:
-    """One queue and a worker for it whose functions note what they ran."""
-
-    def __init__(self, redis: Redis, url: str) -> None:
-        self.redis, self.url = redis, url
-        self.queue = TaskQueue(QUEUE, redis)
-        # As if maintained just now: no pause for leases that nobody could renew.
-        leases_are_current(redis, QUEUE, 30)
-        redis.delete(f"bitfleet:watched:{QUEUE}:pause")
-        self.ran: list[str] = []
-        self.workers = 0
-
-    def work(self) -> LeaseWorker:
-        """Run all that is queued, in this process."""
-        self.workers += 1
-        worker = LeaseWorker(
-            QUEUE,
-            connection=Redis.from_url(self.url),
-            beat_connection=Redis.from_url(self.url),
-            functions={"calibrate": self._run, "measure": self._run},
-            host="here",
-            name=f"worker-{self.workers}",
-            lease_seconds=30,
-            beat_seconds=5,
-        )
-        # Signal handlers are the process's, and that is pytest's.
-        worker._install_signal_handlers = lambda: None  # type: ignore[method-assign]
-        worker.work(burst=True, logging_level="CRITICAL")
-        return worker
-
-    def _run(self, task: Task, context: Any) -> dict[str, Any]:
-        self.ran.append(task.id)
-        return {"outcome": "stored"}
-
-    def inject(self, job_id: str | bytes, fields: dict[str, Any]) -> None:
-        """Put a job as somebody with the Redis password would: hash and list, by hand."""
-        key = b"rq:job:" + (job_id.encode() if isinstance(job_id, str) else job_id)
-        self.redis.hset(key, mapping={"status": "queued", "origin": QUEUE, "timeout": 60} | fields)
-        self.redis.rpush(KEY, job_id)
-
-    def failure(self, job_id: str) -> str:
-        """Why a job failed, as its history and RQ tell it."""
-        assert job_id in self.queue.failed_ids()
-        events = [event for event in read_events(self.redis, job_id) if event.outcome == "failed"]
-        assert len(events) == 1, "a refused job is not tried again"
-        return events[0].detail
+from shared.task_queue import TaskQueue
+from shared.tasks import encode_task
+from tests.job_fleet import KEY, QUEUE, Fleet
+from tests.tasks import image_task
 
 
 @pytest.fixture
@@ -334,102 +278,6 @@ class TestQueueEntries:
 
 def touch_canary(*args: Any) -> None:
     Path(os.environ["CANARY"]).touch()
-
-
-class TestTaskQueue:
-    def test_ids_are_the_tasks_own(self, fleet: Fleet) -> None:
-        tasks: list[Task] = [image_task(0), image_task(1), layer_task()]
-        assert fleet.queue.enqueue_tasks(tasks) == 3
-        assert fleet.queue.in_flight().queued == tuple(task.id for task in tasks)
-        for task in tasks:
-            job = TaskJob.fetch(task.id, connection=fleet.redis, serializer=fleet.queue.serializer)
-            assert job.task == task
-            assert job.description == task.label
-            assert (job.result_ttl, job.failure_ttl) == (RESULT_TTL, FAILURE_TTL)
-            assert (job.timeout, job.retries_left) == (JOB_TIMEOUT, MAX_RETRIES)
-
-    def test_enqueueing_again_replaces_what_an_earlier_attempt_left(self, fleet: Fleet, redis: Redis) -> None:
-        fleet.queue.enqueue_tasks([GOOD])
-        fleet.work()
-        assert fleet.queue.finished_job_registry.get_job_ids(cleanup=False) == [GOOD.id]
-        fleet.queue.enqueue_tasks([GOOD])
-        assert fleet.queue.finished_job_registry.get_job_ids(cleanup=False) == []
-        assert redis.ttl(TaskJob.key_for(GOOD.id)) == -1, "a queued job must not vanish"
-        fleet.work()
-        assert fleet.ran == [GOOD.id] * 2
-
-    def test_reading_changes_nothing(self, fleet: Fleet, redis: Redis) -> None:
-        """RQ's own counts return abandoned jobs, unlocked; ours must leave that to the workers."""
-        fleet.queue.enqueue_tasks([GOOD])
-        redis.lrem(KEY, 0, GOOD.id)
-        redis.hset(f"rq:job:{GOOD.id}", mapping={"status": JobStatus.STARTED})
-        redis.zadd(f"rq:wip:{QUEUE}", {f"{GOOD.id}:x": 1})
-        redis.zadd(f"rq:failed:{QUEUE}", {"failed-long-ago": 1})
-        before = {key: redis.dump(key) for key in redis.keys("*")}
-        for _ in range(3):
-            assert fleet.queue.in_flight().ids == {GOOD.id}
-            assert fleet.queue.in_flight().started == {GOOD.id}
-            assert fleet.queue.failed_ids() == {"failed-long-ago"}
-        assert {key: redis.dump(key) for key in redis.keys("*")} == before
-
-    def test_only_one_cleans_and_a_crashed_one_blocks_for_seconds_only(
-        self, fleet: Fleet, redis: Redis
-    ) -> None:
-        assert fleet.queue.acquire_maintenance_lock()
-        assert not fleet.queue.acquire_maintenance_lock()
-        assert 0 < redis.ttl(fleet.queue.registry_cleaning_key) <= 30
-
-    def test_the_result_is_kept_for_days(self, fleet: Fleet, redis: Redis) -> None:
-        fleet.queue.enqueue_tasks([GOOD])
-        fleet.work()
-        job = TaskJob.fetch(GOOD.id, connection=redis, serializer=fleet.queue.serializer)
-        assert job.get_status() == JobStatus.FINISHED
-        assert job.return_value() == {"outcome": "stored"}
-        assert 6 * 86400 < redis.ttl(Result.get_key(GOOD.id)) <= RESULT_TTL
-
-    def test_queue_names(self) -> None:
-        assert parse_queue_name(queue_name("relay")) == (1, "relay")
-        assert parse_queue_name(queue_name("a-b_c", protocol=12)) == (12, "a-b_c")
-        for name in (
-            "default",
-            "bitfleet-x-relay",
-            "bitfleet-1-",
-            "bitfleet-1-a/b",
-            "xbitfleet-1-a",
-            "bitfleet-1-a\n",
-        ):
-            assert parse_queue_name(name) is None
-
-    def test_no_function_is_ever_imported_by_name(self, redis: Redis) -> None:
-        job = TaskJob.create("os.getpid", connection=redis, serializer=TaskQueue(QUEUE, redis).serializer)
-        with pytest.raises(TaskRefusedError):
-            _ = job.func
-        with pytest.raises(TaskRefusedError):
-            job.perform()
-
-
-class TestTasks:
-    def test_round_trip(self) -> None:
-        for task in (image_task(3, prompt='"ü\n\x00'), layer_task()):
-            assert decode_task(encode_task(task)) == task
-            assert decode_task(encode_task(task)).id == task.id
-
-    def test_every_difference_that_counts_changes_the_id(self) -> None:
-        ids = [layer_task(bits=bits).id for bits in (2, 3)] + [layer_task("a.b").id, layer_task("a.c").id]
-        ids += [image_task(0).id, image_task(1).id]
-        assert len(set(ids)) == len(ids)
-
-    @pytest.mark.parametrize("name", ["store_id", "layer", "run_id", "prompts_sha256", "sample_set_sha256"])
-    def test_names_take_no_newline(self, name: str) -> None:
-        text = encode_task(layer_task())
-        start = text.index(f'"{name}":"') + len(name) + 4
-        end = text.index('"', start)
-        with pytest.raises(TaskRefusedError, match=name):
-            decode_task(text[:end] + "\\n" + text[end:])
-
-    def test_functions(self) -> None:
-        assert function_name(image_task()) == "calibrate"
-        assert function_name(layer_task()) == "measure"
 
 
 # All that RQ reads of a job's hash.

@@ -6,8 +6,8 @@ import pytest
 from benchmarks.random_mmdit import flux_config, random_mmdit, sd3_config
 from shared.errors import ModelUnavailableError, TaskRefusedError
 from shared.model_card import LayerInfo
-from worker.layers import get_weight, linear_layers, set_weight
-from worker.modulation import set_modulation
+from worker.model.layers import get_weight, linear_layers, set_weight
+from worker.model.modulation import set_modulation
 
 BLOCK = "multimodal_transformer_blocks.0"
 

@@ -1,8 +1,8 @@
 import mlx.core as mx
 
 from benchmarks.random_mmdit import random_mmdit, sd3_config
-from worker.memory import MAX_MICRO_BATCH, default_memory_limit, plan_memory
-from worker.states import KeptStates
+from worker.engine.memory import MAX_MICRO_BATCH, default_memory_limit, plan_memory
+from worker.engine.states import KeptStates
 
 GIB = 1024**3
 

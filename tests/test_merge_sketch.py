@@ -6,15 +6,15 @@ import msgspec
 import numpy as np
 import pytest
 
-from producer.merge import FinishedTask
-from producer.merge_sketch import FinishedSketch, merge_sketch
-from producer.report import render_report
-from producer.results import decode_results, encode_results
-from producer.sketch import estimate
-from producer.verify import pairs_to_verify
+from producer.report.render import render_report
+from producer.results.merge import FinishedTask
+from producer.results.merge_sketch import FinishedSketch, merge_sketch
+from producer.results.results import decode_results, encode_results
+from producer.results.sketch import estimate
+from producer.results.verify import pairs_to_verify
 from shared.errors import RunMismatchError
 from shared.shards import SketchShard
-from shared.tasks import SketchTask, decode_task, encode_task
+from shared.tasks import CalibrationTask, SketchTask, decode_task, encode_task
 
 BITS = (2, 4, 8)
 ELEMENTS = 256
@@ -101,7 +101,7 @@ def finished_sketches(example, samples=18, probes=8, **options):
     ]
 
 
-def merged(example, sketches, verified=()):
+def merged(example, sketches, verified=(), **options):
     return merge_sketch(
         sketches,
         verified,
@@ -109,12 +109,15 @@ def merged(example, sketches, verified=()):
         sensitivity=example.sensitivity,
         card=example.card,
         complete=True,
+        **options,
     )
 
 
 def test_results_have_the_usual_form_and_a_report(make_example):
     example = make_example()
-    results = merged(example, finished_sketches(example, dead=(3,)))
+    image = CalibrationTask(run=example.run, store_id="store", image_index=0, prompt="a", seed=0)
+    records = [example.record(image)]
+    results = merged(example, finished_sketches(example, dead=(3,)), calibration_records=records)
     assert len(results.measurements) == len(example.card.layers) * len(BITS)
     pair = results.measurements[0]
     everywhere = pair.buckets["all"]
@@ -124,7 +127,7 @@ def test_results_have_the_usual_form_and_a_report(make_example):
     assert set(pair.buckets) == {"all", "early", "mid", "late"}
     assert {pair.layer for pair in results.measurements if pair.dead} == {example.card.layers[3].path}
     assert results.bootstrap.units == {"image": 3}
-    assert (results.hosts[0].kind, results.hosts[0].tasks) == ("sensitivity", 18)
+    assert [(host.kind, host.tasks) for host in results.hosts] == [("calibration", 1), ("sensitivity", 18)]
     assert decode_results(encode_results(results)) == results
     page = render_report(results)
     assert f"{len(results.measurements) - len(BITS)} of {len(results.measurements)}" in page

@@ -18,12 +18,12 @@ from safetensors.numpy import load_file, save_file
 from shared.errors import InputError, ModelUnavailableError, RunMismatchError
 from shared.runs import RunSettings
 from tests.tiny_flux import load_tiny_flux
-from worker import model_files, tiny_checkpoint
-from worker.model_files import file_sha256
-from worker.models import LoadedModel, load_model
-from worker.small_models import TINY_SD3, WEIGHTS_FILE
-from worker.tiny_checkpoint import tiny_sd3_folder, write_random_checkpoint
-from worker.vocabulary import WORDS, byte_pair_merges, vocabulary
+from worker.model import model_files, tiny_checkpoint
+from worker.model.model_files import file_sha256
+from worker.model.models import LoadedModel, load_model
+from worker.model.small_models import TINY_SD3, WEIGHTS_FILE
+from worker.model.tiny_checkpoint import tiny_sd3_folder, write_random_checkpoint
+from worker.model.vocabulary import WORDS, byte_pair_merges, vocabulary
 
 PROMPT = "a large red circle left of a small blue square on a grey background"
 SETTINGS = RunSettings(

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from producer import formatting
-from producer.averages import by_depth, by_kind
-from producer.heatmap import COLOURS, Scale, heatmap, scale_of
-from producer.merge import merge_results
-from producer.report import render_report
-from producer.results import Metrics, MissingTask, Results
+from producer.report import formatting
+from producer.report.averages import by_depth, by_kind
+from producer.report.heatmap import COLOURS, Scale, heatmap, scale_of
+from producer.report.render import render_report
+from producer.results.merge import merge_results
+from producer.results.results import Metrics, MissingTask, Results
 
 Make = Callable[..., Any]
 FIRST = "context_embedder"

@@ -12,9 +12,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from producer.layer_place import place_of
-from producer.merge import FinishedTask, merge_results
-from producer.results import MissingTask, Results, decode_results, encode_results, results_csv
+from producer.results.layer_place import place_of
+from producer.results.merge import FinishedTask, merge_results
+from producer.results.results import MissingTask, Results, decode_results, encode_results, results_csv
 from shared.errors import InputError, RunMismatchError
 from shared.metrics import bucket_of
 from shared.tasks import CalibrationTask

@@ -10,12 +10,12 @@ from mlx.utils import tree_flatten
 from benchmarks.random_mmdit import draw_samples, flux_config, random_pipeline, sd3_config
 from shared.errors import RunMismatchError
 from shared.shards import SketchShard
-from worker.batches import Batch, batch_inputs, guided_velocity
-from worker.exact import ExactEngine
-from worker.layers import get_weight, linear_layers
-from worker.quantize import quantize_layer, swapped
-from worker.sketch import SketchEngine, probe_signs
-from worker.steps import forward_steps, run_steps
+from worker.engine.batches import Batch, batch_inputs, guided_velocity
+from worker.engine.exact import ExactEngine
+from worker.engine.quantize import quantize_layer, swapped
+from worker.engine.sketch import SketchEngine, probe_signs
+from worker.engine.steps import forward_steps, run_steps
+from worker.model.layers import get_weight, linear_layers
 
 GROUP, BITS = 32, (2, 4, 8)
 CASES = {"sd3": (sd3_config, 4.0), "flux": (flux_config, 0.0)}

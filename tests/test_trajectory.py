@@ -3,30 +3,24 @@
 from pathlib import Path
 
 import mlx.core as mx
+import msgspec
 import numpy as np
 import pytest
-from diffusionkit.mlx import model_io
+from diffusionkit.mlx import FluxLatentFormat, FluxPipeline, model_io
+from diffusionkit.mlx.mmdit import MMDiT
+from diffusionkit.mlx.sampler import FluxSampler
+from mlx.utils import tree_flatten
 
-from shared.runs import RunSettings
 from shared.tasks import CalibrationTask
-from worker import model_files, tiny_checkpoint
+from tests.tasks import SETTINGS
+from tests.tiny_flux import load_tiny_flux
 from worker.calibrate import calibrate
-from worker.models import LoadedModel, load_model
+from worker.model import model_files, tiny_checkpoint
+from worker.model.models import LoadedModel, load_model
 from worker.trajectory import Trajectory, denoise
 
 pytestmark = pytest.mark.slow
 
-SETTINGS = RunSettings(
-    model="tiny-sd3",
-    num_steps=4,
-    cfg_weight=7.5,
-    image_size=64,
-    seed=0,
-    shift=3.0,
-    use_t5=False,
-    precision="float32",
-    prompts_sha256="0" * 64,
-)
 PROMPTS = ("a red circle", "a small blue square on a grey background")
 
 
@@ -115,11 +109,41 @@ def test_a_shard_holds_the_trajectory_and_what_the_producer_must_know(model: Loa
 
 
 def test_half_precision_keeps_what_the_transformer_sees(cache: object) -> None:
-    settings = RunSettings(
-        **{name: getattr(SETTINGS, name) for name in SETTINGS.__struct_fields__ if name != "precision"},
-        precision="float16",
-    )
+    settings = msgspec.structs.replace(SETTINGS, precision="float16")
     task = CalibrationTask(run=settings, store_id="relay", image_index=0, prompt=PROMPTS[0], seed=0)
     shard = calibrate(task, load_model(settings), lambda progress: None)
     assert shard.x.dtype == shard.conditioning.dtype == np.float16
     assert np.isfinite(shard.x).all()
+
+
+class _TinyFlux(FluxPipeline):
+    """FLUX's sampler and denoising on a small transformer; its text comes from a seed, not from T5."""
+
+    def __init__(self, mmdit: MMDiT) -> None:
+        self.mmdit, self.sampler = mmdit, FluxSampler(shift=1.0)
+        self.activation_dtype = mx.float32
+        self.latent_format = FluxLatentFormat()
+        self.adaln = [
+            (name, mx.array(value)) for name, value in tree_flatten(mmdit.parameters()) if "adaLN" in name
+        ]
+
+    def encode_text(self, text: str, cfg_weight: float, negative_text: str) -> tuple[mx.array, mx.array]:
+        mx.random.seed(len(text))
+        return mx.random.normal((1, 5, 128)), mx.random.normal((1, 64))
+
+    def load_mmdit(self, only_modulation_dict: bool = False) -> list[tuple[str, mx.array]]:
+        return self.adaln
+
+
+def test_flux_takes_its_own_schedule_and_no_guidance(tmp_path: Path) -> None:
+    ours = denoise(
+        _TinyFlux(load_tiny_flux(tmp_path)), "a tree", seed=3, num_steps=3, cfg_weight=0.0, latent_size=(8, 8)
+    )
+    judge = _TinyFlux(load_tiny_flux(tmp_path))
+    conditioning, pooled = judge.encode_text("a tree", 0.0, "")
+    latent, _ = judge.denoise_latents(
+        conditioning, pooled, num_steps=3, cfg_weight=0.0, latent_size=(8, 8), seed=3
+    )
+    assert len(ours.x) == 4
+    assert float(ours.sigmas[-1]) == 0
+    assert np.array_equal(np.array(judge.latent_format.process_out(ours.x[-1])), np.array(latent))

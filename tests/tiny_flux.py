@@ -12,8 +12,8 @@ from diffusionkit.mlx import model_io
 from diffusionkit.mlx.config import MMDiTConfig, PositionalEncoding
 from diffusionkit.mlx.mmdit import MMDiT
 
-from worker.model_files import ModelFiles
-from worker.tiny_checkpoint import write_tiny_flux
+from worker.model.model_files import ModelFiles
+from worker.model.tiny_checkpoint import write_tiny_flux
 
 FLUX = "argmaxinc/mlx-FLUX.1-schnell"
 

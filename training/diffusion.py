@@ -4,6 +4,7 @@ Liu et al. 2022, https://arxiv.org/abs/2209.03003; timesteps as in Esser et al. 
 https://arxiv.org/abs/2403.03206, section 5.3.2 (shift).
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -11,15 +12,14 @@ import numpy as np
 from mlx import nn
 
 from training.grammar import sample_scenes
-from training.optimiser import TrainingState
+from training.optimiser import Recipe, TrainingState, plateau
 from training.painter import Painter, new_tokenizer, tokenize
 from training.render import Array, render_all
 from training.vae import LATENT_FORMAT, Autoencoder, as_input
 
-STEPS = 5000
-BATCH = 48
+RECIPE = Recipe(steps=4600, peak=1.2e-3, warmup=100, schedule=plateau, ema=0.999)
+BATCH = 32
 PICTURES = 16_000
-PEAK_LEARNING_RATE = 1.5e-3
 DROPPED_PROMPTS = 0.1
 """Share of prompts replaced by the empty one (Ho and Salimans 2022, https://arxiv.org/abs/2207.12598)."""
 SHIFT = 3.0
@@ -56,13 +56,13 @@ def shifted(u: Array) -> Array:
     return SHIFT * u / (1 + (SHIFT - 1) * u)
 
 
-def train_diffusion(folder: Path, vae: Autoencoder, *, seed: int, steps: int = STEPS) -> Painter:
+def train_diffusion(folder: Path, vae: Autoencoder, *, seed: int, steps: int = RECIPE.steps) -> Painter:
     """Train, or go on with, the model; returns it with its averaged weights."""
     latents, prompts = encode_pictures(vae, folder, seed=seed)
     tokens = tokenize(new_tokenizer(), [*prompts, ""])
     mx.random.seed(seed + 2)
     model = Painter()
-    state = TrainingState(model, folder, peak=PEAK_LEARNING_RATE, steps=steps, ema=0.999, warmup=100)
+    state = TrainingState(model, folder, replace(RECIPE, steps=steps))
     if state.resume():
         print(f"diffusion: going on from step {state.step}")
     gradient = nn.value_and_grad(model, flow_loss)

@@ -10,10 +10,10 @@ from mlx.utils import tree_flatten
 from training.painter import Painter
 from training.render import Array
 from training.vae import Autoencoder
-from worker import sd3_layout
-from worker.model_files import file_sha256
-from worker.small_models import DEMO, WEIGHTS_FILE
-from worker.tiny_checkpoint import write_clip, write_json, write_tokenizers, write_weights
+from worker.model import sd3_layout
+from worker.model.model_files import file_sha256
+from worker.model.small_models import DEMO, WEIGHTS_FILE
+from worker.model.tiny_checkpoint import write_clip, write_json, write_tokenizers, write_weights
 
 TEXT_COLUMNS = 4096
 """DiffusionKit pads token embeddings to this width with zeros."""

@@ -22,8 +22,8 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, default=SHIPPED, help="where the model is written")
     parser.add_argument("--seed", type=int, default=SEED)
-    parser.add_argument("--vae-steps", type=int, default=vae.STEPS)
-    parser.add_argument("--steps", type=int, default=diffusion.STEPS)
+    parser.add_argument("--vae-steps", type=int, default=vae.RECIPE.steps)
+    parser.add_argument("--steps", type=int, default=diffusion.RECIPE.steps)
     options = parser.parse_args()
     autoencoder = vae.train_vae(options.folder / "vae", seed=options.seed, steps=options.vae_steps)
     painter = diffusion.train_diffusion(

@@ -1,6 +1,7 @@
 """Trains the demo model's VAE: DiffusionKit's encoder and decoder, on pictures of the training scenes."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -8,22 +9,21 @@ import numpy as np
 from mlx import nn
 
 from training.grammar import Scene, sample_scenes
-from training.optimiser import TrainingState
+from training.optimiser import Recipe, TrainingState, cosine
 from training.render import IMAGE_SIZE, Array, render_all
-from worker.quiet_imports import quiet_imports
+from worker.model.quiet_imports import quiet_imports
 
 with quiet_imports():
     from diffusionkit.mlx import SD3LatentFormat
     from diffusionkit.mlx.vae import Attention, ResnetBlock2D, VAEDecoder, VAEEncoder
 
-    from worker.small_models import DEMO
+    from worker.model.small_models import DEMO
 
-STEPS = 2000
+RECIPE = Recipe(steps=2000, peak=1.5e-3, warmup=30, schedule=cosine, ema=0.99)
 CROPPED_SHARE = 0.75
 """Of the steps, at first: they see a quarter of each picture, with things in it more often than not."""
 CROP = 32
 BATCH = 8
-PEAK_LEARNING_RATE = 1.5e-3
 KL_WEIGHT = 1e-3
 THING_WEIGHT = 5.0
 HUE_WEIGHT = 2.0
@@ -98,11 +98,11 @@ def as_input(pictures: Array) -> mx.array:
     return mx.array(pictures.astype(np.float32) / 127.5 - 1)
 
 
-def train_vae(folder: Path, *, seed: int, steps: int = STEPS) -> Autoencoder:
+def train_vae(folder: Path, *, seed: int, steps: int = RECIPE.steps) -> Autoencoder:
     """Train, or go on with, the VAE; returns it with its averaged weights, scaled."""
     mx.random.seed(seed)
     model = Autoencoder()
-    state = TrainingState(model, folder, peak=PEAK_LEARNING_RATE, steps=steps, ema=0.99, warmup=30)
+    state = TrainingState(model, folder, replace(RECIPE, steps=steps))
     if state.resume():
         print(f"vae: going on from step {state.step}")
     scenes = sample_scenes(20_000, seed=seed, held_out=False)

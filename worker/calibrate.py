@@ -11,8 +11,8 @@ from shared.model_card import ModelCard, encode_model_card
 from shared.npz import Array
 from shared.shards import CalibrationShard
 from shared.tasks import CalibrationTask
-from worker.layers import linear_layers
-from worker.models import LoadedModel
+from worker.model.layers import linear_layers
+from worker.model.models import LoadedModel
 from worker.trajectory import Trajectory, decode_png, denoise, to_numpy
 
 

@@ -80,8 +80,8 @@ def start(
 
     from shared.connection import connect
     from shared.errors import InputError
+    from shared.open_store import open_store
     from shared.sizes import parse_size
-    from shared.store import open_store
     from shared.task_queue import queue_name
     from worker.machine import host_name, require_mlx
     from worker.options import WorkerOptions

@@ -82,6 +82,8 @@ class LeaseWorker(SimpleWorker):
         self.host = host
         self.fatal: BitfleetError | None = None
         """Why this machine can't go on, when it can't."""
+        self.left_in_order = False
+        """Told to leave, or nothing left to do: RQ's loop also ends, silently, over an error in itself."""
         self.broken = False
         """Whether the GPU is in a state that only a new process gets rid of."""
         self._beat_redis = beat_connection
@@ -115,11 +117,13 @@ class LeaseWorker(SimpleWorker):
     def dequeue_job_and_maintain_ttl(
         self, timeout: int | None, max_idle_time: int | None = None
     ) -> tuple[Job, Queue] | None:
-        """Wait for a job, and meanwhile for room in Redis where there is none."""
+        """Wait for a job, and meanwhile for room in Redis; None when none is left for a burst."""
         told = False
         while True:
             try:
-                return super().dequeue_job_and_maintain_ttl(timeout, max_idle_time)
+                found = super().dequeue_job_and_maintain_ttl(timeout, max_idle_time)
+                self.left_in_order = self.left_in_order or found is None
+                return found
             except OutOfMemoryError:
                 if not told:
                     logger.warning(REDIS_IS_FULL)
@@ -175,6 +179,7 @@ class LeaseWorker(SimpleWorker):
             logger.info("%s: done in %.1f s", job.description, time.monotonic() - started)
         self.set_state("idle")
         if self.fatal or self.broken or context.hand_back:
+            self.left_in_order = not self.broken
             raise StopRequested
 
     def _maintain(self, redis: Redis) -> None:
@@ -264,7 +269,7 @@ class LeaseWorker(SimpleWorker):
             logger.warning("stopping after this job; once more hands it back now")
         signal.signal(signal.SIGINT, self.request_force_stop)
         signal.signal(signal.SIGTERM, self.request_force_stop)
-        self._stop_requested = True
+        self._stop_requested = self.left_in_order = True
         if self.get_state() != "busy":
             raise StopRequested
 

@@ -14,8 +14,8 @@ from rq.queue import Queue
 
 from shared.connection import connect
 from shared.errors import BitfleetError, ClockError, RedisUnavailableError
+from shared.open_store import open_store
 from shared.runs import PROTOCOL
-from shared.store import open_store
 from shared.task_queue import parse_queue_name, queue_name
 from worker.lease_worker import REDIS_IS_FULL, LeaseWorker
 from worker.machine import host_name
@@ -93,7 +93,7 @@ def _work(options: WorkerOptions) -> int:
     if worker.broken:
         logger.error("the GPU failed: this process leaves for a new one")
         return EXIT_BROKEN
-    return 0
+    return 0 if worker.left_in_order else EXIT_BROKEN
 
 
 def check_clock(connection: Redis, lease_seconds: int) -> None:

@@ -17,7 +17,7 @@ from shared.tasks import CalibrationTask, SensitivityTask, SketchTask, Task
 from worker.job_context import JobContext
 
 if TYPE_CHECKING:
-    from worker.models import LoadedModel
+    from worker.model.models import LoadedModel
 
 logger = logging.getLogger("bitfleet.worker")
 
@@ -83,7 +83,7 @@ class Runtime:
             )
 
     def _model_of(self, run: RunSettings) -> "LoadedModel":
-        from worker.models import load_model
+        from worker.model.models import load_model
 
         # Steps, prompts and seeds may change without loading anything again.
         key = f"{run.model} {run.checkpoint_sha256} {run.shift} {run.use_t5} {run.precision}"
@@ -99,7 +99,7 @@ class Runtime:
         return calibrate(task, model, context.check).to_bytes()
 
     def _measure(self, task: SensitivityTask, model: "LoadedModel", context: JobContext) -> bytes:
-        from worker.exact import ExactEngine
+        from worker.engine.exact import ExactEngine
 
         def new() -> ExactEngine:
             return ExactEngine(
@@ -115,7 +115,7 @@ class Runtime:
         return engine.measure(task.layer, task.bits, check=context.check, until=until).to_bytes()
 
     def _sketch(self, task: SketchTask, model: "LoadedModel", context: JobContext) -> bytes:
-        from worker.sketch import SketchEngine
+        from worker.engine.sketch import SketchEngine
 
         def new() -> SketchEngine:
             return SketchEngine(

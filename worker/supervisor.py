@@ -123,7 +123,10 @@ class Supervisor:
 
     def _hand_on(self, number: int, frame: FrameType | None) -> None:
         self._signals += 1
-        if self._signals == 1:
+        if self._parent is not None:
+            # `producer run` speaks for us.
+            pass
+        elif self._signals == 1:
             logger.warning("stopping: jobs that run are finished first; Ctrl-C again hands them back now")
         elif self._signals == 2:
             logger.warning("stopping now: jobs that run go back to the queue")

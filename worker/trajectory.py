@@ -11,7 +11,7 @@ from diffusionkit.mlx import CFGDenoiser, to_d
 from PIL import Image
 
 from shared.npz import Array
-from worker.modulation import clear_modulation, set_modulation
+from worker.model.modulation import clear_modulation, set_modulation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

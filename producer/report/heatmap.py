@@ -1,0 +1,158 @@
+"""The heatmap of layers x bits: what each cell says and in which colour, for every bucket."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from producer.report.formatting import cosine, decibel, error_with_interval, percent_digits, significant
+from producer.results.results import BUCKET_NAMES, Measurement, Metrics, Results
+
+COLOURS = 64
+MAX_DECADES = 6
+
+State = Literal["measured", "dead", "missing", "unasked"]
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """Relative error to colour, logarithmic; both ends are log10 of a relative error."""
+
+    low: float
+    high: float
+
+    def index(self, relative_error: float) -> int:
+        """0 to COLOURS - 1; what lies outside takes the end's colour."""
+        if relative_error <= 0:
+            return 0
+        share = (math.log10(relative_error) - self.low) / (self.high - self.low)
+        return min(max(int(share * COLOURS), 0), COLOURS - 1)
+
+    @property
+    def decades(self) -> list[tuple[float, str]]:
+        """(percent of the bar, relative error as text) of each decade."""
+        span = self.high - self.low
+        inside = range(math.ceil(self.low), math.floor(self.high) + 1)
+        return [(100 * (decade - self.low) / span, f"{100 * 10.0**decade:g}%") for decade in inside]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """One (layer, bits). `shown` holds [text, colour class, words...] for each bucket that was measured."""
+
+    bits: int
+    state: State
+    text: str
+    css: str
+    hover: str
+    shown: tuple[tuple[str, ...] | None, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One layer."""
+
+    path: str
+    short: str
+    shape: tuple[int, int]
+    parameters: int
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """The layers of one block."""
+
+    name: str
+    rows: tuple[Row, ...]
+
+
+def scale_of(results: Results) -> Scale:
+    """From the least to the largest error of all buckets, so that a colour means the same in each."""
+    errors = [
+        metrics.relative_error
+        for pair in results.measurements
+        for metrics in pair.buckets.values()
+        if metrics.relative_error and not pair.dead
+    ]
+    if not errors:
+        return Scale(-3, 0)
+    high = math.log10(max(errors))
+    # At least a decade, lest the noise of nearly equal layers fill all colours.
+    low = min(math.log10(min(errors)), high - 1)
+    return Scale(max(low, high - MAX_DECADES), high)
+
+
+def heatmap(results: Results, scale: Scale) -> list[Group]:
+    """Groups of rows, in the order of the forward pass; layers that were not asked for are left out."""
+    measured = {(pair.layer, pair.bits): pair for pair in results.measurements}
+    missing = {(task.layer, task.bits): task.reason for task in results.missing}
+    asked = {layer for layer, _ in (*measured, *missing)}
+    groups: dict[str, list[Row]] = {}
+    for layer in results.layers:
+        if layer.path not in asked:
+            continue
+        cells = tuple(
+            _cell(layer.path, bits, measured.get((layer.path, bits)), missing.get((layer.path, bits)), scale)
+            for bits in results.bits
+        )
+        row = Row(
+            path=layer.path,
+            short=layer.place.short,
+            shape=layer.shape,
+            parameters=layer.parameters,
+            cells=cells,
+        )
+        groups.setdefault(layer.place.group, []).append(row)
+    return [Group(name=name, rows=tuple(rows)) for name, rows in groups.items()]
+
+
+def hover_data(groups: Sequence[Group]) -> list[list[object]]:
+    """Of each measured cell, in document order: title, bits, and its words for each bucket."""
+    return [
+        [row.path, cell.bits, cell.state == "dead", cell.shown]
+        for group in groups
+        for row in group.rows
+        for cell in row.cells
+        if cell.shown
+    ]
+
+
+def _cell(layer: str, bits: int, pair: Measurement | None, reason: str | None, scale: Scale) -> Cell:
+    title = f"{layer} at {bits} bits"
+    if pair is None:
+        if reason is None:
+            return Cell(bits=bits, state="unasked", text="", css="unasked", hover=f"{title}: not asked for")
+        return Cell(bits=bits, state="missing", text="?", css="missing", hover=f"{title}: missing, {reason}")
+    shown = tuple(_words(pair, pair.buckets.get(bucket), scale) for bucket in BUCKET_NAMES)
+    first = shown[0] or ("", "unasked", "")
+    dead = ", dead: it can't influence the output" if pair.dead else ""
+    return Cell(
+        bits=bits,
+        state="dead" if pair.dead else "measured",
+        text=first[0],
+        css=first[1],
+        hover=f"{title}: {', '.join(first[2:4])}{dead}",
+        shown=shown,
+    )
+
+
+def _words(pair: Measurement, metrics: Metrics | None, scale: Scale) -> tuple[str, ...] | None:
+    if metrics is None:
+        return None
+    error = metrics.relative_error
+    if pair.dead:
+        text, css = "dead", "dead"
+    elif error is None:
+        text, css = "n/a", "undefined"
+    else:
+        text, css = percent_digits(error), f"c{scale.index(error)}"
+    return (
+        text,
+        css,
+        error_with_interval(metrics),
+        decibel(metrics),
+        cosine(metrics.cosine),
+        significant(metrics.mse),
+        significant(metrics.max_abs),
+    )

@@ -1,0 +1,146 @@
+"""The report: one HTML file that holds all it needs and opens without a network.
+
+Pure: the same results and previews give the same text. Everything that is not the template's own is
+escaped, and the page's policy lets it load nothing from anywhere.
+"""
+
+import base64
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from producer.report import formatting
+from producer.report.averages import by_depth, by_kind
+from producer.report.charts import averages_chart, viridis
+from producer.report.heatmap import COLOURS, heatmap, hover_data, scale_of
+from producer.results.results import BUCKET_NAMES, LayerRow, Measurement, Results
+from shared.metrics import most_sensitive
+
+MOST_SENSITIVE = 20
+TEMPLATES = Path(__file__).parent / "templates"
+
+Preview = tuple[str, bytes]
+"""Caption and PNG."""
+
+
+def render_report(results: Results, previews: Sequence[Preview] = ()) -> str:
+    """Return the HTML of the report.
+
+    Args:
+        results: complete or not; what is missing is shown with its reason.
+        previews: caption and PNG of each decoded image; they make up most of the file's size.
+    """
+    scale = scale_of(results)
+    groups = heatmap(results, scale)
+    depth, kinds = by_depth(results), by_kind(results)
+    rank_bits = _rank_bits(results)
+    colours = viridis(COLOURS)
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            results=results,
+            groups=groups,
+            hover_data=hover_data(groups),
+            buckets=_buckets(results),
+            scale=scale,
+            colours=list(zip(colours, map(_ink_on, colours), strict=True)),
+            series_light=viridis(len(results.bits), 0.0, 0.82),
+            series_dark=viridis(len(results.bits), 0.38, 1.0),
+            dead=sorted({pair.layer for pair in results.measurements if pair.dead}),
+            wanted=len(results.measurements) + len(results.missing),
+            rank_bits=rank_bits,
+            ranking=_ranking(results, rank_bits),
+            missing=_missing_by_reason(results),
+            kinds=kinds,
+            sketch=_sketch(results),
+            chart=Markup(averages_chart(depth, kinds, results.bits)) if kinds else None,
+            previews=[(caption, base64.b64encode(png).decode()) for caption, png in previews],
+        )
+    )
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    for name in ("percent", "error_with_interval", "decibel", "duration", "significant", "cosine"):
+        environment.filters[name] = getattr(formatting, name)
+    environment.filters["breakable"] = _breakable
+    environment.filters["count"] = lambda number: f"{number:,}"
+    return environment
+
+
+def _breakable(path: str) -> Markup:
+    """A dotted path that may break after its dots."""
+    return Markup(".<wbr>").join(path.split("."))
+
+
+def _buckets(results: Results) -> list[dict[str, Any]]:
+    """Name, steps and whether anything was measured in it, of all, early, mid and late."""
+    steps: dict[str, tuple[int, int]] = {"all": (0, results.run.num_steps)}
+    steps |= {bucket: ends for bucket, ends in results.bucket_steps.items()}  # noqa: C416 - widens the key type
+    return [
+        {
+            "name": name,
+            "first": steps[name][0],
+            "last": steps[name][1] - 1,
+            "measured": any(name in pair.buckets for pair in results.measurements),
+        }
+        for name in BUCKET_NAMES
+    ]
+
+
+def _sketch(results: Results) -> dict[str, float] | None:
+    """How many pairs are sketched, and how certain; None if none are."""
+    shares = [
+        pair.standard_error / error
+        for pair in results.measurements
+        if pair.standard_error is not None and (error := pair.buckets["all"].relative_error)
+    ]
+    return {"pairs": len(shares), "typical": median(shares), "worst": max(shares)} if shares else None
+
+
+def _rank_bits(results: Results) -> int | None:
+    """4 bits, where most plans are decided, if they were measured; else the fewest that were."""
+    measured = {pair.bits for pair in results.measurements}
+    return 4 if 4 in measured else min(measured, default=None)
+
+
+def _ranking(results: Results, bits: int | None) -> list[tuple[LayerRow, dict[int, Measurement]]]:
+    """The most sensitive layers with their measurements by bits."""
+    by_layer: dict[str, dict[int, Measurement]] = {}
+    for pair in results.measurements:
+        by_layer.setdefault(pair.layer, {})[pair.bits] = pair
+    scores = [
+        (pair.layer, pair.buckets["all"].relative_error)
+        for pair in results.measurements
+        if pair.bits == bits and not pair.dead
+    ]
+    rows = {layer.path: layer for layer in results.layers}
+    return [(rows[path], by_layer[path]) for path in most_sensitive(scores, MOST_SENSITIVE)]
+
+
+def _missing_by_reason(results: Results) -> list[tuple[str, list[str]]]:
+    """Reasons with the tasks they hold for, the commonest first."""
+    labels: dict[str, list[str]] = {}
+    for task in results.missing:
+        labels.setdefault(task.reason, []).append(f"{task.layer} at {task.bits} bits")
+    return sorted(labels.items(), key=lambda item: (-len(item[1]), item[0]))
+
+
+def _ink_on(colour: str) -> str:
+    """Black or white, whichever has the better contrast (WCAG 2 relative luminance)."""
+    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return "#000" if luminance > 0.179 else "#fff"

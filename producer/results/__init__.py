@@ -1,0 +1,1 @@
+"""Results: collected shards merged into metrics by layer, bits and bucket. Pure functions."""

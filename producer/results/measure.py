@@ -1,0 +1,92 @@
+"""From the shards of many (layer, bits) to the metrics of each in each bucket, all at once."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+
+from producer.results.results import BUCKET_NAMES, BucketName, Metrics
+from shared import metrics
+from shared.metrics import Booleans, Resampling, Unit
+from shared.shards import SensitivityShard
+
+
+def measure(
+    shards: Sequence[SensitivityShard], num_steps: int, *, level: float, resamples: int, seed: int
+) -> tuple[list[dict[BucketName, Metrics]], dict[Unit, int]]:
+    """Return the metrics of each shard by bucket, and the largest number of units the bootstrap drew from.
+
+    Shards on the same samples share their draws, so that their intervals can be compared.
+    """
+    alike: dict[bytes, list[int]] = defaultdict(list)
+    for index, shard in enumerate(shards):
+        samples = np.stack([shard.image_index, shard.step_index]).astype("<i8")
+        alike[samples.tobytes()].append(index)
+    measured: list[dict[BucketName, Metrics]] = [{} for _ in shards]
+    units: dict[Unit, int] = {}
+    for indices in alike.values():
+        stack = _Stack([shards[index] for index in indices])
+        for bucket in BUCKET_NAMES:
+            mask = stack.mask(bucket, num_steps)
+            if not mask.any():
+                continue
+            draws = metrics.resampling(stack.image_index[mask], resamples=resamples, seed=seed)
+            if draws is not None:
+                units[draws.unit] = max(units.get(draws.unit, 0), draws.weights.shape[1])
+            for index, values in zip(indices, stack.metrics(mask, draws, level), strict=True):
+                measured[index][bucket] = values
+    return measured, units
+
+
+class _Stack:
+    """The shards of pairs that were measured on the same samples, stacked to (pairs, n)."""
+
+    def __init__(self, shards: Sequence[SensitivityShard]) -> None:
+        self.image_index = shards[0].image_index
+        self.step_index = shards[0].step_index
+        self.squared_error = np.stack([shard.squared_error for shard in shards])
+        self.squared_reference = np.stack([shard.squared_reference for shard in shards])
+        self.noise = np.stack([shard.noise_squared_error for shard in shards])
+        self.cosine = np.stack([shard.cosine for shard in shards])
+        self.max_abs = np.stack([shard.max_abs for shard in shards])
+        self.output_size = np.array([int(shard.output_size) for shard in shards])
+
+    def mask(self, bucket: BucketName, num_steps: int) -> Booleans:
+        """(n,) the samples of a bucket."""
+        if bucket == "all":
+            return np.ones(len(self.step_index), dtype=bool)
+        return metrics.in_bucket(self.step_index, num_steps, bucket)
+
+    def metrics(self, mask: Booleans, draws: Resampling | None, level: float) -> list[Metrics]:
+        """Of each pair, over the samples in `mask`."""
+        errors, references = self.squared_error[:, mask], self.squared_reference[:, mask]
+        error, reference = errors.sum(axis=1), references.sum(axis=1)
+        nothing = np.full(len(errors), np.nan)
+        low, high = (
+            metrics.relative_error_interval(errors, references, draws, level=level)
+            if draws is not None
+            else (nothing, nothing)
+        )
+        columns = {
+            "mse": metrics.mean_squared_error(errors, self.output_size),
+            "relative_error": metrics.relative_error(error, reference),
+            "relative_error_low": low,
+            "relative_error_high": high,
+            "sqnr_db": metrics.sqnr_db(error, reference),
+            # NaN where a sketch doesn't know them.
+            "cosine": self.cosine[:, mask].mean(axis=1),
+            "max_abs": self.max_abs[:, mask].max(axis=1),
+            "noise_relative_error": metrics.relative_error(self.noise[:, mask].sum(axis=1), reference),
+        }
+        samples = int(mask.sum())
+        rows = [
+            {"samples": samples} | {name: finite(column[row]) for name, column in columns.items()}
+            for row in range(len(errors))
+        ]
+        return msgspec.convert(rows, list[Metrics])
+
+
+def finite(value: float | np.float64) -> float | None:
+    """None for infinity and NaN, which JSON can't hold."""
+    return float(value) if np.isfinite(value) else None

@@ -1,0 +1,185 @@
+"""Merges finished sensitivity tasks into results; pure, and independent of the order they came in."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+import numpy as np
+
+from producer.results.layer_place import place_of
+from producer.results.measure import finite, measure
+from producer.results.results import (
+    BUCKET_NAMES,
+    Bootstrap,
+    BucketName,
+    HostTimings,
+    LayerRow,
+    Measurement,
+    Metrics,
+    MissingTask,
+    NoiseFloor,
+    Results,
+    TaskKind,
+)
+from shared import metrics
+from shared.errors import RunMismatchError
+from shared.metrics import BUCKETS, Bucket
+from shared.model_card import LayerInfo, ModelCard
+from shared.records import Record
+from shared.runs import RunSettings, SensitivitySettings
+from shared.shards import SensitivityShard
+from shared.tasks import CalibrationTask, SensitivityTask
+
+LEVEL = 0.95
+RESAMPLES = 1000
+SEED = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinishedTask:
+    """A (layer, bits) that is done."""
+
+    task: SensitivityTask
+    shard: SensitivityShard
+    record: Record
+
+
+def merge_results(
+    finished: Iterable[FinishedTask],
+    *,
+    run: RunSettings,
+    sensitivity: SensitivitySettings,
+    card: ModelCard,
+    missing: Iterable[MissingTask] = (),
+    calibration_records: Iterable[Record] = (),
+) -> Results:
+    """Merge what is there and say what is not.
+
+    Args:
+        finished: at most one a (layer, bits), in any order.
+        run: the run's settings.
+        sensitivity: the sensitivity run's settings.
+        card: the model's layers.
+        missing: what was asked for and is not there, with the reason.
+        calibration_records: for the timings only.
+
+    Raises:
+        RunMismatchError: a task, or a missing one, of other settings, another model or an unknown layer.
+    """
+    order = {layer.path: index for index, layer in enumerate(card.layers)}
+    pairs, absent = list(finished), list(missing)
+    _check(pairs, absent, run, sensitivity, card)
+    pairs.sort(key=lambda pair: (order[pair.task.layer], pair.task.bits))
+    absent.sort(key=lambda task: (order[task.layer], task.bits))
+    measured, units = measure(
+        [pair.shard for pair in pairs], run.num_steps, level=LEVEL, resamples=RESAMPLES, seed=SEED
+    )
+    measurements = tuple(_measurement(pair, buckets) for pair, buckets in zip(pairs, measured, strict=True))
+    return Results(
+        run_id=run.id,
+        sensitivity_id=sensitivity.id,
+        complete=not absent,
+        run=run,
+        sensitivity=sensitivity,
+        fingerprint=card.fingerprint,
+        model_parameters=card.parameters,
+        images=max((len(np.unique(pair.shard.image_index)) for pair in pairs), default=0),
+        samples=max((len(pair.shard.step_index) for pair in pairs), default=0),
+        bits=tuple(sorted({pair.task.bits for pair in pairs} | {task.bits for task in absent})),
+        bucket_steps=_bucket_steps(run.num_steps),
+        bootstrap=Bootstrap(level=LEVEL, resamples=RESAMPLES, seed=SEED, units=units),
+        noise_floor=_noise_floor(measurements),
+        layers=tuple(_layer_row(layer) for layer in card.layers),
+        measurements=measurements,
+        missing=tuple(absent),
+        hosts=host_timings([*calibration_records, *(pair.record for pair in pairs)]),
+    )
+
+
+def _check(
+    pairs: Sequence[FinishedTask],
+    absent: Sequence[MissingTask],
+    run: RunSettings,
+    sensitivity: SensitivitySettings,
+    card: ModelCard,
+) -> None:
+    known = {layer.path for layer in card.layers}
+    for pair in pairs:
+        task, label = pair.task, pair.task.label
+        if task.run != run or task.sensitivity != sensitivity or pair.record.task != task:
+            raise RunMismatchError(f"{label} was measured for another run: {task.id}")
+        if pair.record.fingerprint != card.fingerprint:
+            raise RunMismatchError(f"{label} was measured with another model: {pair.record.fingerprint[:12]}")
+        steps = pair.shard.step_index
+        if steps.min() < 0 or steps.max() >= run.num_steps:
+            raise RunMismatchError(f"{label} holds steps that a run of {run.num_steps} steps does not have")
+    places = [(pair.task.layer, pair.task.bits) for pair in pairs]
+    places += [(task.layer, task.bits) for task in absent]
+    if unknown := sorted({layer for layer, _ in places} - known):
+        raise RunMismatchError(f"the model has no layer {unknown[0]}")
+    if twice := [place for place, count in Counter(places).items() if count > 1]:
+        raise RunMismatchError(f"{twice[0][0]} at {twice[0][1]} bits was given twice")
+
+
+def _measurement(pair: FinishedTask, buckets: dict[BucketName, Metrics]) -> Measurement:
+    shard = pair.shard
+    weight_error = metrics.relative_error(shard.weight_squared_error, shard.weight_squared_norm)
+    return Measurement(
+        layer=pair.task.layer,
+        bits=pair.task.bits,
+        bits_per_weight=float(shard.bits_per_weight),
+        dead=bool(shard.dead),
+        weight_relative_error=finite(float(weight_error)),
+        host=pair.record.host,
+        seconds=pair.record.seconds,
+        buckets=buckets,
+    )
+
+
+def _layer_row(layer: LayerInfo) -> LayerRow:
+    outputs, inputs = layer.shape
+    return LayerRow(
+        path=layer.path, shape=layer.shape, parameters=outputs * inputs, place=place_of(layer.path)
+    )
+
+
+def _bucket_steps(num_steps: int) -> dict[Bucket, tuple[int, int]]:
+    ends = [-(-third * num_steps // 3) for third in range(4)]
+    return {bucket: (ends[i], ends[i + 1]) for i, bucket in enumerate(BUCKETS)}
+
+
+def _noise_floor(measurements: Sequence[Measurement]) -> dict[BucketName, NoiseFloor]:
+    floors: dict[BucketName, NoiseFloor] = {}
+    for bucket in BUCKET_NAMES:
+        found = [pair.buckets[bucket].noise_relative_error for pair in measurements if bucket in pair.buckets]
+        values = [value for value in found if value is not None]
+        if values:
+            floors[bucket] = NoiseFloor(median=median(values), maximum=max(values))
+    return floors
+
+
+def host_timings(records: Sequence[Record]) -> tuple[HostTimings, ...]:
+    """What each host did, by kind of task."""
+    by_host: dict[tuple[TaskKind, str], list[Record]] = defaultdict(list)
+    for record in records:
+        kind: TaskKind = "calibration" if isinstance(record.task, CalibrationTask) else "sensitivity"
+        by_host[kind, record.host].append(record)
+    return tuple(_timings(kind, host, by_host[kind, host]) for kind, host in sorted(by_host))
+
+
+def _timings(kind: TaskKind, host: str, records: Sequence[Record]) -> HostTimings:
+    # Sorted, so that the sum of floats does not depend on the order the records came in.
+    seconds = sorted(record.seconds for record in records)
+    last = max(records, key=lambda record: (record.finished_at, record.id))
+    return HostTimings(
+        host=host,
+        kind=kind,
+        tasks=len(records),
+        workers=len({record.worker for record in records}),
+        seconds_total=sum(seconds),
+        seconds_median=median(seconds),
+        first_finished_at=min(record.finished_at for record in records),
+        last_finished_at=last.finished_at,
+        versions=dict(sorted(last.versions.items())),
+    )

@@ -1,0 +1,135 @@
+"""Merges a sketch, and the pairs that were verified exactly, into results of the usual form."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from producer.results.measure import finite, measure
+from producer.results.merge import LEVEL, RESAMPLES, SEED, FinishedTask, host_timings, merge_results
+from producer.results.results import Measurement, Results, VerifiedPair
+from producer.results.sketch import Estimates, estimate
+from shared import metrics
+from shared.errors import RunMismatchError
+from shared.model_card import ModelCard
+from shared.records import Record
+from shared.runs import RunSettings, SensitivitySettings
+from shared.shards import SketchShard
+from shared.tasks import SketchTask
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinishedSketch:
+    """A sample and probe group that is done."""
+
+    task: SketchTask
+    shard: SketchShard
+    record: Record
+
+
+def merge_sketch(
+    finished: Iterable[FinishedSketch],
+    verified: Iterable[FinishedTask] = (),
+    *,
+    run: RunSettings,
+    sensitivity: SensitivitySettings,
+    card: ModelCard,
+    complete: bool,
+    calibration_records: Iterable[Record] = (),
+) -> Results:
+    """Scores of all pairs with standard errors; a verified pair has its exact measurement instead.
+
+    Args:
+        finished: at most one a (sample, probe group), in any order.
+        verified: exact measurements of some pairs.
+        run: the run's settings.
+        sensitivity: the sensitivity run's settings.
+        card: the model's layers.
+        complete: whether all samples and probes that were asked for, and all verifications, are there.
+        calibration_records: for the timings only.
+
+    Raises:
+        RunMismatchError: nothing finished, or a task of other settings or another model.
+    """
+    sketches, exact = list(finished), list(verified)
+    _check(sketches, run, sensitivity, card)
+    estimates = estimate(sketch.shard for sketch in sketches)
+    results = merge_results(exact, run=run, sensitivity=sensitivity, card=card)
+    measured = {(pair.layer, pair.bits): pair for pair in results.measurements}
+    sketched, units = _measurements(estimates, card, run)
+    order = {layer.path: index for index, layer in enumerate(card.layers)}
+    merged = {(pair.layer, pair.bits): pair for pair in sketched} | measured
+    records = [
+        *calibration_records,
+        *(sketch.record for sketch in sketches),
+        *(pair.record for pair in exact),
+    ]
+    return msgspec.structs.replace(
+        results,
+        images=max(results.images, len(set(estimates.image_index.tolist()))),
+        samples=max(results.samples, len(estimates.image_index)),
+        bits=tuple(sorted({*results.bits, *estimates.bits})),
+        measurements=tuple(sorted(merged.values(), key=lambda pair: (order[pair.layer], pair.bits))),
+        complete=complete,
+        bootstrap=msgspec.structs.replace(results.bootstrap, units=units),
+        verified=_verified(sketched, measured),
+        hosts=host_timings(records),
+    )
+
+
+def _check(
+    sketches: Sequence[FinishedSketch], run: RunSettings, sensitivity: SensitivitySettings, card: ModelCard
+) -> None:
+    for sketch in sketches:
+        task, label = sketch.task, sketch.task.label
+        if task.run != run or task.sensitivity != sensitivity or sketch.record.task != task:
+            raise RunMismatchError(f"{label} was made for another run: {task.id}")
+        if sketch.record.fingerprint != card.fingerprint or len(sketch.shard.products) != len(card.layers):
+            raise RunMismatchError(f"{label} was made with another model: {sketch.record.fingerprint[:12]}")
+
+
+def _measurements(
+    estimates: Estimates, card: ModelCard, run: RunSettings
+) -> tuple[list[Measurement], dict[metrics.Unit, int]]:
+    """One a measurable pair, and what the bootstrap drew from."""
+    places = [
+        (index, layer.path, bits)
+        for index, layer in enumerate(card.layers)
+        for bits in estimates.bits
+        if estimates.example.measurable[index]
+    ]
+    shards = [estimates.as_shard(index, bits) for index, _, bits in places]
+    buckets, units = measure(shards, run.num_steps, level=LEVEL, resamples=RESAMPLES, seed=SEED)
+    measurements = [
+        Measurement(
+            layer=path,
+            bits=bits,
+            bits_per_weight=float(shard.bits_per_weight),
+            dead=bool(shard.dead),
+            weight_relative_error=finite(
+                float(metrics.relative_error(shard.weight_squared_error, shard.weight_squared_norm))
+            ),
+            standard_error=float(estimates.standard_error[index, estimates.bits.index(bits)]),
+            host="",
+            seconds=0.0,
+            buckets=by_bucket,
+        )
+        for (index, path, bits), shard, by_bucket in zip(places, shards, buckets, strict=True)
+    ]
+    return measurements, units
+
+
+def _verified(
+    sketched: Sequence[Measurement], measured: dict[tuple[str, int], Measurement]
+) -> tuple[VerifiedPair, ...]:
+    return tuple(
+        VerifiedPair(
+            layer=sketch.layer,
+            bits=sketch.bits,
+            sketch_relative_error=sketch.buckets["all"].relative_error,
+            sketch_standard_error=sketch.standard_error,
+            exact_relative_error=exact.buckets["all"].relative_error,
+        )
+        for sketch in sketched
+        if (exact := measured.get((sketch.layer, sketch.bits))) is not None
+    )

@@ -1,0 +1,72 @@
+"""A queue and worker processes for it, for the tests of leases."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from redis import Redis
+from rq.job import Job, JobStatus
+
+from shared.history import read_events
+from shared.jobs import TaskJob
+from shared.task_queue import TaskQueue, queue_name
+from shared.tasks import Task
+from tests.tasks import image_task, wait_until
+
+ROOT = Path(__file__).parent.parent
+QUEUE = queue_name("relay")
+LEASE = 2
+
+
+class Fleet:
+    """A queue, and worker processes for it that are gone when the test is."""
+
+    def __init__(self, url: str, folder: Path) -> None:
+        self.url, self.redis = url, Redis.from_url(url)
+        self.queue = TaskQueue(QUEUE, self.redis)
+        self._folder = folder
+        self._processes: list[subprocess.Popen[bytes]] = []
+
+    def start(self, name: str) -> subprocess.Popen[bytes]:
+        with (self._folder / name).open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "tests.lease_script", self.url, name, str(LEASE)],
+                cwd=ROOT,
+                stderr=log,
+            )
+        self._processes.append(process)
+        return process
+
+    def close(self) -> None:
+        for process in self._processes:
+            process.kill()
+            process.wait()
+        self.redis.close()
+
+    def log(self, name: str) -> str:
+        return (self._folder / name).read_text()
+
+    def ran(self) -> list[str]:
+        return [line.decode() for line in self.redis.lrange("ran", 0, -1)]
+
+    def job(self, task: Task) -> Job:
+        return TaskJob.fetch(task.id, connection=self.redis, serializer=self.queue.serializer)
+
+    def outcomes(self, task: Task) -> list[str]:
+        return [event.outcome for event in read_events(self.redis, task.id)]
+
+    def is_done(self, task: Task) -> bool:
+        return self.job(task).get_status() == JobStatus.FINISHED
+
+    def begin(self, name: str, prompt: str) -> tuple[subprocess.Popen[bytes], Task]:
+        """A worker in the middle of a task."""
+        task = image_task(0, prompt=prompt)
+        self.queue.enqueue_tasks([task])
+        process = self.start(name)
+        wait_until(lambda: f"{name} starts {task.id}" in self.ran())
+        return process, task
+
+    def expire_leases(self) -> None:
+        """As if the lease's seconds were over."""
+        for entry in self.redis.zrange(f"rq:wip:{QUEUE}", 0, -1):
+            self.redis.zadd(f"rq:wip:{QUEUE}", {entry: 1})

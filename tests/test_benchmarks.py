@@ -1,0 +1,50 @@
+"""The benchmarks run, at sizes that prove nothing, so that they can't rot unseen."""
+
+import json
+
+import numpy as np
+import pytest
+
+from benchmarks.calibration import compare_loops
+from benchmarks.jobs import compare_workers
+from benchmarks.report import Report, print_report
+from benchmarks.sensitivity import compare_engines, spearman, top_in_common
+
+
+@pytest.mark.slow
+def test_engines_agree_on_a_model_of_one_block(capsys):
+    report = compare_engines(depth=1, hidden=64, latent=4, text_tokens=3, samples=4, probes=32, spread=0.5)
+    figures = {figure["name"]: figure for figure in report.figures}
+    assert figures["exact against plain, largest relative difference"]["met"]
+    assert figures["sketch against exact, Spearman over all pairs"]["value"] > 0.9
+    print_report(report)
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["facts"]["layers"] == 18
+
+
+@pytest.mark.slow
+def test_every_job_of_both_workers_is_done():
+    report = compare_workers(jobs=3, rounds=1)
+    assert report.facts["ours: ms a job"] > 0
+    assert report.facts["stock: ms a job"] > 0
+
+
+@pytest.mark.slow
+def test_a_second_image_needs_no_reloading_in_the_bare_loop_either():
+    report = compare_loops(images=1, steps=2, hidden=64, depth=1, image_size=64)
+    assert report.facts["task: seconds, fastest image"] > 0
+
+
+def test_figures_are_held_against_their_targets():
+    report = Report(title="x")
+    report.at_least("a", 1.79, 1.8)
+    report.at_most("b", 1.05, 1.05)
+    assert [figure["met"] for figure in report.figures] == [False, True]
+
+
+def test_ranks_and_overlap():
+    a = np.arange(20.0)
+    assert spearman(a, np.exp(a)) == pytest.approx(1)
+    assert spearman(a, -a) == pytest.approx(-1)
+    swapped = a.copy()
+    swapped[[9, 10]] = a[[10, 9]]
+    assert top_in_common(a, swapped) == 0.9

@@ -1,0 +1,192 @@
+"""What becomes of a job: done, failed with its history, handed back, or left to another worker."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis import Redis
+
+from shared.errors import (
+    LeaseLostError,
+    ModelUnavailableError,
+    RunMismatchError,
+    ShardCorruptError,
+    TaskRefusedError,
+    WrongStoreError,
+)
+from shared.history import read_events
+from shared.jobs import MAX_RETRIES
+from shared.tasks import Task
+from tests.lease_fleet import QUEUE, Fleet
+from tests.tasks import image_task, wait_until
+from worker.job_context import HandBackError, JobContext
+from worker.lease_worker import LeaseWorker
+
+
+@pytest.fixture
+def fleet(redis_url: str, tmp_path: Path) -> Iterator[Fleet]:
+    fleet = Fleet(redis_url, tmp_path)
+    yield fleet
+    fleet.close()
+
+
+Behaviour = Callable[[Task, JobContext], dict[str, Any]]
+
+
+@pytest.fixture
+def work(fleet: Fleet) -> Callable[..., LeaseWorker]:
+    """Run all that is queued in this process, every task by the function given."""
+
+    def act(function: Behaviour, beat_seconds: float = 5) -> LeaseWorker:
+        worker = LeaseWorker(
+            QUEUE,
+            connection=Redis.from_url(fleet.url),
+            beat_connection=Redis.from_url(fleet.url),
+            functions={"calibrate": function, "measure": function},
+            host="here",
+            name=f"worker-{os.urandom(4).hex()}",
+            lease_seconds=30,
+            beat_seconds=beat_seconds,
+        )
+        # Signal handlers are the process's, and that is pytest's.
+        worker._install_signal_handlers = lambda: None  # type: ignore[method-assign]
+        worker.work(burst=True, logging_level="CRITICAL")
+        return worker
+
+    return act
+
+
+TASK = image_task(0)
+
+
+def test_a_failing_tasks_traceback_is_in_its_history(fleet: Fleet, work: Any) -> None:
+    def draw_the_image(task: Task, context: JobContext) -> dict[str, Any]:
+        raise ValueError("no such colour")
+
+    fleet.queue.enqueue_tasks([TASK, image_task(1)])
+    work(draw_the_image)
+    assert fleet.queue.failed_ids() == {TASK.id, image_task(1).id}
+    events = read_events(fleet.redis, TASK.id)
+    assert [event.outcome for event in events] == ["started", "failed"] * (1 + MAX_RETRIES)
+    assert "in draw_the_image" in events[-1].detail
+    assert events[-1].detail.endswith("ValueError: no such colour\n")
+    assert all(event.host == "here" and event.at for event in events)
+
+
+def test_a_failure_is_forgotten_once_the_task_is_done(fleet: Fleet, work: Any) -> None:
+    attempts = []
+
+    def fails_once(task: Task, context: JobContext) -> dict[str, Any]:
+        attempts.append(task.id)
+        if len(attempts) == 1:
+            raise ValueError("once")
+        return {"outcome": "stored"}
+
+    fleet.queue.enqueue_tasks([TASK])
+    work(fails_once)
+    assert attempts == [TASK.id] * 2
+    assert fleet.is_done(TASK)
+    assert read_events(fleet.redis, TASK.id) == []
+
+
+@pytest.mark.parametrize("kind", [TaskRefusedError, ShardCorruptError])
+def test_what_no_machine_ever_will_is_not_tried_again(fleet: Fleet, work: Any, kind: Any) -> None:
+    def hopeless(task: Task, context: JobContext) -> dict[str, Any]:
+        raise kind("never")
+
+    fleet.queue.enqueue_tasks([TASK])
+    work(hopeless)
+    assert fleet.queue.failed_ids() == {TASK.id}
+    assert [event.detail for event in read_events(fleet.redis, TASK.id)] == ["", "never"]
+
+
+@pytest.mark.parametrize("kind", [ModelUnavailableError, RunMismatchError, WrongStoreError])
+def test_what_this_machine_can_not_is_handed_back(fleet: Fleet, work: Any, kind: Any) -> None:
+    error = kind("not here")
+
+    def elsewhere(task: Task, context: JobContext) -> dict[str, Any]:
+        raise error
+
+    fleet.queue.enqueue_tasks([TASK, image_task(1)])
+    worker = work(elsewhere)
+    assert worker.fatal is error
+    assert fleet.queue.in_flight().queued == (TASK.id, image_task(1).id)
+    assert fleet.queue.in_flight().started == frozenset()
+    assert fleet.job(TASK).retries_left == MAX_RETRIES
+
+
+def test_no_except_exception_in_a_task_swallows_handing_back() -> None:
+    assert not issubclass(HandBackError, Exception)
+    context = JobContext(confirm=lambda: None, hand_back=True)
+    with pytest.raises(HandBackError):
+        context.check("step")
+
+
+def test_a_lost_lease_is_confirmed_before_it_is_believed() -> None:
+    def gone() -> None:
+        raise LeaseLostError("gone")
+
+    with pytest.raises(LeaseLostError):
+        JobContext(confirm=gone, lost=True).check("step")
+    context = JobContext(confirm=lambda: None, lost=True)
+    context.check("step")
+    assert not context.lost
+    assert context.progress == "step"
+
+
+def test_a_job_given_to_another_meanwhile_is_left_alone(fleet: Fleet, work: Any) -> None:
+    """The lease vanishes while the function runs: neither its result nor its failure may count."""
+
+    def robbed(task: Task, context: JobContext) -> dict[str, Any]:
+        fleet.redis.delete(f"rq:wip:{QUEUE}")
+        before.update(fleet.redis.hgetall(f"rq:job:{task.id}"))
+        if task.id == TASK.id:
+            raise ValueError("late")
+        return {"outcome": "late"}
+
+    before: dict[bytes, bytes] = {}
+    for task in (TASK, image_task(1)):
+        fleet.queue.enqueue_tasks([task])
+        work(robbed)
+        assert fleet.redis.hgetall(f"rq:job:{task.id}") == before
+        assert fleet.queue.failed_ids() == set()
+        assert fleet.queue.finished_job_registry.get_job_ids(cleanup=False) == []
+
+
+def test_a_burst_that_is_over_leaves_in_order(fleet: Fleet, work: Any) -> None:
+    assert work(lambda task, context: {}).left_in_order
+    fleet.queue.enqueue_tasks([TASK])
+    assert work(lambda task, context: {}).left_in_order
+
+
+def test_an_error_in_the_worker_itself_is_no_order(
+    fleet: Fleet, work: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RQ logs it and returns as if all were done."""
+
+    def broken(*args: Any) -> None:
+        raise TypeError("a bug")
+
+    monkeypatch.setattr(LeaseWorker, "_note", broken)
+    fleet.queue.enqueue_tasks([TASK])
+    assert not work(lambda task, context: {}).left_in_order
+
+
+def test_an_error_in_maintenance_does_not_end_the_beat(
+    fleet: Fleet, work: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beats = []
+
+    def broken(worker: LeaseWorker, redis: Redis) -> None:
+        # The main thread cleans too, with its own connection, when it starts.
+        if redis is worker.connection:
+            return
+        beats.append(worker)
+        raise TypeError("a bug")
+
+    monkeypatch.setattr(LeaseWorker, "_maintain", broken)
+    fleet.queue.enqueue_tasks([TASK])
+    work(lambda task, context: wait_until(lambda: len(beats) > 2) or {}, beat_seconds=0.02)
+    assert fleet.is_done(TASK)

@@ -1,0 +1,97 @@
+"""The Redis relay keeps the store's contract, its limit, and exact count of bytes."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from redis import Redis
+
+from shared.errors import ShardCorruptError, StoreError
+from shared.open_store import open_store
+from shared.relay_store import RelayStore
+from tests.store_contract import RECORD, SHARD, TASK, StoreContract
+from tests.tasks import image_task, record_of
+
+
+class TestRelayStore(StoreContract):
+    @pytest.fixture
+    def store(self, redis: Redis) -> RelayStore:
+        return RelayStore(redis)
+
+    @pytest.fixture
+    def second(self, redis_url: str) -> Iterator[RelayStore]:
+        with Redis.from_url(redis_url) as client:
+            yield RelayStore(client)
+
+    def damage_shard(self, store: Any, data: bytes | None) -> None:
+        key = f"bitfleet:shard:{TASK.group}:{TASK.id}"
+        assert store._redis.delete(key) == 1
+        if data is not None:
+            store._redis.set(key, data)
+
+    def damage_record(self, store: Any, task_id: str, data: bytes) -> None:
+        assert store._redis.hset(f"bitfleet:records:{TASK.group}", task_id, data) == 0
+
+    def damage_blob(self, store: Any, digest: str, data: bytes) -> None:
+        assert store._redis.set(f"bitfleet:blob:{digest}", data)
+
+    def break_second_write(self, store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        # The script is one step for Redis: what can fail is the whole of it.
+        monkeypatch.setattr(store, "_put", fail)
+
+    def test_nothing_of_it_is_left_when_the_script_fails(self, store: RelayStore, redis: Redis) -> None:
+        redis.config_set("maxmemory", 1)
+        # A full Redis is a full relay: the worker waits for the collector.
+        assert store.put(RECORD, SHARD) == "full"
+        redis.config_set("maxmemory", 0)
+        assert redis.keys("bitfleet:*") == []
+
+    def test_limit(self, store: RelayStore) -> None:
+        store.set_limit(2 * len(SHARD))
+        tasks = [image_task(index) for index in range(3)]
+        outcomes = [store.put(record_of(task, SHARD), SHARD) for task in tasks]
+        assert outcomes == ["stored", "stored", "full"]
+        assert store.record_ids(TASK.group) == {tasks[0].id, tasks[1].id}
+        assert store.used_bytes == 2 * len(SHARD)
+        store.discard(TASK.group, tasks[0].id)
+        assert store.put(record_of(tasks[2], SHARD), SHARD) == "stored"
+        # One that is there already is not held up by a full relay.
+        assert store.put(record_of(tasks[2], SHARD), SHARD) == "exists"
+
+    def test_an_empty_relay_takes_a_shard_over_the_limit(self, store: RelayStore) -> None:
+        store.set_limit(10)
+        assert store.put(RECORD, SHARD) == "stored"
+        assert store.put(record_of(image_task(1), b"x"), b"x") == "full"
+        store.discard(TASK.group, TASK.id)
+        assert store.put(record_of(image_task(1), b"x"), b"x") == "stored"
+
+    def test_bytes_are_counted_exactly(self, store: RelayStore, redis: Redis) -> None:
+        for index in range(5):
+            shard = b"x" * (index * 7)
+            store.put(record_of(image_task(index), shard), shard)
+            store.put(record_of(image_task(index), shard), shard)
+        stored = sum(redis.strlen(key) for key in redis.keys("bitfleet:shard:*"))
+        assert store.used_bytes == stored == 70
+        for index in (3, 3, 0, 1):
+            store.discard(TASK.group, image_task(index).id)
+        assert store.used_bytes == 42
+        for index in range(5):
+            store.discard(TASK.group, image_task(index).id)
+        assert store.used_bytes == 0
+        assert redis.keys("bitfleet:relay:*") == []
+
+    def test_a_shard_larger_than_its_record_is_not_fetched(self, store: RelayStore) -> None:
+        class NoGet:
+            def strlen(self, key: str) -> int:
+                return len(SHARD) + 1
+
+        store._redis = NoGet()  # type: ignore[assignment]
+        with pytest.raises(ShardCorruptError, match=f"{len(SHARD) + 1} bytes"):
+            store.shard(RECORD)
+
+    def test_open_store_without_a_url(self, redis: Redis) -> None:
+        assert isinstance(open_store(None, redis), RelayStore)
+
+
+def fail(*args: Any, **kwargs: Any) -> Any:
+    raise StoreError("broken for a test")

@@ -1,0 +1,64 @@
+"""Pulling cotangents back through one part of the forward pass, many at once."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import mlx.core as mx
+
+from worker.model.layers import get_weight, set_weight
+
+Arrays = list[mx.array]
+Function = Callable[[Arrays], Arrays]
+"""Of the inputs; reads the weights that are in place."""
+
+
+def pull_back(
+    mmdit: Any, function: Function, inputs: Arrays, layers: Sequence[str], cotangents: Arrays, *, at_once: int
+) -> tuple[Arrays, dict[str, mx.array]]:
+    """Gradients of a part of the model by its inputs and by the weights of its layers.
+
+    The part is run again once for `at_once` cotangents, which then go back together: for a transformer
+    block that is 1.2 times the cost of its forward pass for each, where one by one it is 2.3 times.
+
+    Args:
+        mmdit: the transformer whose layers they are.
+        function: from inputs to outputs, by the modules of `mmdit`.
+        inputs: float32.
+        layers: dotted paths.
+        cotangents: one for each output, (P, *output.shape).
+        at_once: how many of the P go back together.
+
+    Returns:
+        A gradient (P, *input.shape) for each input, and (P, outputs, inputs) for each layer; lazy.
+    """
+    weights = [get_weight(mmdit, layer).astype(mx.float32) for layer in layers]
+
+    def run(*primals: mx.array) -> Arrays:
+        with _weights(mmdit, layers, primals[len(inputs) :]):
+            return function(list(primals[: len(inputs)]))
+
+    def pull(*one: mx.array) -> Arrays:
+        return mx.vjp(run, [*inputs, *weights], list(one))[1]
+
+    count = cotangents[0].shape[0]
+    parts = [
+        mx.vmap(pull)(*[cotangent[start : start + at_once] for cotangent in cotangents])
+        for start in range(0, count, at_once)
+    ]
+    gradients = [
+        mx.concatenate(list(same)) if len(same) > 1 else same[0] for same in zip(*parts, strict=True)
+    ]
+    return gradients[: len(inputs)], dict(zip(layers, gradients[len(inputs) :], strict=True))
+
+
+@contextmanager
+def _weights(mmdit: Any, layers: Sequence[str], weights: Sequence[mx.array]) -> Iterator[None]:
+    originals = [get_weight(mmdit, layer) for layer in layers]
+    try:
+        for layer, weight in zip(layers, weights, strict=True):
+            set_weight(mmdit, layer, weight)
+        yield
+    finally:
+        for layer, original in zip(layers, originals, strict=True):
+            set_weight(mmdit, layer, original)

@@ -1,0 +1,72 @@
+"""Micro-batches of a sample set, as the transformer reads them, and the guided velocity it answers with."""
+
+from dataclasses import dataclass
+
+import mlx.core as mx
+import numpy as np
+
+from shared.errors import RunMismatchError
+from shared.npz import Array
+from shared.sample_set import SampleSet
+from worker.engine.steps import Inputs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Which samples run together."""
+
+    index: int
+    """Of the micro-batch, for its kept state."""
+    rows: Array
+    """(S,) integers: places in the sample set."""
+
+
+def split_samples(samples: SampleSet, micro_batch: int) -> list[Batch]:
+    """Divide a sample set, in an order that is drawn once and is everywhere the same.
+
+    The draw lets any first few batches stand for all: a sample set itself goes image by image.
+    """
+    order = np.random.default_rng(0).permutation(len(samples))
+    parts = np.array_split(order, -(-len(samples) // micro_batch))
+    return [Batch(index=index, rows=rows) for index, rows in enumerate(parts)]
+
+
+def rows_per_sample(samples: SampleSet, cfg_weight: float) -> int:
+    """2 with CFG (text, negative), else 1.
+
+    Raises:
+        RunMismatchError: the samples' conditioning is for the other case.
+    """
+    rows, found = (2 if cfg_weight > 0 else 1), samples.conditioning.shape[1]
+    if found != rows:
+        raise RunMismatchError(
+            f"cfg_weight {cfg_weight:g} needs {rows} rows of conditioning a sample, these samples have "
+            f"{found}; measure with the cfg_weight they were made with"
+        )
+    return rows
+
+
+def batch_inputs(samples: SampleSet, batch: Batch, *, rows: int, dtype: mx.Dtype) -> Inputs:
+    """Inputs of S samples, S * `rows` rows, sample after sample, in the activation dtype."""
+    image = samples.image[batch.rows]
+    text = samples.conditioning[image]
+    pooled = samples.pooled_conditioning[image]
+    return Inputs(
+        x=_array(np.repeat(samples.x[batch.rows], rows, axis=0), dtype),
+        text=_array(text.reshape(-1, text.shape[2], 1, text.shape[3]), dtype),
+        pooled=_array(pooled.reshape(-1, pooled.shape[2]), dtype),
+        timesteps=_array(np.repeat(samples.timestep[batch.rows], rows), dtype),
+    )
+
+
+def guided_velocity(velocity: mx.array, cfg_weight: float) -> mx.array:
+    """v_neg + cfg_weight (v_text - v_neg): (S, H, W, C) float32, from the model's (S * rows, H, W, C)."""
+    velocity = velocity.astype(mx.float32)
+    if cfg_weight <= 0:
+        return velocity
+    text, negative = velocity[0::2], velocity[1::2]
+    return negative + cfg_weight * (text - negative)
+
+
+def _array(values: Array, dtype: mx.Dtype) -> mx.array:
+    return mx.array(values).astype(dtype)

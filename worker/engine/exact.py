@@ -1,0 +1,190 @@
+"""The exact engine: run the model with one quantized weight, from the step where that weight matters.
+
+A change in block k leaves all before it as it was. So each micro-batch of samples keeps the state that
+enters the step under work and the reference output; every candidate starts there, and the kept state
+moves on as the jobs do. Jobs in the order of the forward pass sweep once through the model; a job out of
+order is as right, and costs the way back to its step.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from shared.errors import TaskRefusedError
+from shared.npz import Array
+from shared.sample_set import SampleSet
+from shared.shards import SensitivityShard
+from worker.engine.batches import Batch, batch_inputs, guided_velocity, rows_per_sample, split_samples
+from worker.engine.memory import plan_memory
+from worker.engine.metrics import METRICS, compare, is_tight
+from worker.engine.quantize import Candidate, quantize_layer, swapped
+from worker.engine.reference import check_reference
+from worker.engine.states import KeptStates
+from worker.engine.steps import forward_steps, run_steps, start_of
+from worker.model.layers import get_weight
+
+NOISE_PARTS = 3
+"""The noise floor is measured at the first candidate in each third of the model: under 1% of the work."""
+
+Check = Callable[[str], None]
+
+
+def _no_check(_: str) -> None:
+    pass
+
+
+class ExactEngine:
+    """Measures (layer, bits) on one sample set with one loaded model, whose weights it always gives back."""
+
+    def __init__(
+        self,
+        pipeline: Any,
+        samples: SampleSet,
+        cfg_weight: float,
+        group_size: int,
+        memory_limit: int | None = None,
+    ) -> None:
+        """Nothing is computed yet.
+
+        Args:
+            pipeline: DiffusionKit's, loaded; its `mmdit` must not be quantized.
+            samples: what to measure on.
+            cfg_weight: that of the run; 0 for none.
+            group_size: weights that share a scale.
+            memory_limit: bytes for weights, states and passes; None for what the machine can spare.
+
+        Raises:
+            RunMismatchError: the samples were made with another kind of cfg_weight.
+            ModelUnavailableError: DiffusionKit has no right forward pass for this model.
+        """
+        self._mmdit: Any = pipeline.mmdit
+        self._dtype: mx.Dtype = pipeline.activation_dtype
+        self._samples, self._cfg_weight, self._group_size = samples, cfg_weight, group_size
+        self._rows = rows_per_sample(samples, cfg_weight)
+        _, height, width, _ = samples.x.shape
+        plan = plan_memory(
+            self._mmdit,
+            samples=len(samples),
+            rows=self._rows,
+            tokens=height * width // self._mmdit.config.patch_size**2 + samples.conditioning.shape[2],
+            itemsize=self._dtype.size,
+            memory_limit=memory_limit,
+        )
+        self.micro_batch = plan.micro_batch
+        self._steps = forward_steps(self._mmdit)
+        self._batches = split_samples(samples, plan.micro_batch)
+        self._states = KeptStates(len(self._batches), in_memory=plan.keep_in_memory)
+        self._references: dict[int, Array] = {}
+        self._noise: dict[tuple[int, int], Array] = {}
+
+    def measure(
+        self, layer: str, bits: int, check: Check = _no_check, *, until: float | None = None
+    ) -> SensitivityShard:
+        """What the guided velocity suffers when this layer's weight is quantized.
+
+        Args:
+            layer: dotted path of an `nn.Linear`.
+            bits: of a weight.
+            check: told the progress between micro-batches; may raise to stop, and nothing is lost but this
+                candidate.
+            until: percent; stop early once the relative error's 95% interval is within that. The shard
+                then holds fewer samples, a random draw of all.
+
+        Raises:
+            TaskRefusedError: the pair is not measurable.
+            RunMismatchError: this model did not make these samples.
+        """
+        start = start_of(self._steps, layer)
+        candidate = quantize_layer(self._mmdit, layer, bits=bits, group_size=self._group_size)
+        label, done = f"{layer} at {bits} bits", 0
+        measured: list[Batch] = []
+        metrics: list[dict[str, Array]] = []
+        noise: list[Array] = []
+        for batch in self._batches:
+            check(f"{label}: {done} of {len(self._samples)} samples")
+            self._advance(batch, start)
+            noise.append(self._noise_floor(batch, start))
+            with swapped(self._mmdit, layer, candidate.weight):
+                velocity = self._velocity(batch, start)
+            metrics.append(compare(velocity, self._references[batch.index]))
+            measured.append(batch)
+            done += len(batch.rows)
+            if until is not None and self._is_tight(measured, metrics, until):
+                break
+        joined = {name: np.concatenate([part[name] for part in metrics]) for name in METRICS}
+        joined["noise_squared_error"] = np.concatenate(noise)
+        if not all(np.isfinite(values).all() for values in joined.values()):
+            raise TaskRefusedError(f"not measurable: with {label} the model's output is no longer finite")
+        dead = self._is_dead(layer, start, joined)
+        return self._shard(np.concatenate([batch.rows for batch in measured]), joined, candidate, dead)
+
+    def _advance(self, batch: Batch, start: int) -> None:
+        """Bring the kept state to the entry of step `start`, with the model's own weights."""
+        if batch.index not in self._references:
+            self._references[batch.index] = reference = self._velocity(batch, 0)
+            half = self._dtype.size == 2
+            check_reference(self._samples, batch.rows, reference, half_precision=half)
+        if self._states.steps_done(batch.index) > start:
+            self._states.drop(batch.index)
+        done = self._states.steps_done(batch.index)
+        if done < start:
+            state = self._states.get(batch.index)
+            state = run_steps(self._mmdit, self._steps[done:start], state, self._inputs(batch))
+            self._states.put(batch.index, state, start)
+
+    def _velocity(self, batch: Batch, start: int) -> Array:
+        """Guided velocity (S, H, W, C) float32 with the weights as they are, from the kept state on."""
+        state = self._states.get(batch.index) if start else ()
+        (velocity,) = run_steps(self._mmdit, self._steps[start:], state, self._inputs(batch))
+        guided = guided_velocity(velocity, self._cfg_weight)
+        mx.eval(guided)
+        return np.array(guided)
+
+    def _noise_floor(self, batch: Batch, start: int) -> Array:
+        key = batch.index, start * NOISE_PARTS // len(self._steps)
+        if key not in self._noise:
+            unchanged = compare(self._velocity(batch, start), self._references[batch.index])
+            self._noise[key] = unchanged["squared_error"]
+        return self._noise[key]
+
+    def _is_tight(self, batches: list[Batch], metrics: list[dict[str, Array]], percent: float) -> bool:
+        image = np.concatenate([self._samples.image[batch.rows] for batch in batches])
+        error, reference = (
+            np.concatenate([part[name] for part in metrics])
+            for name in ("squared_error", "squared_reference")
+        )
+        return is_tight(error, reference, image, percent)
+
+    def _is_dead(self, layer: str, start: int, metrics: dict[str, Array]) -> bool:
+        """A small error is not enough: another weight altogether must make no difference either."""
+        if (metrics["squared_error"] > metrics["noise_squared_error"]).any():
+            return False
+        batch = self._batches[0]
+        weight = get_weight(self._mmdit, layer)
+        other = (
+            10 * mx.random.normal(weight.shape, key=mx.random.key(0)) * (weight.astype(mx.float32).std() + 1)
+        )
+        with swapped(self._mmdit, layer, other.astype(weight.dtype)):
+            changed = compare(self._velocity(batch, start), self._references[batch.index])
+        return bool((changed["squared_error"] <= self._noise_floor(batch, start)).all())
+
+    def _inputs(self, batch: Batch) -> Any:
+        return batch_inputs(self._samples, batch, rows=self._rows, dtype=self._dtype)
+
+    def _shard(
+        self, rows: Array, metrics: dict[str, Array], candidate: Candidate, dead: bool
+    ) -> SensitivityShard:
+        order = np.argsort(rows)
+        rows = rows[order]
+        return SensitivityShard(
+            image_index=self._samples.image_index[self._samples.image[rows]],
+            step_index=self._samples.step_index[rows],
+            **{name: values[order] for name, values in metrics.items()},
+            output_size=np.array(self._samples.x[0].size),
+            dead=np.array(dead),
+            weight_squared_error=np.array(candidate.squared_error),
+            weight_squared_norm=np.array(candidate.squared_norm),
+            bits_per_weight=np.array(candidate.bits_per_weight),
+        )

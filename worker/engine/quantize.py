@@ -1,0 +1,90 @@
+"""A candidate: one layer's weight as it would be after MLX's affine quantization."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from shared.errors import TaskRefusedError
+from shared.model_card import LayerInfo
+from worker.model.layers import get_weight, set_weight
+
+SUPPORTED_BITS = (2, 3, 4, 5, 6, 8)
+SUPPORTED_GROUP_SIZES = (32, 64, 128)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """`dequantize(quantize(W, group_size, bits))` of one layer, and what it costs."""
+
+    weight: mx.array
+    """(outputs, inputs), in the dtype of W."""
+    squared_error: float
+    """||weight - W||^2."""
+    squared_norm: float
+    """||W||^2."""
+    bits_per_weight: float
+    """What MLX stores a weight: bits, plus a scale and a bias a group, in the dtype of W."""
+
+
+def quantize_layer(mmdit: Any, layer: str, *, bits: int, group_size: int) -> Candidate:
+    """Quantize one layer's weight and dequantize it again, in the weight's own dtype.
+
+    Raises:
+        TaskRefusedError: no such layer, bits or group size, or its inputs do not fill whole groups.
+    """
+    weight = get_weight(mmdit, layer)
+    check_measurable(mmdit, layer, bits=bits, group_size=group_size)
+    candidate, bits_per_weight = fake_quantize(weight, bits=bits, group_size=group_size)
+    original = weight.astype(mx.float32)
+    error, norm = squared_rows(candidate.astype(mx.float32) - original), squared_rows(original)
+    mx.eval(candidate, error, norm)
+    return Candidate(
+        weight=candidate,
+        squared_error=float(np.array(error, np.float64).sum()),
+        squared_norm=float(np.array(norm, np.float64).sum()),
+        bits_per_weight=bits_per_weight,
+    )
+
+
+def fake_quantize(weight: mx.array, *, bits: int, group_size: int) -> tuple[mx.array, float]:
+    """`dequantize(quantize(W))` in the dtype of W, lazy, and the bits that MLX stores a weight."""
+    packed, scales, biases = mx.quantize(weight, group_size=group_size, bits=bits)
+    candidate = mx.dequantize(packed, scales, biases, group_size=group_size, bits=bits)
+    stored = packed.nbytes + scales.nbytes + biases.nbytes
+    return candidate.astype(weight.dtype), 8 * stored / weight.size
+
+
+def squared_rows(values: mx.array) -> mx.array:
+    """Sums of squares over the last axis in float32, to be summed further in float64."""
+    # `values**2` would call pow: ten times slower on a CPU.
+    return mx.square(values).sum(axis=-1)
+
+
+def check_measurable(mmdit: Any, layer: str, *, bits: int, group_size: int) -> None:
+    """Refuse what MLX can't quantize.
+
+    Raises:
+        TaskRefusedError: no such layer, bits or group size, or its inputs do not fill whole groups.
+    """
+    if bits not in SUPPORTED_BITS:
+        raise TaskRefusedError(f"MLX can't quantize to {bits} bits; choose of {SUPPORTED_BITS}")
+    if group_size not in SUPPORTED_GROUP_SIZES:
+        raise TaskRefusedError(f"MLX has no group size {group_size}; choose of {SUPPORTED_GROUP_SIZES}")
+    outputs, inputs = get_weight(mmdit, layer).shape
+    if reason := LayerInfo(path=layer, shape=(outputs, inputs)).unmeasurable(group_size):
+        raise TaskRefusedError(f"not measurable: {reason}")
+
+
+@contextmanager
+def swapped(mmdit: Any, layer: str, weight: mx.array) -> Iterator[None]:
+    """Within this context the layer has another weight; its own comes back whatever happens."""
+    original = get_weight(mmdit, layer)
+    set_weight(mmdit, layer, weight)
+    try:
+        yield
+    finally:
+        set_weight(mmdit, layer, original)

@@ -1,0 +1,1 @@
+"""Models in memory: DiffusionKit's pipelines by its own loaders, built-in small ones, layers, modulation."""
