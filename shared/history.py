@@ -49,14 +49,15 @@ def add_event(connection: Redis, job_id: str, event: Event) -> None:
         pipeline.execute()
 
 
-def add_crash(connection: Redis, job_id: str, worker: str, detail: str) -> None:
-    """Note that a worker died in a job, unless somebody who knew more already did."""
+def add_crash(connection: Redis, job_id: str, worker: str, detail: str) -> str:
+    """Note that a worker died in a job, unless somebody who knew more already did; return what is known."""
     events = read_events(connection, job_id)
     if events and events[-1].outcome == "crashed" and events[-1].worker == worker:
-        return
+        return events[-1].detail
     hosts = [event.host for event in events if event.worker == worker]
     host = hosts[-1] if hosts else ""
     add_event(connection, job_id, Event(outcome="crashed", host=host, worker=worker, detail=detail))
+    return detail
 
 
 def read_events(connection: Redis, job_id: str) -> list[Event]:

@@ -1,11 +1,7 @@
 """A real Redis for the tests, and finished sensitivity tasks as a worker would leave them."""
 
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +14,7 @@ from shared.records import Record
 from shared.runs import RunSettings, SensitivitySettings
 from shared.shards import SensitivityShard
 from shared.tasks import SensitivityTask, Task
-from tests.redis_process import RedisProcess
+from tests.redis_process import RedisProcess, short_folder
 
 pytest.register_assert_rewrite("tests.store_contract", "tests.lease_fleet", "tests.job_fleet", "tests.tasks")
 
@@ -138,7 +134,7 @@ def make_example() -> Callable[..., Example]:
 
 @pytest.fixture(scope="session")
 def _shared_redis() -> Iterator[RedisProcess]:
-    with _short_folder() as folder, RedisProcess(folder) as server:
+    with short_folder() as folder, RedisProcess(folder) as server:
         yield server
 
 
@@ -162,15 +158,5 @@ def redis(redis_url: str) -> Iterator[Redis]:
 @pytest.fixture
 def own_redis() -> Iterator[RedisProcess]:
     """A Redis of this test's own, with AOF, to be killed and started again."""
-    with _short_folder() as folder, RedisProcess(folder, append_only=True) as server:
+    with short_folder() as folder, RedisProcess(folder, append_only=True) as server:
         yield server
-
-
-@contextmanager
-def _short_folder() -> Iterator[Path]:
-    # A socket's path may have 104 bytes on a Mac, less than pytest's folders have.
-    folder = Path(tempfile.mkdtemp(prefix="bf-"))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

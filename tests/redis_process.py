@@ -1,7 +1,12 @@
-"""A redis-server for tests: a private Unix socket, no TCP port; it can be killed and started again."""
+"""A redis-server for tests: a private Unix socket; it can be killed, frozen and started again."""
 
+import shutil
+import signal
 import subprocess
+import tempfile
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from redis import Redis
@@ -10,10 +15,23 @@ from redis.exceptions import RedisError
 from shared.redis_server import find_redis_server
 
 
+@contextmanager
+def short_folder() -> Iterator[Path]:
+    """A new folder, gone afterwards."""
+    # A socket's path may have 104 bytes on a Mac, less than pytest's folders have.
+    folder = Path(tempfile.mkdtemp(prefix="bf-"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 class RedisProcess:
     """A context manager; `kill` is kill -9, `start` starts it again on the same socket and data."""
 
-    def __init__(self, folder: Path, *, append_only: bool = False) -> None:
+    def __init__(self, folder: Path, *, append_only: bool = False, addresses: Sequence[str] = ()) -> None:
+        """TCP port 6379 of `addresses`, if any, is open to anyone who can reach them."""
+        self._addresses = addresses
         self._folder = folder
         self._append_only = append_only
         self._socket = folder / "r.sock"
@@ -33,7 +51,7 @@ class RedisProcess:
     def start(self) -> None:
         arguments = [
             "--port",
-            "0",
+            "6379" if self._addresses else "0",
             "--unixsocket",
             str(self._socket),
             "--dir",
@@ -43,6 +61,8 @@ class RedisProcess:
         ]
         if self._append_only:
             arguments += ["--appendonly", "yes", "--appendfsync", "everysec"]
+        if self._addresses:
+            arguments += ["--bind", *self._addresses, "--protected-mode", "no"]
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen([str(find_redis_server()), *arguments], stdout=log, stderr=log)
         deadline = time.monotonic() + 15
@@ -55,6 +75,16 @@ class RedisProcess:
                     time.sleep(0.01)
         self.kill()
         raise RuntimeError((self._folder / "log").read_text())
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Neither answers nor closes connections meanwhile."""
+        assert self._process
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
         if self._process:

@@ -45,6 +45,8 @@ SIGNATURES = {
     "SimpleWorker._finalize_success": "self job queue execution return_value",
     "SimpleWorker._finalize_failure": "self job queue execution exc_info",
     "SimpleWorker.handle_exception": "self job exc_info",
+    "SimpleWorker.check_for_suspension": "self burst",
+    "SimpleWorker.heartbeat": "self timeout pipeline",
     "SimpleWorker.request_stop": "self signum frame",
     "SimpleWorker.request_force_stop": "self signum frame",
     "SimpleWorker.clean_registries": "self",

@@ -1,5 +1,6 @@
 """The RQ worker: a SimpleWorker (MLX is not fork-safe) whose jobs are leased, fenced and handed back."""
 
+import contextlib
 import logging
 import signal
 import sys
@@ -10,7 +11,9 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from redis import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import OutOfMemoryError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 from rq import SimpleWorker, worker_registration
 from rq.exceptions import StopRequested
 from rq.executions import Execution
@@ -42,6 +45,8 @@ TaskFunction = Callable[[Task, JobContext], dict[str, Any]]
 
 # This machine can't, another one may: the job goes back, the worker leaves.
 NOT_ON_THIS_MACHINE = (ModelUnavailableError, RunMismatchError, WrongStoreError)
+# Redis is full or away: no attempt of the job is counted for it.
+NOT_THE_JOBS_FAULT = (OutOfMemoryError, RedisConnectionError, RedisTimeoutError)
 # No machine ever will: trying again is of no use.
 HOPELESS = (TaskRefusedError, ShardCorruptError)
 
@@ -133,6 +138,19 @@ class LeaseWorker(SimpleWorker):
 
     def execute_job(self, job: Job, queue: Queue) -> None:
         """Run one job under a lease."""
+        try:
+            self._execute_job(job, queue)
+        except OutOfMemoryError:
+            # Nothing can be written of its outcome. Its record, if there is one, is; the lease runs out.
+            logger.warning("%s: %s", job.description, REDIS_IS_FULL)
+            self._state = "idle"
+
+    def heartbeat(self, timeout: int | None = None, pipeline: Any = None) -> None:
+        """RQ's, which a full Redis must not end the worker over."""
+        with contextlib.suppress(OutOfMemoryError):
+            super().heartbeat(timeout, pipeline)
+
+    def _execute_job(self, job: Job, queue: Queue) -> None:
         # Asleep between pop and start, for so long that others returned it.
         if self.connection.lpos(queue.intermediate_queue_key, job.id) is None:
             logger.warning("%s: another worker has it meanwhile", job.description)
@@ -205,7 +223,7 @@ class LeaseWorker(SimpleWorker):
         if not self._holds_lease(job, execution):
             self._drop(job, execution)
             return
-        if isinstance(error, (HandBackError, *NOT_ON_THIS_MACHINE)):
+        if isinstance(error, (HandBackError, *NOT_ON_THIS_MACHINE, *NOT_THE_JOBS_FAULT)):
             self._hand_back(job, queue, execution, error)
             return
         if isinstance(error, HOPELESS):
@@ -265,11 +283,15 @@ class LeaseWorker(SimpleWorker):
 
     def clean_registries(self) -> None:
         """See worker.maintenance."""
-        self._maintain(self.connection)
+        with contextlib.suppress(OutOfMemoryError):
+            self._maintain(self.connection)
         self.last_cleaned_at = now()  # type: ignore[assignment]
 
     def clean_group_registries(self) -> None:
         """No groups here."""
+
+    def check_for_suspension(self, burst: bool) -> None:
+        """Nobody suspends workers through Redis."""
 
     def subscribe(self) -> None:
         """No commands are taken from Redis."""

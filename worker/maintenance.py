@@ -85,8 +85,8 @@ def _note_crash(queue_name: str, job: Job, *_: object) -> None:
     # What comes next files the job under its origin: under ours, whatever its hash says.
     job.origin = queue_name
     worker = job.worker_name or "unknown"
-    logger.warning("%s: worker %s gave no sign of life, the job is returned", job.description, worker)
-    add_crash(job.connection, job.id, worker, "no sign of life within the lease")
+    detail = add_crash(job.connection, job.id, worker, "gave no sign of life for a whole lease")
+    logger.warning("%s is returned: worker %s died (%s)", job.description, worker, detail)
 
 
 def _return_stuck_jobs(queue: TaskQueue, lease_seconds: int) -> None:

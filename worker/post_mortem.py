@@ -19,7 +19,7 @@ logger = logging.getLogger("bitfleet.worker")
 
 _CAUSES = {
     EXIT_TIMEOUT: "the job was over its time limit",
-    EXIT_BROKEN: "the GPU failed",
+    EXIT_BROKEN: "the GPU or the worker itself failed",
     EXIT_NO_REDIS: "no Redis to be reached, or a full one",
 }
 

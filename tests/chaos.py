@@ -1,0 +1,135 @@
+"""A fleet of real worker processes on a real Redis, and the collector's part of the work beside it."""
+
+import itertools
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from redis import Redis
+from redis.exceptions import OutOfMemoryError
+
+from producer.intake import take_in
+from producer.reconcile import Reconciled, reconcile
+from shared.connection import connect
+from shared.records import Record
+from shared.relay_store import RelayStore
+from shared.task_queue import TaskQueue, queue_name
+from shared.tasks import CalibrationTask
+from tests.chaos_worker import shard_of
+from tests.tasks import image_task
+from worker.options import WorkerOptions
+
+ROOT = Path(__file__).parent.parent
+LEASE = 2
+POLL_SECONDS = 0.05
+
+
+@dataclass
+class Chaos:
+    """Tasks, workers, and what was collected; every shard once."""
+
+    url: str
+    folder: Path
+    workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    tasks: list[CalibrationTask] = field(default_factory=list)
+    collected: dict[str, Record] = field(default_factory=dict)
+    numbers: "itertools.count[int]" = field(default_factory=itertools.count)
+
+    def __post_init__(self) -> None:
+        self.redis: Redis = connect(self.url)
+        self.store = RelayStore(self.redis)
+        self.queue = TaskQueue(queue_name(self.store.id), self.redis)
+
+    def enqueue(self, count: int, prompt: str) -> None:
+        first = len(self.tasks)
+        self.tasks += [image_task(index, prompt=prompt) for index in range(first, first + count)]
+        self.reconcile()
+
+    def start(
+        self, *arguments: str, prefix: Sequence[str] = (), url: str | None = None
+    ) -> subprocess.Popen[bytes]:
+        options = WorkerOptions(redis_url=url or self.url, lease_seconds=LEASE, beat_seconds=0.4)
+        with (self.folder / f"worker-{next(self.numbers)}.log").open("wb") as log:
+            worker = subprocess.Popen(
+                [*prefix, sys.executable, "-m", "tests.chaos_worker", *arguments],
+                cwd=ROOT,
+                env=options.to_environment(),
+                stdout=log,
+                stderr=log,
+            )
+        self.workers.append(worker)
+        return worker
+
+    def logs(self) -> str:
+        return "".join(path.read_text() for path in sorted(self.folder.glob("worker-*.log")))
+
+    def reconcile(self) -> Reconciled:
+        done = frozenset(self.collected)
+        return reconcile(self.tasks, done, connection=self.redis, store=self.store, retry_failed=False)
+
+    def collect(self) -> Reconciled:
+        """One pass of a collector: take in what is finished, enqueue what got lost."""
+
+        def keep(record: Record, shard: bytes) -> None:
+            assert record.id not in self.collected, f"{record.id} was collected twice"
+            assert shard == shard_of(record.task)
+
+        intake = take_in(self.tasks, self.collected, self.store, keep)
+        assert intake.problems == []
+        return self.reconcile()
+
+    def collect_all(self, meanwhile: Callable[[], None] = lambda: None, seconds: float = 60) -> None:
+        """Until every task is collected; `meanwhile` breaks things."""
+        deadline = time.monotonic() + seconds
+        while len(self.collected) < len(self.tasks):
+            missing = [task.id for task in self.tasks if task.id not in self.collected]
+            assert time.monotonic() < deadline, f"missing: {missing}\n{self.logs()[-5000:]}"
+            meanwhile()
+            with suppress(OutOfMemoryError):
+                reconciled = self.collect()
+                assert not reconciled.failed, f"failed: {reconciled.failed}\n{self.logs()[-5000:]}"
+            time.sleep(POLL_SECONDS)
+
+    def settle(self) -> None:
+        """Workers leave; then nothing may be left over, neither jobs nor shards."""
+        self.wait_until_idle()
+        leaving = self.alive()
+        for worker in leaving:
+            worker.send_signal(signal.SIGTERM)
+        for worker in leaving:
+            worker.wait(30)
+        self.collect()
+        assert self.queue.in_flight().ids == frozenset()
+        assert self.queue.failed_ids() == set()
+        group = self.tasks[0].group
+        assert self.store.record_ids(group) == set()
+        assert self.redis.keys(f"bitfleet:shard:{group}:*") == []
+        assert self.store.used_bytes == 0
+
+    def wait_until_idle(self, seconds: float = 30) -> None:
+        deadline = time.monotonic() + seconds
+        while self.queue.in_flight().ids:
+            assert time.monotonic() < deadline, f"{self.queue.in_flight()}\n{self.logs()[-5000:]}"
+            time.sleep(POLL_SECONDS)
+
+    def wait_until_busy(self, count: int = 1, seconds: float = 30) -> None:
+        """Until so many jobs run."""
+        deadline = time.monotonic() + seconds
+        while self.redis.zcard(self.queue.started_job_registry.key) < count:
+            assert time.monotonic() < deadline, self.logs()[-5000:]
+            time.sleep(POLL_SECONDS)
+
+    def alive(self) -> list[subprocess.Popen[bytes]]:
+        return [worker for worker in self.workers if worker.poll() is None]
+
+    def close(self) -> None:
+        for worker in self.alive():
+            worker.send_signal(signal.SIGCONT)
+            worker.kill()
+            worker.wait()
+        self.redis.close()

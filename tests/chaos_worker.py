@@ -1,0 +1,89 @@
+"""Worker processes of the chaos tests: all real but the model. A task's prompt says what it does.
+
+    python -m tests.chaos_worker              a worker, with its options in the environment
+    python -m tests.chaos_worker supervise N  a supervisor of N of them
+
+"0.2" computes for so many seconds, in steps; "poison" kills the process.
+"""
+
+import hashlib
+import logging
+import os
+import random
+import signal
+import sys
+import time
+from types import SimpleNamespace
+from typing import Any
+
+from rq.job import Job
+from rq.queue import Queue
+
+from shared.task_queue import queue_name
+from shared.tasks import CalibrationTask, Task
+from worker import process, supervisor
+from worker.job_context import JobContext
+from worker.lease_worker import LeaseWorker
+from worker.options import WorkerOptions
+from worker.runtime import Runtime
+
+STEP_SECONDS = 0.02
+GAP_SECONDS = 0.3
+
+
+def shard_of(task: Task) -> bytes:
+    """Some 20 kB, different for every task."""
+    return hashlib.shake_256(task.id.encode()).digest(20_000)
+
+
+class FakeRuntime(Runtime):
+    """Computes nothing, and takes its time for it."""
+
+    def _model_of(self, run: Any) -> Any:
+        return SimpleNamespace(fingerprint="f" * 64)
+
+    def _calibrate(self, task: CalibrationTask, model: Any, context: JobContext) -> bytes:
+        if task.prompt == "poison":
+            os.kill(os.getpid(), signal.SIGKILL)
+        end = time.monotonic() + float(task.prompt)
+        while time.monotonic() < end:
+            context.check("computing")
+            time.sleep(STEP_SECONDS)
+        return shard_of(task)
+
+
+class SlowToStart(LeaseWorker):
+    """Now and then takes its time between popping a job and starting it, for a signal to find it there."""
+
+    def execute_job(self, job: Job, queue: Queue) -> None:
+        self._dawdle()
+        super().execute_job(job, queue)
+
+    def prepare_execution(self, job: Job) -> Any:
+        execution = super().prepare_execution(job)
+        self._dawdle()
+        return execution
+
+    def _dawdle(self) -> None:
+        if random.random() < 0.1:
+            time.sleep(GAP_SECONDS)
+
+
+def work() -> int:
+    """A worker process as it is, with the model replaced."""
+    process.Runtime = FakeRuntime  # type: ignore[misc]
+    process.LeaseWorker = SlowToStart  # type: ignore[misc]
+    return process.main()
+
+
+def supervise(count: int) -> int:
+    """A supervisor as it is, with the worker process replaced."""
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr)
+    supervisor.FIRST_BACKOFF_SECONDS = supervisor.MAX_BACKOFF_SECONDS = 0.2
+    supervisor.Supervisor.module = "tests.chaos_worker"
+    options = WorkerOptions.from_environment()
+    return supervisor.Supervisor(options, count, queue_name=queue_name("relay")).run()
+
+
+if __name__ == "__main__":
+    sys.exit(supervise(int(sys.argv[2])) if sys.argv[1:2] == ["supervise"] else work())
