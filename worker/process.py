@@ -84,6 +84,7 @@ def _work(options: WorkerOptions) -> int:
         name=name,
         lease_seconds=options.lease_seconds,
         beat_seconds=options.beat_seconds,
+        hedge=options.hedge,
     )
     if options.with_parent:
         _leave_with_parent()
