@@ -66,7 +66,7 @@ def read_events(connection: Redis, job_id: str) -> list[Event]:
     for line in cast(list[bytes], connection.lrange(_history_key(job_id), 0, -1)):
         try:
             events.append(msgspec.json.decode(line, type=Event))
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeError):
             continue
     return events
 

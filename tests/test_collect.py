@@ -222,6 +222,7 @@ class _KilledError(BaseException):
     """As kill -9: nothing within catches it."""
 
 
+@pytest.mark.slow
 def test_killed_at_every_write_the_next_pass_goes_on(
     tmp_path: Path, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -46,6 +46,15 @@ class TestRelayStore(StoreContract):
         redis.config_set("maxmemory", 0)
         assert redis.keys("bitfleet:*") == []
 
+    def test_a_full_redis_can_be_emptied(self, store: RelayStore, redis: Redis) -> None:
+        for index in range(2):
+            store.put(record_of(image_task(index), SHARD), SHARD)
+        redis.config_set("maxmemory", 1)
+        assert store.shard(store.record(TASK.group, TASK.id)) == SHARD
+        store.discard(TASK.group, TASK.id)
+        assert store.used_bytes == len(SHARD)
+        assert store.record_ids(TASK.group) == {image_task(1).id}
+
     def test_limit(self, store: RelayStore) -> None:
         store.set_limit(2 * len(SHARD))
         tasks = [image_task(index) for index in range(3)]

@@ -48,5 +48,5 @@ def require_mlx() -> None:
     for package in ("mlx", "diffusionkit"):
         if importlib.util.find_spec(package) is None:
             raise ModelUnavailableError(
-                f"{package} is not installed on this machine; pip install 'bitfleet[worker]'"
+                f"{package} is not installed on this machine; in bitfleet's folder: pip install '.[worker]'"
             )
