@@ -51,14 +51,19 @@ class Chaos:
         self.reconcile()
 
     def start(
-        self, *arguments: str, prefix: Sequence[str] = (), url: str | None = None
+        self,
+        *arguments: str,
+        prefix: Sequence[str] = (),
+        url: str | None = None,
+        slowness: float = 1,
+        hedge: bool = False,
     ) -> subprocess.Popen[bytes]:
-        options = WorkerOptions(redis_url=url or self.url, lease_seconds=LEASE, beat_seconds=0.4)
+        options = WorkerOptions(redis_url=url or self.url, lease_seconds=LEASE, beat_seconds=0.4, hedge=hedge)
         with (self.folder / f"worker-{next(self.numbers)}.log").open("wb") as log:
             worker = subprocess.Popen(
                 [*prefix, sys.executable, "-m", "tests.chaos_worker", *arguments],
                 cwd=ROOT,
-                env=options.to_environment(),
+                env=options.to_environment() | {"CHAOS_SLOWNESS": str(slowness)},
                 stdout=log,
                 stderr=log,
             )

@@ -175,6 +175,19 @@ def test_poison_stops_no_run(chaos: Chaos) -> None:
     assert all(event.host for event in crashes)
 
 
+def test_an_idle_worker_takes_a_second_copy_of_a_slow_job(chaos: Chaos) -> None:
+    chaos.enqueue(8, "0.2")
+    slow = chaos.start(slowness=1000)
+    chaos.wait_until_busy()
+    quick = chaos.start(hedge=True)
+    chaos.collect_all()
+    # The slow one drops its copy, and is free again.
+    wait_until(lambda: "the result is dropped" in chaos.logs())
+    assert chaos.logs().count("taking a second copy") == 1
+    assert [worker.poll() for worker in (slow, quick)] == [None, None]
+    chaos.settle()
+
+
 def test_a_machine_is_cut_off_and_comes_back(tmp_path: Path) -> None:
     """Two worker hosts in network namespaces of their own; one loses its network for longer than a lease."""
     with two_hosts() as (near, far), short_folder() as folder:

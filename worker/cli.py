@@ -40,6 +40,13 @@ def main() -> None:
     help="For weights, kept states and passes, as 12GB or 800MB [default: what the machine can spare]",
 )
 @click.option(
+    "--canary-tolerance",
+    type=click.FloatRange(0, 1),
+    help="How far this machine's answer to a test input may be from the first worker's, relatively "
+    "[default: 0.001 in float32, 0.05 in float16]",
+)
+@click.option("--hedge", is_flag=True, help="When idle, take a second copy of a job that runs for long.")
+@click.option(
     "--lease",
     default=45,
     show_default=True,
@@ -64,6 +71,8 @@ def start(
     calib_dir: Path | None,
     checkpoint: Path | None,
     memory_limit: str | None,
+    canary_tolerance: float | None,
+    hedge: bool,
     lease: int,
     beat: float,
     burst: bool,
@@ -105,6 +114,8 @@ def start(
         calib_dir=str(calib_dir.resolve()) if calib_dir else None,
         checkpoint=str(checkpoint.resolve()) if checkpoint else None,
         memory_limit=parse_size(memory_limit) if memory_limit else None,
+        canary_tolerance=canary_tolerance,
+        hedge=hedge,
         lease_seconds=lease,
         beat_seconds=beat,
         burst=burst,

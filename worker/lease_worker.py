@@ -35,8 +35,10 @@ from shared.history import Event, Progress, add_event, clear_progress, forget_ev
 from shared.jobs import TaskJob
 from shared.task_queue import TaskQueue
 from shared.tasks import Task
+from worker.hedge import Hedge
 from worker.job_context import HandBackError, JobContext
 from worker.lease import Beat
+from worker.machine import is_metal_error
 from worker.maintenance import leases_are_current, return_lost_jobs
 
 logger = logging.getLogger("bitfleet.worker")
@@ -76,6 +78,7 @@ class LeaseWorker(SimpleWorker):
         name: str,
         lease_seconds: int = 45,
         beat_seconds: float = 10.0,
+        hedge: bool = False,
     ) -> None:
         self.lease_seconds = lease_seconds
         self.beat_seconds = beat_seconds
@@ -101,6 +104,15 @@ class LeaseWorker(SimpleWorker):
         )
         self.log_job_description = False
         self.log_result_lifespan = False
+        self._hedge: Hedge | None = None
+        if hedge:
+            self._hedge = Hedge(
+                TaskQueue(queue_name, connection),
+                functions,
+                worker=self.name,
+                min_seconds=beat_seconds,
+                each_look=self._maintain_when_due,
+            )
 
     def _bound_job_class(self) -> type[TaskJob]:
         def bind(function: TaskFunction) -> Callable[[Task], dict[str, Any]]:
@@ -231,7 +243,7 @@ class LeaseWorker(SimpleWorker):
         text = str(error) if isinstance(error, BitfleetError) else _traceback(error)
         self._note(job, "failed", text)
         super()._finalize_failure(job, queue, execution, exc_info)
-        self.broken = _is_metal_error(error)
+        self.broken = is_metal_error(error)
 
     def handle_exception(self, job: Job, *exc_info: Any) -> None:
         """One line for an error that is understood, all of it for the others."""
@@ -282,7 +294,16 @@ class LeaseWorker(SimpleWorker):
     # What RQ does and we do otherwise
 
     def clean_registries(self) -> None:
-        """See worker.maintenance."""
+        """See worker.maintenance; called while there is no job to do."""
+        self._maintain_now()
+        if self._hedge:
+            self._hedge.take_copy()
+
+    def _maintain_when_due(self) -> None:
+        if self.should_run_maintenance_tasks:
+            self._maintain_now()
+
+    def _maintain_now(self) -> None:
         with contextlib.suppress(OutOfMemoryError):
             self._maintain(self.connection)
         self.last_cleaned_at = now()  # type: ignore[assignment]
@@ -298,11 +319,6 @@ class LeaseWorker(SimpleWorker):
 
     def unsubscribe(self) -> None:
         """Nothing was subscribed to."""
-
-
-def _is_metal_error(error: BaseException | None) -> bool:
-    """Whether MLX says that the GPU failed; what it computes afterwards is not to be trusted."""
-    return isinstance(error, RuntimeError) and "[METAL]" in str(error)
 
 
 def _traceback(error: BaseException | None) -> str:

@@ -22,6 +22,9 @@ class WorkerOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     calib_dir: str | None = None
     checkpoint: str | None = None
     memory_limit: int | None = None
+    canary_tolerance: float | None = None
+    hedge: bool = False
+    """Take second copies of slow jobs when the queue is empty."""
     lease_seconds: int = 45
     beat_seconds: float = 10.0
     burst: bool = False

@@ -72,6 +72,8 @@ def _work(options: WorkerOptions) -> int:
         checkpoint=Path(options.checkpoint) if options.checkpoint else None,
         calib_dir=Path(options.calib_dir) if options.calib_dir else None,
         memory_limit=options.memory_limit,
+        connection=connection,
+        canary_tolerance=options.canary_tolerance,
     )
     worker = LeaseWorker(
         queue,
@@ -82,6 +84,7 @@ def _work(options: WorkerOptions) -> int:
         name=name,
         lease_seconds=options.lease_seconds,
         beat_seconds=options.beat_seconds,
+        hedge=options.hedge,
     )
     if options.with_parent:
         _leave_with_parent()

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from redis import Redis
+
 from shared.errors import TaskRefusedError, WrongStoreError
 from shared.history import utc_now
 from shared.records import Record
@@ -37,7 +39,10 @@ class Runtime:
         checkpoint: Path | None = None,
         calib_dir: Path | None = None,
         memory_limit: int | None = None,
+        connection: Redis | None = None,
+        canary_tolerance: float | None = None,
     ) -> None:
+        """`connection` is where the canaries of a run are compared; without one they are not."""
         self._store = store
         self._host = host
         self._worker = worker
@@ -45,6 +50,10 @@ class Runtime:
         self._checkpoint = checkpoint
         self._calib_dir = calib_dir
         self._memory_limit = memory_limit
+        self._connection = connection
+        self._canary_tolerance = canary_tolerance
+        self._agreed: set[str] = set()
+        """Runs whose canary was compared."""
         self._model: tuple[str, LoadedModel] | None = None
         self._engine: tuple[str, Any] | None = None
 
@@ -61,6 +70,7 @@ class Runtime:
         started = time.monotonic()
         context.check("loading the model")
         model = self._model_of(task.run)
+        self._compare_canary(task.run, model, context)
         if isinstance(task, CalibrationTask):
             shard = self._calibrate(task, model, context)
         elif isinstance(task, SensitivityTask):
@@ -92,6 +102,25 @@ class Runtime:
             logger.info("loading %s", run.model)
             self._model = (key, load_model(run, self._checkpoint))
         return self._model[1]
+
+    def _compare_canary(self, run: RunSettings, model: "LoadedModel", context: JobContext) -> None:
+        """On joining a run, before its first real task."""
+        if self._connection is None or run.id in self._agreed:
+            return
+        from worker.canary import Canary, compare_with_first, measure_canary
+        from worker.machine import versions
+
+        context.check("measuring the canary")
+        canary = Canary(
+            fingerprint=model.fingerprint,
+            host=self._host,
+            worker=self._worker,
+            versions=versions(),
+            output=measure_canary(model, run).tolist(),
+        )
+        difference = compare_with_first(self._connection, run, canary, self._canary_tolerance)
+        logger.info("run %s: the canary differs by %.2g from the first worker's", run.id, difference)
+        self._agreed.add(run.id)
 
     def _calibrate(self, task: CalibrationTask, model: "LoadedModel", context: JobContext) -> bytes:
         from worker.calibrate import calibrate

@@ -1,0 +1,116 @@
+"""A worker whose model answers otherwise than the first worker's is refused and named."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import mlx.core as mx
+import msgspec
+import numpy as np
+import pytest
+from redis import Redis
+
+from benchmarks.random_mmdit import flux_config, random_pipeline, sd3_config
+from shared.errors import RunMismatchError
+from tests.tasks import SETTINGS
+from worker.canary import TOLERANCES, VALUES, Canary, compare_with_first, measure_canary
+from worker.model.layers import get_weight, linear_layers, set_weight
+
+KEY = f"bitfleet:canary:{SETTINGS.id}"
+
+
+def model(config: Any = sd3_config) -> Any:
+    return SimpleNamespace(pipeline=random_pipeline(config()))
+
+
+def canary(host: str, output: Any, fingerprint: str = "f" * 64) -> Canary:
+    return Canary(
+        fingerprint=fingerprint,
+        host=host,
+        worker=f"{host}-1",
+        versions={"mlx": "0.32.4", "platform": "Darwin arm64"},
+        output=[float(value) for value in output],
+    )
+
+
+@pytest.mark.parametrize(("config", "cfg_weight"), [(sd3_config, 7.5), (sd3_config, 0.0), (flux_config, 0.0)])
+def test_equal_models_agree(redis: Redis, config: Any, cfg_weight: float) -> None:
+    run = msgspec.structs.replace(SETTINGS, cfg_weight=cfg_weight)
+    outputs = [measure_canary(model(config), run) for _ in range(2)]
+    assert outputs[0].dtype == np.float32
+    assert 0 < outputs[0].size <= VALUES
+    assert np.linalg.norm(outputs[0]) > 0
+    assert compare_with_first(redis, run, canary("studio", outputs[0])) == 0
+    assert compare_with_first(redis, run, canary("air", outputs[1])) == 0
+
+
+def test_measuring_leaves_the_model_as_it_was() -> None:
+    one = model()
+    first = measure_canary(one, SETTINGS)
+    assert np.array_equal(measure_canary(one, SETTINGS), first)
+    for module in one.pipeline.mmdit.modules():
+        assert not getattr(module, "_modulation_params", {})
+
+
+def test_any_changed_layer_is_noticed(redis: Redis) -> None:
+    """But for the queries of so little text, which hardly show in the velocity, the last not at all."""
+    changed = model()
+    mmdit = changed.pipeline.mmdit
+    reference = measure_canary(changed, SETTINGS)
+    compare_with_first(redis, SETTINGS, canary("studio", reference))
+    unnoticed = []
+    for layer in linear_layers(mmdit):
+        weight = get_weight(mmdit, layer.path)
+        set_weight(mmdit, layer.path, 2 * weight)
+        try:
+            compare_with_first(redis, SETTINGS, canary("air", measure_canary(changed, SETTINGS)))
+            unnoticed.append(layer.path)
+        except RunMismatchError as error:
+            assert "air" not in str(error)
+            assert "than studio (mlx 0.32.4, platform Darwin arm64)" in str(error)
+        set_weight(mmdit, layer.path, weight)
+    assert all(layer.endswith("text_transformer_block.attn.q_proj") for layer in unnoticed)
+
+
+@pytest.mark.parametrize(("config", "dtype"), [(sd3_config, mx.float16), (flux_config, mx.bfloat16)])
+def test_half_precision_differs_by_less_than_is_tolerated_of_it(config: Any, dtype: Any) -> None:
+    whole, half = model(config), model(config)
+    half.pipeline.mmdit.apply(lambda array: array.astype(dtype))
+    half.pipeline.activation_dtype = dtype
+    outputs = [measure_canary(one, SETTINGS) for one in (whole, half)]
+    difference = np.linalg.norm(outputs[1] - outputs[0]) / np.linalg.norm(outputs[0])
+    assert 0 < difference < TOLERANCES["float16"]
+
+
+def test_other_files_are_refused(redis: Redis) -> None:
+    compare_with_first(redis, SETTINGS, canary("studio", [1, 2]))
+    with pytest.raises(RunMismatchError, match="are not those of studio"):
+        compare_with_first(redis, SETTINGS, canary("air", [1, 2], fingerprint="e" * 64))
+
+
+@pytest.mark.parametrize("output", [[1.0, 2.01], [1.0], [float("inf"), 2.0]])
+def test_beyond_the_tolerance(redis: Redis, output: list[float]) -> None:
+    compare_with_first(redis, SETTINGS, canary("studio", [1.0, 2.0]))
+    with pytest.raises(RunMismatchError, match="computes otherwise than studio"):
+        compare_with_first(redis, SETTINGS, canary("air", output))
+
+
+def test_tolerance(redis: Redis) -> None:
+    compare_with_first(redis, SETTINGS, canary("studio", [3.0, 4.0]))
+    # (0, 0.05) against (3, 4), which is 5 long.
+    other = canary("air", [3.0, 4.05])
+    assert compare_with_first(redis, SETTINGS, other, tolerance=0.011) == pytest.approx(0.01)
+    with pytest.raises(RunMismatchError, match=r"relative difference 0\.01, tolerance 0\.009"):
+        compare_with_first(redis, SETTINGS, other, tolerance=0.009)
+
+
+def test_runs_do_not_meddle(redis: Redis) -> None:
+    compare_with_first(redis, SETTINGS, canary("studio", [1.0]))
+    assert compare_with_first(redis, msgspec.structs.replace(SETTINGS, seed=1), canary("air", [2.0])) == 0
+
+
+@pytest.mark.parametrize("garbage", [b"", b"\xff", b'{"output": []}', b"[" * 5000])
+def test_garbage_is_no_canary(redis: Redis, garbage: bytes) -> None:
+    redis.set(KEY, garbage)
+    assert compare_with_first(redis, SETTINGS, canary("studio", [1.0])) == 0
+    with pytest.raises(RunMismatchError):
+        compare_with_first(redis, SETTINGS, canary("air", [2.0]))
