@@ -1,7 +1,6 @@
 """The one way to a Redis: retries that outlive a restart, one clear line when there is none."""
 
 import re
-import re
 from urllib.parse import urlsplit, urlunsplit
 
 from redis import Redis
@@ -55,7 +54,9 @@ def connect(url: str, *, patient: bool = True) -> Redis:
         ) from None
     except (RedisError, OSError) as error:
         reason = _reason(error)
-        raise RedisUnavailableError(f"no Redis at {safe_url(url)} ({reason}); {_advice(url, reason)}") from None
+        raise RedisUnavailableError(
+            f"no Redis at {safe_url(url)} ({reason}); {_advice(url, reason)}"
+        ) from None
     if not patient:
         return client
     client.close()
