@@ -26,8 +26,6 @@ TRUST = (
     ", and write HOST as the server's certificate has it"
 )
 
-_SECRET_IN_QUERY = re.compile(r"([?&][^=&#]*(?:password|passwd|secret|token)[^=&#]*)=[^&#]*", re.IGNORECASE)
-
 _SECRET = re.compile(r"([^&=]*(?:pass|secret|token|key|credential|signature)[^&=]*)=[^&]*", re.IGNORECASE)
 
 
@@ -90,13 +88,16 @@ def safe_url(url: str) -> str:
     """`url` without its passwords, for messages and logs."""
     try:
         parts = urlsplit(url)
-        user, host = parts.username or "", parts.hostname or ""
-        port = f":{parts.port}" if parts.port else ""
+        _ = parts.port
     except ValueError:
         return UNREADABLE
+    netloc = parts.netloc
     if parts.password is not None:
-        url = urlunsplit((parts.scheme, f"{user}:***@{host}{port}", parts.path, parts.query, parts.fragment))
-    return _SECRET_IN_QUERY.sub(r"\1=***", url)
+        netloc = f"{parts.username or ''}:***@{netloc.rpartition('@')[2]}"
+    # redis-py takes a password there, too; of other stores, keys and tokens.
+    query = _SECRET.sub(r"\1=***", parts.query)
+    safe = parts._replace(netloc=netloc, query=query)
+    return url if safe == parts else urlunsplit(safe)
 
 
 def _reason(error: Exception) -> str:
