@@ -117,6 +117,9 @@ class Chaos:
         assert self.redis.keys(f"bitfleet:shard:{group}:*") == []
         assert self.store.used_bytes == 0
 
+    def wipe(self) -> None:
+        self.redis.flushall()
+
     def wait_until_idle(self, seconds: float = 30) -> None:
         deadline = time.monotonic() + seconds
         while self.queue.in_flight().ids:
