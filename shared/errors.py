@@ -10,6 +10,7 @@ BitfleetError                  exit code 2, one line, no traceback
 ├── LeaseLostError             the job was given to another worker meanwhile
 ├── SampleError                a sample or a manifest that can't be read
 └── StoreError                 the shard store can't be used
+    ├── StoreTroubleError      it can't be reached, read or written just now
     ├── WrongStoreError        not the store that the run was enqueued for
     └── ShardCorruptError      a shard that differs from its record
 """
@@ -55,6 +56,10 @@ class SampleError(BitfleetError):
 
 class StoreError(BitfleetError):
     """The shard store can't be used."""
+
+
+class StoreTroubleError(StoreError):
+    """It can't be reached, read or written just now: a share away, a disk full."""
 
 
 class WrongStoreError(StoreError):

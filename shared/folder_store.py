@@ -10,7 +10,7 @@ import fsspec
 import msgspec
 
 from shared.connection import safe_url
-from shared.errors import BitfleetError, ShardCorruptError, StoreError, WrongStoreError
+from shared.errors import BitfleetError, ShardCorruptError, StoreError, StoreTroubleError, WrongStoreError
 from shared.records import MAX_SHARD_BYTES, Record, decode_record, encode_record
 from shared.store import PutOutcome, ShardStore
 
@@ -220,4 +220,4 @@ def _explained(label: str) -> Any:
         raise StoreError(f"store {label} needs a package that is not installed: {error}") from error
     except Exception as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise StoreError(f"store {label} can't be used: {reason}") from error
+        raise StoreTroubleError(f"store {label} can't be used: {reason}") from error

@@ -57,8 +57,9 @@ class Chaos:
         url: str | None = None,
         slowness: float = 1,
         hedge: bool = False,
+        lease: int = LEASE,
     ) -> subprocess.Popen[bytes]:
-        options = WorkerOptions(redis_url=url or self.url, lease_seconds=LEASE, beat_seconds=0.4, hedge=hedge)
+        options = WorkerOptions(redis_url=url or self.url, lease_seconds=lease, beat_seconds=0.4, hedge=hedge)
         with (self.folder / f"worker-{next(self.numbers)}.log").open("wb") as log:
             worker = subprocess.Popen(
                 [*prefix, sys.executable, "-m", "tests.chaos_worker", *arguments],
@@ -115,6 +116,9 @@ class Chaos:
         assert self.store.record_ids(group) == set()
         assert self.redis.keys(f"bitfleet:shard:{group}:*") == []
         assert self.store.used_bytes == 0
+
+    def wipe(self) -> None:
+        self.redis.flushall()
 
     def wait_until_idle(self, seconds: float = 30) -> None:
         deadline = time.monotonic() + seconds

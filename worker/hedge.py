@@ -20,8 +20,8 @@ from shared.errors import TaskRefusedError
 from shared.jobs import RESULT_TTL, TaskJob, function_name
 from shared.task_queue import TaskQueue
 from shared.tasks import Task
+from worker.failures import is_metal_error
 from worker.job_context import HandBackError, JobContext
-from worker.machine import is_metal_error
 
 logger = logging.getLogger("bitfleet.worker")
 

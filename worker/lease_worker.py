@@ -3,17 +3,13 @@
 import contextlib
 import logging
 import signal
-import sys
 import time
-import traceback
 from collections.abc import Callable, Mapping
 from types import FrameType, TracebackType
 from typing import Any
 
 from redis import Redis
-from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import OutOfMemoryError
-from redis.exceptions import TimeoutError as RedisTimeoutError
 from rq import SimpleWorker, worker_registration
 from rq.exceptions import StopRequested
 from rq.executions import Execution
@@ -22,41 +18,30 @@ from rq.queue import Queue
 from rq.serializers import JSONSerializer
 from rq.utils import now
 
-from shared.errors import (
-    BitfleetError,
-    LeaseLostError,
-    ModelUnavailableError,
-    RunMismatchError,
-    ShardCorruptError,
-    TaskRefusedError,
-    WrongStoreError,
-)
+from shared.errors import BitfleetError, LeaseLostError
 from shared.history import Event, Progress, add_event, clear_progress, forget_events
 from shared.jobs import TaskJob
 from shared.task_queue import TaskQueue
 from shared.tasks import Task
+from worker.failures import (
+    HOPELESS,
+    NOT_ON_THIS_MACHINE,
+    NOT_THE_JOBS_FAULT,
+    REDIS_IS_FULL,
+    is_metal_error,
+    traceback_text,
+)
 from worker.hedge import Hedge
 from worker.job_context import HandBackError, JobContext
 from worker.lease import Beat
-from worker.machine import is_metal_error
 from worker.maintenance import leases_are_current, return_lost_jobs
 
 logger = logging.getLogger("bitfleet.worker")
 
 TaskFunction = Callable[[Task, JobContext], dict[str, Any]]
 
-# This machine can't, another one may: the job goes back, the worker leaves.
-NOT_ON_THIS_MACHINE = (ModelUnavailableError, RunMismatchError, WrongStoreError)
-# Redis is full or away: no attempt of the job is counted for it.
-NOT_THE_JOBS_FAULT = (OutOfMemoryError, RedisConnectionError, RedisTimeoutError)
-# No machine ever will: trying again is of no use.
-HOPELESS = (TaskRefusedError, ShardCorruptError)
-
 FULL_POLL_SECONDS = 2.0
-REDIS_IS_FULL = (
-    "Redis is full (its maxmemory is reached): run `producer collect` to empty the relay, or give Redis "
-    "more memory; nothing is lost, this worker goes on by itself"
-)
+TROUBLE_SECONDS = 10.0
 
 
 class LeaseWorker(SimpleWorker):
@@ -89,6 +74,7 @@ class LeaseWorker(SimpleWorker):
         """Told to leave, or nothing left to do: RQ's loop also ends, silently, over an error in itself."""
         self.broken = False
         """Whether the GPU is in a state that only a new process gets rid of."""
+        self._in_trouble = False
         self._beat_redis = beat_connection
         self._functions = functions
         self._context = JobContext(confirm=lambda: None)
@@ -190,6 +176,7 @@ class LeaseWorker(SimpleWorker):
         if done:
             logger.info("%s: done in %.1f s", job.description, time.monotonic() - started)
         self.set_state("idle")
+        self._wait_out_trouble()
         if self.fatal or self.broken or context.hand_back:
             self.left_in_order = not self.broken
             raise StopRequested
@@ -235,12 +222,13 @@ class LeaseWorker(SimpleWorker):
         if not self._holds_lease(job, execution):
             self._drop(job, execution)
             return
+        self._in_trouble = isinstance(error, NOT_THE_JOBS_FAULT)
         if isinstance(error, (HandBackError, *NOT_ON_THIS_MACHINE, *NOT_THE_JOBS_FAULT)):
             self._hand_back(job, queue, execution, error)
             return
         if isinstance(error, HOPELESS):
             job.retries_left = None
-        text = str(error) if isinstance(error, BitfleetError) else _traceback(error)
+        text = str(error) if isinstance(error, BitfleetError) else traceback_text(error)
         self._note(job, "failed", text)
         super()._finalize_failure(job, queue, execution, exc_info)
         self.broken = is_metal_error(error)
@@ -250,7 +238,7 @@ class LeaseWorker(SimpleWorker):
         error = exc_info[1]
         left = f"{job.retries_left} tries left" if job.retries_left else "no tries left"
         known = isinstance(error, BitfleetError)
-        logger.error("%s failed (%s): %s", job.description, left, error if known else _traceback(error))
+        logger.error("%s failed (%s): %s", job.description, left, error if known else traceback_text(error))
 
     def _drop(self, job: Job, execution: Execution) -> None:
         logger.warning("%s: the lease was lost while computing; the result is dropped", job.description)
@@ -259,7 +247,7 @@ class LeaseWorker(SimpleWorker):
             pipeline.execute()
 
     def _hand_back(self, job: Job, queue: Queue, execution: Execution, error: BaseException) -> None:
-        if isinstance(error, BitfleetError):
+        if isinstance(error, NOT_ON_THIS_MACHINE):
             self.fatal = error
         logger.warning("%s: handed back to the queue (%s)", job.description, error)
         self._note(job, "handed back", str(error))
@@ -268,6 +256,12 @@ class LeaseWorker(SimpleWorker):
             job.set_status(JobStatus.QUEUED, pipeline=pipeline)
             queue.push_job_id(job.id, pipeline=pipeline, at_front=True)
             pipeline.execute()
+
+    def _wait_out_trouble(self) -> None:
+        deadline = time.monotonic() + (TROUBLE_SECONDS if self._in_trouble else 0)
+        self._in_trouble = False
+        while time.monotonic() < deadline and not self._stop_requested:
+            time.sleep(0.1)
 
     def _note(self, job: Job, outcome: Any, detail: str = "") -> None:
         event = Event(outcome=outcome, host=self.host, worker=self.name, detail=detail)
@@ -319,7 +313,3 @@ class LeaseWorker(SimpleWorker):
 
     def unsubscribe(self) -> None:
         """Nothing was subscribed to."""
-
-
-def _traceback(error: BaseException | None) -> str:
-    return "".join(traceback.format_exception(error)) if error else str(sys.exc_info()[1])

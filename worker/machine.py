@@ -29,11 +29,6 @@ def versions() -> dict[str, str]:
     }
 
 
-def is_metal_error(error: BaseException | None) -> bool:
-    """Whether MLX says that the GPU failed; what it computes afterwards is not to be trusted."""
-    return isinstance(error, RuntimeError) and "[METAL]" in str(error)
-
-
 def memory_bytes() -> int:
     """Physical memory."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

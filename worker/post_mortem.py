@@ -13,14 +13,14 @@ from shared.errors import BitfleetError
 from shared.history import add_crash
 from shared.task_queue import TaskQueue, is_job_id
 from worker.lease import EXIT_TIMEOUT
-from worker.process import EXIT_BROKEN, EXIT_NO_REDIS
+from worker.process import EXIT_BROKEN, EXIT_TROUBLE
 
 logger = logging.getLogger("bitfleet.worker")
 
 _CAUSES = {
     EXIT_TIMEOUT: "the job was over its time limit",
     EXIT_BROKEN: "the GPU or the worker itself failed",
-    EXIT_NO_REDIS: "no Redis to be reached, or a full one",
+    EXIT_TROUBLE: "Redis or store out of reach, or full",
 }
 
 

@@ -14,11 +14,12 @@ from redis.exceptions import OutOfMemoryError, RedisError
 from rq.queue import Queue
 
 from shared.connection import connect
-from shared.errors import BitfleetError, ClockError, RedisUnavailableError
+from shared.errors import BitfleetError, ClockError, RedisUnavailableError, StoreTroubleError
 from shared.open_store import open_store
 from shared.runs import PROTOCOL
 from shared.task_queue import parse_queue_name, queue_name
-from worker.lease_worker import REDIS_IS_FULL, LeaseWorker
+from worker.failures import REDIS_IS_FULL
+from worker.lease_worker import LeaseWorker
 from worker.machine import host_name
 from worker.options import WorkerOptions, cache_dir, new_worker_name
 from worker.runtime import Runtime
@@ -26,7 +27,7 @@ from worker.runtime import Runtime
 logger = logging.getLogger("bitfleet.worker")
 
 EXIT_REFUSED = 2
-EXIT_NO_REDIS = 69
+EXIT_TROUBLE = 69
 EXIT_BROKEN = 70
 MAX_CLOCK_SHARE = 4
 """A clock may be wrong by this fraction of a lease: its ends are told by the machines' own clocks."""
@@ -47,10 +48,10 @@ def main() -> int:
         return _work(options)
     except OutOfMemoryError:
         logger.error(REDIS_IS_FULL)
-        return EXIT_NO_REDIS
-    except (RedisUnavailableError, RedisError) as error:
+        return EXIT_TROUBLE
+    except (RedisUnavailableError, StoreTroubleError, RedisError) as error:
         logger.error("%s", error)
-        return EXIT_NO_REDIS
+        return EXIT_TROUBLE
     except BitfleetError as error:
         logger.error("%s", error)
         return error.exit_code

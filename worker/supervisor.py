@@ -18,7 +18,7 @@ import msgspec
 from worker.machine import host_name
 from worker.options import WorkerOptions, new_worker_name
 from worker.post_mortem import cause_of_death, report_death
-from worker.process import EXIT_NO_REDIS, EXIT_REFUSED
+from worker.process import EXIT_REFUSED, EXIT_TROUBLE
 
 logger = logging.getLogger("bitfleet.worker")
 
@@ -99,7 +99,7 @@ class Supervisor:
         slot.process = None
         if code not in (0, EXIT_REFUSED):
             report_death(self._options.redis_url, self._queue_name, slot.name, code)
-        no_use = code == EXIT_REFUSED or (code == EXIT_NO_REDIS and self._options.burst)
+        no_use = code == EXIT_REFUSED or (code == EXIT_TROUBLE and self._options.burst)
         if self._signals or no_use or (code == 0 and self._options.burst):
             slot.over = True
             self._exit_code = max(self._exit_code, EXIT_REFUSED if no_use else 0)
