@@ -1,7 +1,6 @@
 """The one way to a Redis: retries that outlive a restart, one clear line when there is none."""
 
 import re
-import re
 from urllib.parse import urlsplit, urlunsplit
 
 from redis import Redis

@@ -4,7 +4,7 @@ import hashlib
 from typing import cast
 
 from redis import Redis
-from redis.exceptions import ResponseError
+from redis.exceptions import OutOfMemoryError, ResponseError
 
 from shared.errors import ShardCorruptError, StoreError
 from shared.records import Record, decode_record, encode_record
@@ -69,8 +69,8 @@ class RelayStore(ShardStore):
                 args=[record.id, encode_record(record), shard, DEFAULT_LIMIT_BYTES],
             )
         except ResponseError as error:
-            # Redis itself is full before the relay is; older ones put their own words before it.
-            if "OOM command" not in str(error):
+            # Redis itself is full before the relay is; of one before 7, a script's error is a plain one.
+            if not isinstance(error, OutOfMemoryError) and "OOM command" not in str(error):
                 raise
             return "full"
         return cast(PutOutcome, outcome.decode())
