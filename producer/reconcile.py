@@ -13,7 +13,7 @@ from shared.store import ShardStore
 from shared.task_queue import TaskQueue, queue_name
 from shared.tasks import Task
 
-LOCK_SECONDS = 300
+LOCK_SECONDS = 60
 BATCH = 500
 
 

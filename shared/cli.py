@@ -1,5 +1,6 @@
 """What both command lines share: one-line errors, options that mean the same everywhere."""
 
+import errno
 import functools
 import sys
 from collections.abc import Callable
@@ -7,7 +8,10 @@ from typing import Any
 
 import click
 
-REDIS_URL_HELP = "Redis, as redis://[USER:PASSWORD@]HOST:PORT or rediss://… for TLS."
+REDIS_URL_HELP = (
+    "Redis, as redis://[USER:PASSWORD@]HOST:PORT or rediss://… for TLS. A process list shows options to "
+    "everybody on the machine: give a URL with a password as REDIS_URL."
+)
 DEFAULT_REDIS_URL = "redis://localhost:6379"
 
 
@@ -57,17 +61,22 @@ def explain_errors(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _one_line(error: Exception) -> str:
-    from redis.exceptions import OutOfMemoryError, RedisError
+    from redis.exceptions import NoPermissionError, OutOfMemoryError, RedisError
 
     if isinstance(error, OutOfMemoryError) or "OOM command" in str(error):
         return (
             "Redis is full (its maxmemory is reached): run `producer collect` to empty the relay, or give "
             "Redis more memory; nothing was lost"
         )
+    if isinstance(error, NoPermissionError):
+        return f"Redis refuses this user: {error}; give it the rights that docs/redis-users.acl lists"
     if isinstance(error, RedisError):
         return f"Redis: {error}; start the same command again once Redis is back, nothing was lost"
     if isinstance(error, OSError) and error.filename:
-        return f"{error.filename}: {error.strerror}"
+        more = ""
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            more = "; nothing that was finished is lost: mend that and start the same command again"
+        return f"{error.filename}: {error.strerror}{more}"
     return str(error) or type(error).__name__
 
 

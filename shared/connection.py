@@ -21,12 +21,19 @@ WAYS_ON = (
     "start one with `docker compose up -d`, or install and start redis-server, "
     "or do all on this machine with `producer run`"
 )
+TRUST = (
+    "name the certificate of the authority that signed the server's: rediss://HOST:6379?ssl_ca_certs=/path/ca.crt"
+    ", and write HOST as the server's certificate has it"
+)
 
 _SECRET = re.compile(r"([^&=]*(?:pass|secret|token|key|credential|signature)[^&=]*)=[^&]*", re.IGNORECASE)
 
 
 def connect(url: str, *, patient: bool = True) -> Redis:
     """Return a client whose Redis answered just now.
+
+    `rediss://` is TLS: the server's certificate must be signed by an authority that this machine trusts, or
+    by the one in the PEM file that the URL names (`?ssl_ca_certs=/path/ca.crt`), and be for that host.
 
     `patient` clients ride out about two minutes of Redis being down, killed or frozen; others fail at
     once, as a heartbeat must.
@@ -44,7 +51,10 @@ def connect(url: str, *, patient: bool = True) -> Redis:
             "redis://USER:PASSWORD@HOST:6379"
         ) from None
     except (RedisError, OSError) as error:
-        raise RedisUnavailableError(f"no Redis at {safe_url(url)} ({_reason(error)}); {WAYS_ON}") from None
+        reason = _reason(error)
+        raise RedisUnavailableError(
+            f"no Redis at {safe_url(url)} ({reason}); {_advice(url, reason)}"
+        ) from None
     if not patient:
         return client
     client.close()
@@ -62,19 +72,25 @@ def _client(url: str, retry: Retry) -> Redis:
             socket_timeout=30,
             health_check_interval=30,
         )
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
+        # What can't be taken apart is not quoted either: a part of the password may be in it.
+        said = "" if safe_url(url) == UNREADABLE else f" ({_reason(error)})"
         raise InputError(
-            f"not a Redis URL: {safe_url(url)} ({error}); it looks like redis://HOST:6379 or rediss://…"
+            f"not a Redis URL: {safe_url(url)}{said}; it looks like redis://[USER:PASSWORD@]HOST:6379 or "
+            "rediss://…, and in a password / is written %2F, # %23, ? %3F, @ %40"
         ) from None
 
 
+UNREADABLE = "(unreadable URL)"
+
+
 def safe_url(url: str) -> str:
-    """`url` without its password, for messages and logs."""
+    """`url` without its passwords, for messages and logs."""
     try:
         parts = urlsplit(url)
         _ = parts.port
     except ValueError:
-        return "(unreadable URL)"
+        return UNREADABLE
     netloc = parts.netloc
     if parts.password is not None:
         netloc = f"{parts.username or ''}:***@{netloc.rpartition('@')[2]}"
@@ -87,3 +103,17 @@ def safe_url(url: str) -> str:
 def _reason(error: Exception) -> str:
     text = str(error) or type(error).__name__
     return text.splitlines()[0].rstrip(".")
+
+
+def _advice(url: str, reason: str) -> str:
+    """How to go on; TLS on one side only shows as a reset or as silence."""
+    if not url.startswith("rediss:"):
+        closed = "reset by peer" in reason or "closed by server" in reason
+        return "if it speaks TLS, write rediss://" if closed else WAYS_ON
+    if "CERTIFICATE_VERIFY_FAILED" in reason:
+        return TRUST
+    if "No such file" in reason or "PEM" in reason or "X509" in reason:
+        return "ssl_ca_certs must name a readable file of certificates in PEM"
+    if "Timeout" in reason or "WRONG_VERSION" in reason:
+        return "if it speaks no TLS, write redis://"
+    return WAYS_ON

@@ -11,6 +11,14 @@ def write_atomically(path: Path, data: bytes) -> None:
     Raises:
         OSError: disk full, read-only, no permission; then `path` is as it was.
     """
+    try:
+        _write(path, data)
+    except OSError as error:
+        # A write that fails names no file, and a temporary one's name helps nobody.
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from None
+
+
+def _write(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     try:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from redis import Redis
+from redis.exceptions import OutOfMemoryError, ResponseError
 
 from shared.errors import ShardCorruptError, StoreError
 from shared.open_store import open_store
@@ -45,6 +46,21 @@ class TestRelayStore(StoreContract):
         assert store.put(RECORD, SHARD) == "full"
         redis.config_set("maxmemory", 0)
         assert redis.keys("bitfleet:*") == []
+
+    @pytest.mark.parametrize(
+        "error",
+        [
+            ResponseError("Error running script (call to f_1): @user_script:8: -OOM command not allowed"),
+            OutOfMemoryError("command not allowed when used memory > 'maxmemory'. script: 1"),
+        ],
+        ids=["Redis 6", "Redis 7"],
+    )
+    def test_full_in_the_words_of_either_redis(self, store: RelayStore, error: Exception) -> None:
+        def refuse(**_: Any) -> Any:
+            raise error
+
+        store._put = refuse  # type: ignore[assignment]
+        assert store.put(RECORD, SHARD) == "full"
 
     def test_a_full_redis_can_be_emptied(self, store: RelayStore, redis: Redis) -> None:
         for index in range(2):

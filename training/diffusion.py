@@ -17,7 +17,7 @@ from training.painter import Painter, new_tokenizer, tokenize
 from training.render import Array, render_all
 from training.vae import LATENT_FORMAT, Autoencoder, as_input
 
-RECIPE = Recipe(steps=4600, peak=1.2e-3, warmup=100, schedule=plateau, ema=0.999)
+RECIPE = Recipe(steps=3200, peak=1.2e-3, warmup=100, schedule=plateau, ema=0.999)
 BATCH = 32
 PICTURES = 16_000
 DROPPED_PROMPTS = 0.1

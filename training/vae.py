@@ -70,14 +70,19 @@ def vae_loss(
     """
     mean, logvar = model.encoder(pictures).split(2, axis=-1)
     logvar = mx.clip(logvar, -30.0, 20.0)
-    error = model.decoder(mean + mx.exp(0.5 * logvar) * noise) - pictures
-    # Things cover a tenth of a picture, and brightness is most of the error: both are weighed against.
+    decoded = model.decoder(mean + mx.exp(0.5 * logvar) * noise)
+    kl = 0.5 * mx.mean(mean**2 + mx.exp(logvar) - 1 - logvar)
+    error = mx.mean((decoded - pictures) ** 2)
+    return picture_loss(decoded, pictures, backgrounds) + KL_WEIGHT * kl, error, kl
+
+
+def picture_loss(decoded: mx.array, pictures: mx.array, backgrounds: mx.array) -> mx.array:
+    """Squared and absolute error. Things cover a tenth, brightness is most: both are weighed against."""
+    error = decoded - pictures
     thing = mx.max(mx.abs(pictures - backgrounds), axis=-1, keepdims=True) > 0.1
     weight = 1.0 + THING_WEIGHT * thing.astype(mx.float32)
     hue = error - mx.mean(error, axis=-1, keepdims=True)
-    weighted = mx.mean(weight * (error**2 + HUE_WEIGHT * hue**2 + 0.2 * mx.abs(error)))
-    kl = 0.5 * mx.mean(mean**2 + mx.exp(logvar) - 1 - logvar)
-    return weighted + KL_WEIGHT * kl, mx.mean(error**2), kl
+    return mx.mean(weight * (error**2 + HUE_WEIGHT * hue**2 + 0.2 * mx.abs(error)))
 
 
 def training_batch(scenes: list[Scene], rng: np.random.Generator, size: int) -> tuple[mx.array, ...]:

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import cast
 
 from redis import Redis
 from redis.exceptions import OutOfMemoryError, RedisError
@@ -117,10 +118,12 @@ def check_clock(connection: Redis, lease_seconds: int) -> None:
 
 def _say_what_others_wait_for(connection: Redis, queue: str) -> None:
     """Jobs of another protocol or store are never seen by this worker, so say that they are there."""
-    for other in Queue.all(connection=connection):
-        parsed = parse_queue_name(other.name)
-        count = connection.llen(other.key)
-        if parsed is None or other.name == queue or not count:
+    # Not RQ's Queue.all: it ends in an exception over the first entry that is no queue's.
+    for key in cast(set[bytes], connection.smembers(Queue.redis_queues_keys)):
+        name = key.decode("utf-8", "replace").removeprefix(Queue.redis_queue_namespace_prefix)
+        parsed = parse_queue_name(name)
+        count = connection.llen(Queue.redis_queue_namespace_prefix + name)
+        if parsed is None or name == queue or not count:
             continue
         protocol, store_id = parsed
         if protocol != PROTOCOL:

@@ -30,7 +30,7 @@ class SmallModel:
     vae_channels: tuple[int, ...]
     vae_layers: int
     """Residual blocks a level of the encoder; the decoder has one more."""
-    vae_groups: int
+    vae_groups: int = 8
     """Of its group normalisation; few, where channels are few, for a group of one forgets its brightness."""
     use_qk_norm: bool = False
 
@@ -87,7 +87,6 @@ TINY_SD3 = SmallModel(
     max_length=32,
     vae_channels=(32, 32, 64, 64),
     vae_layers=1,
-    vae_groups=8,
 )
 
 
