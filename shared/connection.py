@@ -52,9 +52,8 @@ def connect(url: str, *, patient: bool = True) -> Redis:
         ) from None
     except (RedisError, OSError) as error:
         reason = _reason(error)
-        raise RedisUnavailableError(
-            f"no Redis at {safe_url(url)} ({reason}); {_advice(url, reason)}"
-        ) from None
+        way_on = _advice(url, reason)
+        raise RedisUnavailableError(f"no Redis at {safe_url(url)} ({reason}); {way_on}") from None
     if not patient:
         return client
     client.close()
