@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-BENCHMARKS = ("jobs", "calibration", "sensitivity")
+BENCHMARKS = ("jobs", "recovery", "calibration", "sensitivity")
 
 
 def main() -> int:

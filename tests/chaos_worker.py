@@ -3,9 +3,10 @@
     python -m tests.chaos_worker              a worker, with its options in the environment
     python -m tests.chaos_worker supervise N  a supervisor of N of them
 
-"0.2" computes for so many seconds, in steps; "poison" kills the process.
+"0.2" computes for so many seconds, in steps; "poison" kills the process; "hang" never ends, whatever comes.
 """
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -21,7 +22,7 @@ from rq.queue import Queue
 
 from shared.task_queue import queue_name
 from shared.tasks import CalibrationTask, Task
-from worker import process, supervisor
+from worker import lease, process, supervisor
 from worker.job_context import JobContext
 from worker.lease_worker import LeaseWorker
 from worker.options import WorkerOptions
@@ -48,6 +49,9 @@ class FakeRuntime(Runtime):
     def _calibrate(self, task: CalibrationTask, model: Any, context: JobContext) -> bytes:
         if task.prompt == "poison":
             os.kill(os.getpid(), signal.SIGKILL)
+        while task.prompt == "hang":
+            with contextlib.suppress(Exception):
+                time.sleep(3600)
         end = time.monotonic() + float(task.prompt) * float(os.environ.get("CHAOS_SLOWNESS", "1"))
         while time.monotonic() < end:
             context.check("computing")
@@ -74,6 +78,7 @@ class SlowToStart(LeaseWorker):
 
 def work() -> int:
     """A worker process as it is, with the model replaced."""
+    lease.TIMEOUT_GRACE_SECONDS = 1.0
     process.Runtime = FakeRuntime  # type: ignore[misc]
     process.LeaseWorker = SlowToStart  # type: ignore[misc]
     return process.main()

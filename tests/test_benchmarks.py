@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks.calibration import compare_loops
 from benchmarks.jobs import compare_workers
+from benchmarks.recovery import measure_recovery
 from benchmarks.report import Report, print_report
 from benchmarks.sensitivity import compare_engines, spearman, top_in_common
 
@@ -26,6 +27,12 @@ def test_every_job_of_both_workers_is_done():
     report = compare_workers(jobs=3, rounds=1)
     assert report.facts["ours: ms a job"] > 0
     assert report.facts["stock: ms a job"] > 0
+
+
+@pytest.mark.slow
+def test_a_killed_workers_job_is_found_by_the_other():
+    report = measure_recovery(rounds=1, options={"lease_seconds": 2, "beat_seconds": 0.4})
+    assert [figure["value"] > 0 for figure in report.figures] == [True, True]
 
 
 @pytest.mark.slow

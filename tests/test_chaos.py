@@ -18,7 +18,7 @@ import pytest
 from redis.exceptions import OutOfMemoryError
 
 from shared.history import read_events
-from shared.jobs import MAX_RETRIES
+from shared.jobs import MAX_RETRIES, TaskJob
 from tests.chaos import LEASE, Chaos
 from tests.hosts import two_hosts
 from tests.redis_process import RedisProcess, short_folder
@@ -173,6 +173,15 @@ def test_poison_stops_no_run(chaos: Chaos) -> None:
     crashes = [event for event in events if event.outcome == "crashed"]
     assert {event.detail for event in crashes} == {"signal SIGKILL"}
     assert all(event.host for event in crashes)
+
+
+def test_a_computation_that_hangs_ends_with_its_process(chaos: Chaos) -> None:
+    hung = image_task(0, prompt="hang")
+    chaos.queue.enqueue_tasks([hung])
+    chaos.redis.hset(TaskJob.key_for(hung.id), mapping={"timeout": 1, "retries_left": 0})
+    chaos.start("supervise", "1")
+    wait_until(lambda: chaos.queue.failed_ids() == {hung.id})
+    assert read_events(chaos.redis, hung.id)[-1].detail == "the job was over its time limit"
 
 
 def test_an_idle_worker_takes_a_second_copy_of_a_slow_job(chaos: Chaos) -> None:

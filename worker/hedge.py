@@ -115,7 +115,7 @@ class Hedge:
     def _median_seconds(self) -> dict[tuple[type, str], float]:
         """Of the last finished jobs, by kind and group, where there are enough."""
         registry = self._queue.finished_job_registry
-        ids = cast(list[bytes], self._queue.connection.zrevrange(registry.key, 0, LOOK_BACK - 1))
+        ids = cast(list[bytes], self._queue.connection.zrange(registry.key, -LOOK_BACK, -1))
         seconds: dict[tuple[type, str], list[float]] = {}
         for job in self._fetch(job_id.decode("utf-8", "replace") for job_id in ids):
             if job.started_at and job.ended_at:

@@ -86,7 +86,8 @@ class LeaseWorker(SimpleWorker):
             queue_class=TaskQueue,
             serializer=JSONSerializer,
             worker_ttl=25,
-            maintenance_interval=max(1, int(beat_seconds)),
+            # The wait for the next look comes on top of the lease until a dead worker's job is found.
+            maintenance_interval=max(1, int(beat_seconds / 4)),
         )
         self.log_job_description = False
         self.log_result_lifespan = False
@@ -110,7 +111,7 @@ class LeaseWorker(SimpleWorker):
     @property
     def dequeue_timeout(self) -> int:
         """Seconds to wait for a job; lost ones are looked for in between."""
-        return max(1, min(10, int(self.beat_seconds)))
+        return max(1, min(10, int(self.maintenance_interval)))
 
     def dequeue_job_and_maintain_ttl(
         self, timeout: int | None, max_idle_time: int | None = None
