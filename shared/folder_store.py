@@ -130,7 +130,7 @@ class FolderStore(ShardStore):
         """A share that was unmounted, or swapped for another, must not swallow results."""
         try:
             content = self._marker()
-        except StoreError:
+        except StoreTroubleError:
             # Its connection may have died while this machine slept: that is no job's fault.
             with _explained(self.label):
                 self._fs, _ = open_filesystem(self._url, self.label)
