@@ -1,4 +1,5 @@
 # make demo    install, then run the main job on a small model, all on this machine
+# make fuzz    ten thousand hostile jobs, records and shards, in some minutes
 # make test    install if need be, then lint, types and every test
 # make bench   install if need be, then hold speed and agreement of the engines against their targets
 PYTHON ?= python3
@@ -6,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test lint bench clean
+.PHONY: install demo test fuzz lint bench clean
 
 install: $(STAMP)
 
@@ -18,7 +19,8 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 demo: $(STAMP)
-	$(BIN)/producer run --model tiny-sd3 --num-images 4 --num-steps 8 --bits 2,4,8 --workers 2 --calib-dir demo_data
+	$(BIN)/producer run --model demo --num-images 4 --num-steps 20 --max-images 2 --step-stride 4 \
+		--bits 2,4,8 --workers 2 --calib-dir demo_data
 
 test: $(STAMP) lint
 	$(BIN)/pytest
@@ -27,6 +29,10 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# 10,000 hostile jobs, records and shards of each kind; the tests take 200.
+fuzz: $(STAMP)
+	BITFLEET_FUZZ=10000 $(BIN)/pytest tests/test_hostile.py --durations=5
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks

@@ -13,7 +13,8 @@ from shared.store import ShardStore
 from shared.task_queue import TaskQueue, queue_name
 from shared.tasks import Task
 
-LOCK_SECONDS = 60
+LOCK_SECONDS = 30
+"""After which a killed producer holds up nobody any more."""
 BATCH = 500
 
 
@@ -54,7 +55,7 @@ def reconcile(
     queue = TaskQueue(queue_name(store.id), connection)
     wanted = {task.id for task in tasks}
     # Two producers at once would both find the same tasks missing.
-    with connection.lock(f"bitfleet:reconcile:{queue.name}", timeout=LOCK_SECONDS):
+    with connection.lock(f"bitfleet:reconcile:{queue.name}", timeout=LOCK_SECONDS) as lock:
         # In this order: a task that moves on meanwhile is seen at its old place or at its new one.
         in_flight = queue.in_flight().ids & wanted
         failed = (queue.failed_ids() & wanted) - in_flight
@@ -66,6 +67,7 @@ def reconcile(
                 batch = rest[start : start + BATCH]
                 forget_events(connection, [task.id for task in batch])
                 queue.enqueue_tasks(batch)
+                lock.reacquire()
     return Reconciled(
         done=frozenset(wanted & done),
         in_store=frozenset(in_store),

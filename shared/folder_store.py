@@ -6,11 +6,11 @@ import re
 from typing import Any
 from uuid import uuid4
 
-import fsspec
 import msgspec
 
 from shared.connection import safe_url
 from shared.errors import BitfleetError, ShardCorruptError, StoreError, StoreTroubleError, WrongStoreError
+from shared.filesystems import open_filesystem
 from shared.records import MAX_SHARD_BYTES, Record, decode_record, encode_record
 from shared.store import PutOutcome, ShardStore
 
@@ -23,9 +23,10 @@ _NAME = re.compile(r"[A-Za-z0-9_-]+")
 class FolderStore(ShardStore):
     """A shard's file carries its sha256 in its name: two attempts never overwrite each other."""
 
-    def __init__(self, filesystem: Any, root: str, label: str, store_id: str) -> None:
+    def __init__(self, filesystem: Any, root: str, url: str, store_id: str) -> None:
         self.id = store_id
-        self.label = label
+        self.label = safe_url(url)
+        self._url = url
         self._fs = filesystem
         self._root = root.rstrip("/")
 
@@ -39,7 +40,7 @@ class FolderStore(ShardStore):
         """
         label = safe_url(url)
         with _explained(label):
-            filesystem, root = fsspec.core.url_to_fs(url)
+            filesystem, root = open_filesystem(url, label)
         marker = f"{root.rstrip('/')}/{MARKER}"
         with _explained(label):
             content = _content(filesystem, marker)
@@ -51,9 +52,9 @@ class FolderStore(ShardStore):
                     )
                 filesystem.makedirs(root, exist_ok=True)
                 content = msgspec.json.encode({"store_id": uuid4().hex[:12]})
-                cls(filesystem, root, label, "")._write(marker, content)
+                cls(filesystem, root, url, "")._write(marker, content)
                 content = filesystem.cat_file(marker)
-        return cls(filesystem, root, label, _store_id(content, label))
+        return cls(filesystem, root, url, _store_id(content, label))
 
     def put(self, record: Record, shard: bytes) -> PutOutcome:
         self._check_marker()
@@ -127,10 +128,19 @@ class FolderStore(ShardStore):
 
     def _check_marker(self) -> None:
         """A share that was unmounted, or swapped for another, must not swallow results."""
-        with _explained(self.label):
-            content = _content(self._fs, f"{self._root}/{MARKER}") or b""
+        try:
+            content = self._marker()
+        except StoreTroubleError:
+            # Its connection may have died while this machine slept: that is no job's fault.
+            with _explained(self.label):
+                self._fs, _ = open_filesystem(self._url, self.label)
+            content = self._marker()
         if _store_id(content, self.label) != self.id:
             raise WrongStoreError(f"{self.label} is another store now: is the right share mounted?")
+
+    def _marker(self) -> bytes:
+        with _explained(self.label):
+            return _content(self._fs, f"{self._root}/{MARKER}") or b""
 
     def _write(self, path: str, data: bytes) -> None:
         """Temp file, then rename, where renaming is cheap; object stores write whole objects anyway."""
@@ -216,8 +226,6 @@ def _explained(label: str) -> Any:
         yield
     except BitfleetError:
         raise
-    except ImportError as error:
-        raise StoreError(f"store {label} needs a package that is not installed: {error}") from error
     except Exception as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise StoreTroubleError(f"store {label} can't be used: {reason}") from error

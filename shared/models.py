@@ -51,12 +51,12 @@ def _flux(model_id: str) -> ModelSpec:
     )
 
 
-def _small(model_id: str, image_size: int) -> ModelSpec:
+def _small(model_id: str, image_size: int, cfg_weight: float = 7.5) -> ModelSpec:
     return ModelSpec(
         id=model_id,
         family="sd3",
         image_size=image_size,
-        cfg_weight=7.5,
+        cfg_weight=cfg_weight,
         shift=3.0,
         precision="float32",
         text_encoder_t5="none",
@@ -74,6 +74,7 @@ MODELS: dict[str, ModelSpec] = {
         _flux("argmaxinc/mlx-FLUX.1-schnell-4bit-quantized"),
         _flux("argmaxinc/mlx-FLUX.1-dev"),
         _small("tiny-sd3", image_size=64),
+        _small("demo", image_size=64, cfg_weight=3.0),
     )
 }
 

@@ -1,0 +1,61 @@
+"""Opening what fsspec knows, as strictly as a store needs it: connections of one's own, known hosts only."""
+
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from shared.errors import StoreError
+
+CONNECT_SECONDS = 15
+SILENCE_SECONDS = 60
+
+_EXTRAS = {"s3": "s3", "s3a": "s3", "sftp": "sftp", "ssh": "sftp"}
+
+
+def open_filesystem(url: str, label: str) -> tuple[Any, str]:
+    """Return a filesystem and the path in it. Keys and passwords come from where their clients look.
+
+    Raises:
+        StoreError: a package is missing, or the server is not a known one.
+        Exception: nearly any, of the filesystem's own.
+    """
+    extra = _EXTRAS.get(url.partition("://")[0])
+    try:
+        if extra == "sftp":
+            return _open_sftp(url)
+        # Listings that s3fs keeps would hide what other machines write.
+        options = {"use_listings_cache": False} if extra == "s3" else {}
+        filesystem, root = fsspec.core.url_to_fs(url, **options)
+    except ImportError as error:
+        mend = f"pip install 'bitfleet[{extra}]'" if extra else str(error)
+        raise StoreError(f"store {label} needs a package that is not installed: {mend}") from None
+    return filesystem, root
+
+
+def _open_sftp(url: str) -> tuple[Any, str]:
+    import paramiko
+
+    class KnownHostsOnly(paramiko.MissingHostKeyPolicy):  # type: ignore[misc]
+        """fsspec trusts whoever answers; ssh itself would not."""
+
+        def missing_host_key(self, client: Any, hostname: str, key: Any) -> None:
+            path = Path.home() / ".ssh/known_hosts"
+            known = paramiko.HostKeys(str(path)) if path.is_file() else paramiko.HostKeys()
+            if not known.check(hostname, key):
+                raise StoreError(
+                    f"{hostname} with this {key.get_name()} key is not in {path}; connect once with ssh, "
+                    "compare the fingerprint, and give the same command again"
+                )
+
+    filesystem, root = fsspec.core.url_to_fs(
+        url,
+        host_key_policy=KnownHostsOnly(),
+        skip_instance_cache=True,
+        timeout=CONNECT_SECONDS,
+        banner_timeout=CONNECT_SECONDS,
+        auth_timeout=CONNECT_SECONDS,
+    )
+    # A connection that died while this machine slept is noticed, instead of waited for.
+    filesystem.ftp.get_channel().settimeout(SILENCE_SECONDS)
+    return filesystem, root
