@@ -23,6 +23,33 @@ TIMEOUT_GRACE_SECONDS = 60.0
 EXIT_TIMEOUT = 75
 
 
+class BeatThread:
+    """The thread of one beat after another: one for each would cost more than a short job."""
+
+    def __init__(self) -> None:
+        self._beat: Beat | None = None
+        self._wake: threading.Event | None = None
+
+    def take(self, beat: "Beat") -> None:
+        """Run this one, as soon as the last is over."""
+        self._beat = beat
+        if self._wake is None:
+            self._wake = threading.Event()
+            threading.Thread(target=self._run, args=(self._wake,), name="beat", daemon=True).start()
+        self._wake.set()
+
+    def abandon(self) -> None:
+        """The thread hangs in a Redis time-out; the next beat gets another one."""
+        self._wake = None
+
+    def _run(self, wake: threading.Event) -> None:
+        while True:
+            wake.wait()
+            wake.clear()
+            if self._beat and self._wake is wake:
+                self._beat.run()
+
+
 class Beat:
     """Renews the lease of one execution, publishes progress, runs maintenance; a context manager.
 
@@ -32,6 +59,7 @@ class Beat:
     def __init__(
         self,
         *,
+        thread: BeatThread,
         connection: Redis,
         job: Job,
         execution: Execution,
@@ -41,6 +69,7 @@ class Beat:
         sender: Callable[[str], Progress],
         each_beat: Callable[[Redis], None],
     ) -> None:
+        self._thread = thread
         self._redis = connection
         self._job = job
         self._execution = execution
@@ -51,35 +80,47 @@ class Beat:
         self._each_beat = each_beat
         self._registry = StartedJobRegistry(job.origin, connection=connection, job_class=TaskJob)
         self._over = threading.Event()
+        self._at_work = threading.Lock()
+        self._started = self._next_beat = time.monotonic()
         self._published = ""
-        self._thread = threading.Thread(target=self._run, name="beat", daemon=True)
+
+    @property
+    def published(self) -> bool:
+        """Whether the job's progress stands in Redis."""
+        return bool(self._published)
 
     def __enter__(self) -> "Beat":
-        self._thread.start()
+        self._thread.take(self)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
         # A beat in the middle of a Redis time-out must not hold up the job's outcome.
-        self._thread.join(timeout=2)
+        if self._at_work.acquire(timeout=2):
+            self._at_work.release()
+        else:
+            self._thread.abandon()
 
-    def _run(self) -> None:
-        started = time.monotonic()
-        next_beat = started
+    def run(self) -> None:
+        """Beat until the job is over."""
         while not self._over.wait(min(TICK_SECONDS, self._beat_seconds)):
-            now = time.monotonic()
-            self._exit_when_stuck(now - started)
-            try:
-                self._publish()
-                if now >= next_beat:
-                    next_beat = now + self._beat_seconds
-                    self._renew()
-                    self._each_beat(self._redis)
-            except (RedisError, OSError):
-                next_beat = now
-            except Exception:
-                # A thread that died unseen would lose the lease of a job that is well.
-                logger.exception("a beat failed")
+            with self._at_work:
+                if not self._over.is_set():
+                    self._look(time.monotonic())
+
+    def _look(self, now: float) -> None:
+        self._exit_when_stuck(now - self._started)
+        try:
+            self._publish()
+            if now >= self._next_beat:
+                self._next_beat = now + self._beat_seconds
+                self._renew()
+                self._each_beat(self._redis)
+        except (RedisError, OSError):
+            self._next_beat = now
+        except Exception:
+            # A thread that died unseen would lose the lease of a job that is well.
+            logger.exception("a beat failed")
 
     def _renew(self) -> None:
         with self._redis.pipeline() as pipeline:

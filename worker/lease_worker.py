@@ -20,7 +20,7 @@ from rq.utils import now
 
 from shared.errors import BitfleetError, LeaseLostError
 from shared.history import Event, Progress, add_event, clear_progress, forget_events
-from shared.jobs import TaskJob
+from shared.jobs import MAX_RETRIES, TaskJob
 from shared.task_queue import TaskQueue
 from shared.tasks import Task
 from worker.failures import (
@@ -33,7 +33,7 @@ from worker.failures import (
 )
 from worker.hedge import Hedge
 from worker.job_context import HandBackError, JobContext
-from worker.lease import Beat
+from worker.lease import Beat, BeatThread
 from worker.maintenance import leases_are_current, return_lost_jobs
 
 logger = logging.getLogger("bitfleet.worker")
@@ -75,6 +75,7 @@ class LeaseWorker(SimpleWorker):
         self.broken = False
         """Whether the GPU is in a state that only a new process gets rid of."""
         self._in_trouble = False
+        self._beats = BeatThread()
         self._beat_redis = beat_connection
         self._functions = functions
         self._context = JobContext(confirm=lambda: None)
@@ -145,9 +146,13 @@ class LeaseWorker(SimpleWorker):
             self._state = "idle"
 
     def heartbeat(self, timeout: int | None = None, pipeline: Any = None) -> None:
-        """RQ's, which a full Redis must not end the worker over."""
-        with contextlib.suppress(OutOfMemoryError):
+        """RQ's in one round trip, and a full Redis must not end the worker over it."""
+        if pipeline is not None:
             super().heartbeat(timeout, pipeline)
+            return
+        with contextlib.suppress(OutOfMemoryError), self.connection.pipeline() as own:
+            super().heartbeat(timeout, own)
+            own.execute()
 
     def _execute_job(self, job: Job, queue: Queue) -> None:
         # Asleep between pop and start, for so long that others returned it.
@@ -162,7 +167,8 @@ class LeaseWorker(SimpleWorker):
         self._note(job, "started")
         started = time.monotonic()
         logger.info("%s: started", job.description)
-        with Beat(
+        beat = Beat(
+            thread=self._beats,
             connection=self._beat_redis,
             job=job,
             execution=execution,
@@ -171,12 +177,16 @@ class LeaseWorker(SimpleWorker):
             beat_seconds=self.beat_seconds,
             sender=lambda text: Progress(text=text, host=self.host, worker=self.name),
             each_beat=self._maintain,
-        ):
+        )
+        with beat:
             done = self.perform_job(job, queue, execution)
-        clear_progress(self.connection, queue.name, job.id)
+        # Also what an earlier attempt left that crashed.
+        if beat.published or job.retries_left != MAX_RETRIES:
+            clear_progress(self.connection, queue.name, job.id)
         if done:
             logger.info("%s: done in %.1f s", job.description, time.monotonic() - started)
-        self.set_state("idle")
+        # RQ tells Redis before it takes the next job.
+        self._state = "idle"
         self._wait_out_trouble()
         if self.fatal or self.broken or context.hand_back:
             self.left_in_order = not self.broken
