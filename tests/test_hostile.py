@@ -4,15 +4,19 @@ Two hundred of each here; `make fuzz` takes 10,000 (BITFLEET_FUZZ says how many)
 """
 
 import ast
+import io
 import json
 import os
 import pickle
 import re
+import struct
+import zipfile
 import zlib
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -20,6 +24,7 @@ from redis import Redis
 
 from producer.calib_folder import CalibFolder, RunFile
 from producer.collect_calibration import collect_calibration
+from shared import npz
 from shared.errors import TaskRefusedError
 from shared.history import read_events
 from shared.records import encode_record
@@ -72,6 +77,7 @@ NAMES = [
     "builtins.eval",
     "shared.files.write_atomically",
     "rq.job.Job",
+    "tests.watch.trap",
 ]
 ODD = st.one_of(
     st.none(),
@@ -134,6 +140,8 @@ def jobs(draw: st.DrawFn) -> tuple[bytes, dict[str, Any]]:
     )
     names = st.sampled_from(FIELDS)
     fields = draw(st.dictionaries(names, st.one_of(BYTES, st.sampled_from(NAMES)), max_size=4))
+    if draw(st.booleans()):
+        fields |= {f"{draw(st.sampled_from(['success', 'failure']))}_callback_name": "tests.watch.trap"}
     job_id = draw(
         st.one_of(
             st.just(task_id.encode()), st.binary(min_size=1, max_size=20), st.from_regex(rb"\A[a-z-]{1,20}\Z")
@@ -204,7 +212,46 @@ def shard_bytes(draw: st.DrawFn) -> bytes:
     )
 
 
-@given(data=shard_bytes(), record=st.one_of(st.none(), BYTES, task_texts()))
+@st.composite
+def crafted_shards(draw: st.DrawFn) -> bytes:
+    """An archive with the right names, and members whose headers lie or ask for objects."""
+    arrays = {name: array for name, array in npz.unpack(SHARD).items() if name != "preview_png"}
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(
+        buffer, "w", draw(st.sampled_from([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED]))
+    ) as archive:
+        for name, array in arrays.items():
+            plain = io.BytesIO()
+            np.lib.format.write_array(plain, array, allow_pickle=False)
+            hostile = draw(st.one_of(st.none(), st.none(), st.none(), npy_members()))
+            archive.writestr(f"{name}.npy", plain.getvalue() if hostile is None else hostile)
+        more = draw(st.sampled_from(["preview_png", *PATHS, "x" * 300]))
+        archive.writestr(f"{more}.npy", draw(npy_members()))
+    return buffer.getvalue()
+
+
+@st.composite
+def npy_members(draw: st.DrawFn) -> bytes:
+    """An NPY of any dtype and shape, its content being a pickle that would run something."""
+    kinds = ["|O", "|u1", "<f4", "<f8", ">i4", "|V8", "<U5", "|S0", "<M8[s]", "f4'}", [("a", "|O")]]
+    sizes = st.sampled_from([0, 1, 2, 5, 128, -1, 2**31, 2**62])
+    header = {
+        "descr": draw(st.sampled_from(kinds)),
+        "fortran_order": draw(st.booleans()),
+        "shape": tuple(draw(st.lists(sizes, max_size=4))),
+    }
+    text = draw(
+        st.one_of(st.just(repr(header)), st.sampled_from(["__import__('os').system('x')", "(" * 5000, ""]))
+    )
+    version = draw(st.sampled_from([(1, 0), (2, 0), (3, 0), (9, 9)]))
+    length = struct.pack("<H" if version == (1, 0) else "<I", len(text) + 1)
+    content = draw(
+        st.sampled_from([pickle.dumps(np.array([Evil()])), pickle.dumps(Evil()), b"", bytes(1000)])
+    )
+    return b"\x93NUMPY" + bytes(version) + length + text.encode("latin1") + b"\n" + content
+
+
+@given(data=st.one_of(shard_bytes(), crafted_shards()), record=st.one_of(st.none(), BYTES, task_texts()))
 @fuzz(NUMBER)
 def test_shards_and_records(redis: Redis, tmp_path: Path, data: bytes, record: Any) -> None:
     """A worker gone bad leaves them, with a record that vouches for them or a hostile one."""

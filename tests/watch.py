@@ -34,6 +34,11 @@ def _hear(event: str, args: tuple[Any, ...]) -> None:
             _seen.append(f"{event} {path!r}")
 
 
+def trap(*args: Any, **kwargs: Any) -> None:
+    """To be named in a hostile job: called by nobody."""
+    _seen.append("trap")
+
+
 def _writes(args: tuple[Any, ...]) -> bool:
     return isinstance(args[2], int) and bool(args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
 
