@@ -26,7 +26,7 @@ from tests.tasks import image_task, wait_until
 
 pytestmark = pytest.mark.slow
 
-FREEZE_SECONDS = 30.0 if os.environ.get("BITFLEET_LONG_TESTS") else 4.0 * LEASE
+FREEZE_SECONDS = 30.0 if os.environ.get("BITFLEET_LONG_TESTS") else 3.0 * LEASE
 
 
 @pytest.fixture
