@@ -8,7 +8,6 @@ from shared.records import Record
 from shared.store import ShardStore
 from shared.tasks import Task
 
-
 MAX_REASON = 500
 
 
