@@ -8,6 +8,8 @@ from shared.records import Record
 from shared.store import ShardStore
 from shared.tasks import Task
 
+MAX_REASON = 500
+
 
 @dataclass(slots=True)
 class Intake:
@@ -46,7 +48,7 @@ def take_in(
                 intake.merged.append(task.id)
                 told(task)
             except (ShardCorruptError, RunMismatchError) as error:
-                intake.problems.append(f"{task.label}: dropped, to be computed again: {error}")
+                intake.problems.append(f"{task.label}: dropped, to be computed again: {_printable(error)}")
         store.discard(group, task.id)
     return intake
 
@@ -57,3 +59,8 @@ def _take_one(task: Task, store: ShardStore, keep: Callable[[Record, bytes], Non
         raise RunMismatchError(f"its record is of other settings (from {record.host})")
     keep(record, store.shard(record))
     return record
+
+
+def _printable(error: Exception) -> str:
+    """What is wrong with a shard may quote it: kilobytes, or orders to a terminal."""
+    return "".join(letter if letter.isprintable() else " " for letter in str(error)[:MAX_REASON])

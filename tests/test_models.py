@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 from diffusionkit.mlx import model_io
 from diffusionkit.mlx.mmdit import MMDiT
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from mlx import nn
 from safetensors.numpy import load_file, save_file
 
 from shared.errors import InputError, ModelUnavailableError, RunMismatchError
 from shared.runs import RunSettings
 from tests.tiny_flux import load_tiny_flux
-from worker.model import model_files, tiny_checkpoint
+from worker.model import model_files, models, tiny_checkpoint
 from worker.model.model_files import file_sha256
 from worker.model.models import LoadedModel, load_model
 from worker.model.small_models import TINY_SD3, WEIGHTS_FILE
@@ -63,8 +64,8 @@ def velocity(mmdit: MMDiT, pooled: mx.array, text: mx.array, latent: mx.array) -
     return np.array(mmdit(latent, mx.expand_dims(text, 2), mx.broadcast_to(timestep, [len(latent)])))
 
 
-def sd3_velocity(loaded: LoadedModel) -> np.ndarray:
-    text, pooled = loaded.pipeline.encode_text(PROMPT, 7.5, "")
+def sd3_velocity(loaded: LoadedModel, encoded: tuple[mx.array, mx.array] | None = None) -> np.ndarray:
+    text, pooled = encoded or loaded.pipeline.encode_text(PROMPT, 7.5, "")
     latent = mx.array(np.random.default_rng(0).standard_normal((2, 8, 8, 16)).astype(np.float32))
     return velocity(loaded.pipeline.mmdit, pooled, text, latent)
 
@@ -95,7 +96,8 @@ def test_every_layer_but_the_last_text_query_shows_in_the_output() -> None:
     loaded = load_model(SETTINGS)
     reference = sd3_velocity(loaded)
     assert 0.1 < reference.std() < 10
-    dead = dead_layers(loaded.pipeline.mmdit, lambda: sd3_velocity(loaded))
+    encoded = loaded.pipeline.encode_text(PROMPT, 7.5, "")
+    dead = dead_layers(loaded.pipeline.mmdit, lambda: sd3_velocity(loaded, encoded))
     assert dead == {"multimodal_transformer_blocks.2.text_transformer_block.attn.q_proj"}
 
 
@@ -225,6 +227,40 @@ def test_a_real_model_offline_says_what_to_do(
         load_model(change(model=model, use_t5="FLUX" in model))
     assert "--checkpoint" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "remedy"),
+    [(GatedRepoError, "accept the licence"), (RepositoryNotFoundError, "login"), (TimeoutError, "network")],
+)
+def test_each_refusal_of_the_hub_has_its_remedy(
+    kind: type[Exception], remedy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(repo_id: str, filename: str) -> str:
+        # The hub's errors want the response of a real request.
+        raise kind.__new__(kind)
+
+    monkeypatch.setattr(model_files, "hf_hub_download", refuse)
+    monkeypatch.setattr(model_io, "MMDiT", lambda config: None)
+    with pytest.raises(ModelUnavailableError, match=remedy):
+        load_model(change(model="argmaxinc/mlx-stable-diffusion-3-medium"))
+
+
+def test_t5_that_transformers_cannot_fetch_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError("We couldn't connect to the hub\nto load this file")
+
+    monkeypatch.setattr(models, "_new_pipeline", refuse)
+    with pytest.raises(ModelUnavailableError, match="t5-v1_1-xxl") as caught:
+        load_model(change(model="argmaxinc/mlx-stable-diffusion-3-medium", use_t5=True))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_cache_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiny_checkpoint, "user_cache_path", lambda name: tmp_path / name)
+    (tiny_sd3_folder() / WEIGHTS_FILE).write_bytes(b"no weights")
+    with pytest.raises(ModelUnavailableError, match="delete that folder"):
+        load_model(SETTINGS)
 
 
 def test_a_prompt_with_unknown_letters_is_named() -> None:

@@ -49,11 +49,26 @@ def load_model(settings: RunSettings, checkpoint: Path | None = None) -> LoadedM
     files = ModelFiles(spec.id, settings.precision, checkpoint, built_in)
     try:
         pipeline = _new_pipeline(spec, settings, files)
-    except (ValueError, KeyError, RuntimeError) as error:
-        if checkpoint is None:
-            raise
-        raise ModelUnavailableError(f"{checkpoint} does not hold {spec.id}: {_first_line(error)}") from error
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise _unusable(error, files, settings.use_t5) from error
     return LoadedModel(spec=spec, pipeline=pipeline, fingerprint=files.fingerprint())
+
+
+def _unusable(error: Exception, files: ModelFiles, use_t5: bool) -> ModelUnavailableError:
+    reason = _first_line(error)
+    if isinstance(error, OSError) and use_t5:
+        # transformers fetches these by itself, past DiffusionKit's own downloads.
+        remedy = "sizes and tokenizer of T5 come from google/t5-v1_1-xxl; check the network, or use --no-t5"
+        return ModelUnavailableError(f"{files.model_id}: {reason}; {remedy}")
+    if files.checkpoint is not None:
+        return ModelUnavailableError(f"{files.checkpoint} does not hold {files.model_id}: {reason}")
+    if files.built_in is not None:
+        folder = files.built_in.folder()
+        remedy = "delete that folder, and if it is part of the package install bitfleet again"
+        return ModelUnavailableError(f"{files.model_id}: a file in {folder} is damaged ({reason}); {remedy}")
+    return ModelUnavailableError(
+        f"{files.model_id}: a downloaded file can't be read ({reason}); delete it from the Hugging Face cache"
+    )
 
 
 def _check_t5(spec: ModelSpec, use_t5: bool) -> None:
