@@ -1,5 +1,6 @@
 """Worker hosts on one machine: network namespaces, each with a cable of its own to Redis, that can be cut."""
 
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -33,16 +34,18 @@ class Host:
         _ip("link", "set", self.name, "up")
 
 
+def _new_host(number: int) -> Host:
+    # Other tests may run on this machine at the same time; an interface's name has at most 15 letters.
+    return Host(f"bf{os.getpid()}-{number}", f"10.213.{(2 * os.getpid() + number) % 254 + 1}")
+
+
 @contextmanager
 def two_hosts() -> Iterator[tuple[Host, Host]]:
     """Skips the test, with the reason, where the machine doesn't allow them."""
     if shutil.which("ip") is None:
         pytest.skip("no `ip` command (package iproute2)")
     with ExitStack() as stack:
-        yield (
-            stack.enter_context(_host(Host("bitfleet-near", "10.213.1"))),
-            stack.enter_context(_host(Host("bitfleet-far", "10.213.2"))),
-        )
+        yield stack.enter_context(_host(_new_host(0))), stack.enter_context(_host(_new_host(1)))
 
 
 @contextmanager
@@ -51,7 +54,7 @@ def _host(host: Host) -> Iterator[Host]:
     if added.returncode:
         pytest.skip(f"no network namespaces here: {added.stderr.strip()}")
     try:
-        inside = f"{host.name}-in"[-15:]
+        inside = f"{host.name}i"
         try:
             _ip("link", "add", host.name, "type", "veth", "peer", "name", inside)
         except subprocess.CalledProcessError as error:

@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from redis.exceptions import OutOfMemoryError
 from rq.job import JobStatus
 
 import worker.lease_worker
+from producer.workers import live_workers
 from shared.errors import ClockError, StoreTroubleError
 from shared.jobs import MAX_RETRIES, TaskJob
 from shared.tasks import Task
@@ -164,6 +166,15 @@ def test_a_wiped_redis_knows_the_worker_again_after_a_beat(fleet: Fleet) -> None
     assert fleet.redis.smembers(f"rq:workers:{QUEUE}") == {one.key.encode()}
     assert {b"hostname", b"last_heartbeat", b"state"} <= fleet.redis.hgetall(one.key).keys()
     assert 0 < fleet.redis.ttl(one.key) < 100
+
+
+def test_a_worker_that_computes_for_long_is_not_silent(fleet: Fleet) -> None:
+    one = new_worker(fleet, lambda task, context: {})
+    one.register_birth()
+    one.last_heartbeat -= timedelta(minutes=10)
+    one._maintain(one.connection)
+    (info,) = live_workers(fleet.redis, "relay")
+    assert info.seconds_silent < 60
 
 
 @pytest.mark.parametrize(("seconds", "word"), [(100, "ahead of"), (-100, "behind")])

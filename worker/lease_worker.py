@@ -194,6 +194,7 @@ class LeaseWorker(SimpleWorker):
 
     def _maintain(self, redis: Redis) -> None:
         """At every beat, of the worker's own thread while it computes: a sign of life, then lost jobs."""
+        self.last_heartbeat = now()
         with redis.pipeline() as pipeline:
             # All of it: Redis may have been wiped.
             pipeline.hset(self.key, mapping={**self.serialize(), "state": self.get_state()})
