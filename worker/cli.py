@@ -37,7 +37,8 @@ def main() -> None:
 @click.option(
     "--memory-limit",
     metavar="SIZE",
-    help="For weights, kept states and passes, as 12GB or 800MB [default: what the machine can spare]",
+    help="Of each process, for weights, kept states and passes, as 12GB or 800MB "
+    "[default: its share of what the machine can spare]",
 )
 @click.option(
     "--canary-tolerance",
@@ -114,6 +115,7 @@ def start(
         calib_dir=str(calib_dir.resolve()) if calib_dir else None,
         checkpoint=str(checkpoint.resolve()) if checkpoint else None,
         memory_limit=parse_size(memory_limit) if memory_limit else None,
+        workers_here=workers,
         canary_tolerance=canary_tolerance,
         hedge=hedge,
         lease_seconds=lease,

@@ -22,6 +22,9 @@ class WorkerOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     calib_dir: str | None = None
     checkpoint: str | None = None
     memory_limit: int | None = None
+    """Bytes, of this process; None: its share of what the machine can spare."""
+    workers_here: int = 1
+    """Processes of this machine, which share its memory."""
     canary_tolerance: float | None = None
     hedge: bool = False
     """Take second copies of slow jobs when the queue is empty."""

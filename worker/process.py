@@ -74,6 +74,7 @@ def _work(options: WorkerOptions) -> int:
         checkpoint=Path(options.checkpoint) if options.checkpoint else None,
         calib_dir=Path(options.calib_dir) if options.calib_dir else None,
         memory_limit=options.memory_limit,
+        workers_here=options.workers_here,
         connection=connection,
         canary_tolerance=options.canary_tolerance,
     )

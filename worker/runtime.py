@@ -39,6 +39,7 @@ class Runtime:
         checkpoint: Path | None = None,
         calib_dir: Path | None = None,
         memory_limit: int | None = None,
+        workers_here: int = 1,
         connection: Redis | None = None,
         canary_tolerance: float | None = None,
     ) -> None:
@@ -50,6 +51,7 @@ class Runtime:
         self._checkpoint = checkpoint
         self._calib_dir = calib_dir
         self._memory_limit = memory_limit
+        self._workers_here = workers_here
         self._connection = connection
         self._canary_tolerance = canary_tolerance
         self._agreed: set[str] = set()
@@ -136,7 +138,7 @@ class Runtime:
                 self._samples(task, context),
                 cfg_weight=task.run.cfg_weight,
                 group_size=task.sensitivity.group_size,
-                memory_limit=self._memory_limit,
+                memory_limit=self._memory_share(),
             )
 
         engine: ExactEngine = self._engine_of(f"exact {task.sensitivity.id}", new)
@@ -153,7 +155,7 @@ class Runtime:
                 cfg_weight=task.run.cfg_weight,
                 group_size=task.sensitivity.group_size,
                 bits=task.bits,
-                memory_limit=self._memory_limit,
+                memory_limit=self._memory_share(),
             )
 
         engine: SketchEngine = self._engine_of(f"sketch {task.sensitivity.id} {task.bits}", new)
@@ -164,6 +166,14 @@ class Runtime:
 
         context.check("fetching samples")
         return fetch_samples(task, self._store, self._cache_dir, self._calib_dir)
+
+    def _memory_share(self) -> int | None:
+        """Two workers that each took what one may would leave none for the machine."""
+        from worker.engine.memory import default_memory_limit
+
+        if self._memory_limit is not None or self._workers_here == 1:
+            return self._memory_limit
+        return default_memory_limit() // self._workers_here
 
     def _engine_of(self, key: str, new: Callable[[], Any]) -> Any:
         """The engine at hand, or a new one: each keeps what fits into memory, so there is only ever one."""
