@@ -1,6 +1,7 @@
 """A fleet of real worker processes on a real Redis, and the collector's part of the work beside it."""
 
 import itertools
+import os
 import signal
 import subprocess
 import sys
@@ -59,7 +60,9 @@ class Chaos:
         hedge: bool = False,
         lease: int = LEASE,
     ) -> subprocess.Popen[bytes]:
-        options = WorkerOptions(redis_url=url or self.url, lease_seconds=lease, beat_seconds=0.4, hedge=hedge)
+        options = WorkerOptions(
+            redis_url=url or self.url, lease_seconds=lease, with_parent=True, beat_seconds=0.4, hedge=hedge
+        )
         with (self.folder / f"worker-{next(self.numbers)}.log").open("wb") as log:
             worker = subprocess.Popen(
                 [*prefix, sys.executable, "-m", "tests.chaos_worker", *arguments],
@@ -138,7 +141,12 @@ class Chaos:
 
     def close(self) -> None:
         for worker in self.alive():
+            # A supervisor's workers, which are in sessions of their own.
+            found = subprocess.run(["pgrep", "-P", str(worker.pid)], capture_output=True, check=False)
             worker.send_signal(signal.SIGCONT)
             worker.kill()
             worker.wait()
+            for pid in map(int, found.stdout.split()):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
         self.redis.close()

@@ -88,8 +88,8 @@ class TestProcesses:
         """The lease is a minute here, and the test would give up after half of one."""
         chaos.enqueue(1, "1")
         supervisor = chaos.start("supervise", "1", lease=60)
-        chaos.wait_until_busy()
-        (job_id,) = chaos.queue.in_flight().started
+        (job_id,) = (task.id for task in chaos.tasks)
+        wait_until(lambda: read_events(chaos.redis, job_id))
         worker = next(event.worker for event in read_events(chaos.redis, job_id))
         wait_until(lambda: chaos.redis.hget(f"rq:worker:{worker}", "pid"))
         victim = int(chaos.redis.hget(f"rq:worker:{worker}", "pid"))
