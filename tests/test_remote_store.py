@@ -108,6 +108,8 @@ def bucket(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "tests-secret")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     name = f"bucket-{uuid4().hex[:12]}"
+    # fsspec keeps instances: one from before these variables were set knows no credentials.
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
     filesystem = fsspec.filesystem("s3")
     filesystem.mkdir(name)
     return name
