@@ -216,7 +216,12 @@ def test_a_machine_is_cut_off_and_comes_back(tmp_path: Path) -> None:
                 chaos.collect_all(lambda: far.reconnect() if time.monotonic() > back else None)
                 chaos.settle()
                 assert [worker.returncode for worker in workers] == [0, 0]
-                assert "the result is dropped" in chaos.logs()
-                assert "gave no sign of life" in chaos.logs()
+                # Whether it was cut off within a job or while starting one: the job went to the other, and
+                # what came back late was of no account.
+                for either in (
+                    ("gave no sign of life", "never started"),
+                    ("the result is dropped", "another worker has it meanwhile"),
+                ):
+                    assert any(words in chaos.logs() for words in either)
             finally:
                 chaos.close()
