@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from shared.identity import digest_of
 from shared.models import model_spec
-from shared.runs import RunSettings, digest_of
+from shared.runs import RunSettings
 from training.grammar import Scene, sample_scenes
 from training.judge import Verdict, judge
 from training.render import IMAGE_SIZE, Array, render_all

@@ -7,8 +7,9 @@ from pathlib import Path
 import msgspec
 
 from shared.errors import InputError
+from shared.identity import digest_of
 from shared.models import model_spec
-from shared.runs import RunSettings, digest_of
+from shared.runs import RunSettings
 
 
 def run_settings(

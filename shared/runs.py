@@ -1,24 +1,21 @@
 """A run: one set of settings, with an id that every task, shard and record of it carries."""
 
-import hashlib
-from typing import Annotated
+from typing import Annotated, ClassVar, Literal
 
-import msgspec
 from msgspec import Meta, Struct
 
+from shared.identity import settings_id
 from shared.models import Precision
 
 PROTOCOL = 1
-"""Raised whenever tasks, shards or their meaning change; machines of two protocols never mix."""
+"""Raised when an older worker would misread a job; workers of two protocols have queues of their own.
+
+It is no part of a run's identity: a folder stays what it is under every revision.
+"""
 
 Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Identifier = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,80}\Z")]
 Seed = Annotated[int, Meta(ge=0, le=2**32 - 1)]
-
-
-def digest_of(value: object) -> str:
-    """sha256, in hex, of a value's canonical JSON."""
-    return hashlib.sha256(msgspec.json.encode(value, order="sorted")).hexdigest()
 
 
 class RunSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -39,12 +36,16 @@ class RunSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """Of weights and activations."""
     prompts_sha256: Digest
     """Of all prompts, in order."""
-    protocol: Annotated[int, Meta(ge=1)] = PROTOCOL
+    protocol: Literal[1] = 1
+    """Never raised: it has been part of every id since the first release. See PROTOCOL."""
+
+    added: ClassVar[frozenset[str]] = frozenset()
+    """Fields that came later; see shared.identity."""
 
     @property
     def id(self) -> str:
         """Twelve hex digits; equal settings have equal ids."""
-        return digest_of(self)[:12]
+        return settings_id(self, self.added)
 
     @property
     def latent_size(self) -> tuple[int, int]:
@@ -60,9 +61,13 @@ class SensitivitySettings(Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     group_size: Annotated[int, Meta(ge=32, le=128)]
     until: Annotated[float, Meta(gt=0, le=100)] | None = None
     """Percent: an exact measurement stops once its relative error's 95% interval is that tight."""
-    protocol: Annotated[int, Meta(ge=1)] = PROTOCOL
+    protocol: Literal[1] = 1
+    """Never raised: it has been part of every id since the first release. See PROTOCOL."""
+
+    added: ClassVar[frozenset[str]] = frozenset()
+    """Fields that came later; see shared.identity."""
 
     @property
     def id(self) -> str:
         """Twelve hex digits; equal settings have equal ids."""
-        return digest_of(self)[:12]
+        return settings_id(self, self.added)

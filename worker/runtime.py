@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from redis import Redis
 
-from shared.errors import TaskRefusedError, WrongStoreError
+from shared.errors import WrongStoreError
 from shared.history import utc_now
 from shared.records import Record
-from shared.runs import PROTOCOL, RunSettings
+from shared.runs import RunSettings
 from shared.sample_set import SampleSet
 from shared.store import ShardStore
 from shared.tasks import CalibrationTask, SensitivityTask, SketchTask, Task
@@ -85,10 +85,6 @@ class Runtime:
         return {"outcome": outcome, "seconds": record.seconds, "bytes": record.size}
 
     def _check(self, task: Task) -> None:
-        if task.run.protocol != PROTOCOL:
-            raise TaskRefusedError(
-                f"{task.label} is of protocol {task.run.protocol}, this revision speaks {PROTOCOL}"
-            )
         if task.store_id != self._store.id:
             raise WrongStoreError(
                 f"{task.label} belongs into store {task.store_id}, this worker has {self._store.label}"

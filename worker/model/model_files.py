@@ -18,8 +18,8 @@ from mlx.nn.layers.base import Module
 from platformdirs import user_cache_path
 
 from shared.errors import ModelUnavailableError
+from shared.identity import digest_of
 from shared.models import Precision
-from shared.runs import digest_of
 from worker.model.sd3_layout import VAE_DECODER_PREFIX, VAE_ENCODER_PREFIX
 from worker.model.small_models import WEIGHTS_FILE, BuiltIn
 
