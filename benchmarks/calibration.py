@@ -22,8 +22,8 @@ import click
 import mlx.core as mx
 
 from benchmarks.report import Report, print_report
+from shared.kinds.calibration import CalibrationTask
 from shared.runs import RunSettings
-from shared.tasks import CalibrationTask
 from worker.calibrate import calibrate
 from worker.model import models
 from worker.model.models import LoadedModel, load_model

@@ -19,13 +19,15 @@ from rq import Queue, SimpleWorker
 from rq.serializers import JSONSerializer
 
 from benchmarks.report import Report, print_report
-from shared.connection import connect
-from shared.redis_server import RedisServer
+from producer.jobs.redis_server import RedisServer
+from shared.jobs.connection import connect
+from shared.jobs.task_queue import TaskQueue
+from shared.kinds.calibration import CalibrationTask
+from shared.kinds.kind import Task
+from shared.kinds.registry import encode_task
 from shared.runs import RunSettings
-from shared.task_queue import TaskQueue
-from shared.tasks import CalibrationTask, Task, encode_task
-from worker.job_context import JobContext
-from worker.lease_worker import LeaseWorker
+from worker.jobs.job_context import JobContext
+from worker.jobs.lease_worker import LeaseWorker
 
 RUN = RunSettings(
     model="tiny-sd3",
@@ -84,7 +86,7 @@ def _ours(url: str, turn: int, jobs: int) -> float:
         name,
         connection=connection,
         beat_connection=connect(url, patient=False),
-        functions={"calibrate": nothing_in_context},
+        functions={"calibration": nothing_in_context},
         host="here",
         name=f"ours-{turn}",
     )

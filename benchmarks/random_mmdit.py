@@ -10,7 +10,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from shared.sample_set import SampleSet
+from shared.layout.sample_set import SampleSet
 from worker.model.layers import get_weight, linear_layers, set_weight
 from worker.model.quiet_imports import quiet_imports
 

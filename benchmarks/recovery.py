@@ -27,17 +27,17 @@ from redis import Redis
 
 from benchmarks.jobs import RUN
 from benchmarks.report import Report, print_report
-from shared.connection import connect
-from shared.history import read_events
-from shared.jobs import TaskJob
-from shared.redis_server import RedisServer
-from shared.task_queue import TaskQueue, queue_name
-from shared.tasks import CalibrationTask
-from worker import process
-from worker.job_context import JobContext
-from worker.options import WorkerOptions
-from worker.runtime import Runtime
-from worker.supervisor import Supervisor
+from producer.jobs.redis_server import RedisServer
+from shared.jobs.connection import connect
+from shared.jobs.history import read_events
+from shared.jobs.task_job import TaskJob
+from shared.jobs.task_queue import TaskQueue, queue_name
+from shared.kinds.calibration import CalibrationTask
+from worker.jobs.job_context import JobContext
+from worker.service import process
+from worker.service.options import WorkerOptions
+from worker.service.runtime import Runtime
+from worker.service.supervisor import Supervisor
 
 POLL_SECONDS = 0.02
 GIVE_UP_SECONDS = 300

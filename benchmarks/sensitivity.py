@@ -22,8 +22,8 @@ import numpy as np
 
 from benchmarks.random_mmdit import draw_samples, random_pipeline, sd3_config
 from benchmarks.report import Report, print_report
-from shared.npz import Array
-from shared.sample_set import SampleSet
+from shared.layout.npz import Array
+from shared.layout.sample_set import SampleSet
 from worker.engine.batches import batch_inputs, guided_velocity, split_samples
 from worker.engine.exact import ExactEngine
 from worker.engine.quantize import quantize_layer, swapped

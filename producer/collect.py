@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 
 from redis import Redis
 
-from producer.calib_folder import CalibFolder, RequestFile, RunFile, SensitivityFolder, read_records
 from producer.collect_calibration import collect_calibration
 from producer.collect_sensitivity import choose_pairs_to_verify, collect_sensitivity, write_results
-from producer.intake import Intake
-from producer.progress import Part, part_of
-from producer.reconcile import reconcile
-from shared.store import ShardStore
-from shared.tasks import Task
+from producer.folder.calib_folder import CalibFolder, RequestFile, RunFile, SensitivityFolder, read_records
+from producer.folder.intake import Intake
+from producer.jobs.progress import Part, part_of
+from producer.jobs.reconcile import reconcile
+from shared.kinds.kind import Task
+from shared.stores.store import ShardStore
 
 POLL_SECONDS = 1.0
 MAX_PROBLEMS = 50

@@ -5,19 +5,19 @@ from pathlib import Path
 
 import numpy as np
 
-from producer.calib_folder import CalibFolder, RunFile
-from producer.intake import Intake, take_in
-from producer.manifest import write_manifest
-from shared import npz
+from producer.folder.calib_folder import CalibFolder, RunFile
+from producer.folder.intake import Intake, take_in
+from producer.folder.manifest import write_manifest
 from shared.errors import RunMismatchError, ShardCorruptError
 from shared.files import write_atomically
+from shared.kinds.calibration import CalibrationShard, CalibrationTask
+from shared.kinds.kind import Task
+from shared.layout import npz
+from shared.layout.npz import Array
+from shared.layout.sample_file import SampleFile
 from shared.model_card import ModelCard, decode_model_card, encode_model_card
-from shared.npz import Array
-from shared.records import Record
-from shared.sample_file import SampleFile
-from shared.shards import CalibrationShard
-from shared.store import ShardStore
-from shared.tasks import CalibrationTask, Task
+from shared.stores.records import Record
+from shared.stores.store import ShardStore
 
 
 def collect_calibration(

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from producer.calib_folder import (
+from producer.folder.calib_folder import (
     CalibFolder,
     RequestFile,
     RunFile,
@@ -13,7 +13,7 @@ from producer.calib_folder import (
     read_records,
     write_record,
 )
-from producer.intake import Intake, take_in
+from producer.folder.intake import Intake, take_in
 from producer.report.render import render_report
 from producer.results.merge import FinishedTask, merge_results
 from producer.results.merge_sketch import FinishedSketch, merge_sketch
@@ -22,11 +22,12 @@ from producer.results.sketch import estimate
 from producer.results.verify import pairs_to_verify
 from shared.errors import RunMismatchError
 from shared.files import write_atomically
+from shared.kinds.kind import Task
+from shared.kinds.sensitivity import SensitivityShard
+from shared.kinds.sketch import SketchShard, SketchTask
 from shared.model_card import ModelCard
-from shared.records import Record
-from shared.shards import SensitivityShard, SketchShard
-from shared.store import ShardStore
-from shared.tasks import SketchTask, Task
+from shared.stores.records import Record
+from shared.stores.store import ShardStore
 
 MAX_PREVIEWS = 8
 

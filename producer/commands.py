@@ -4,26 +4,26 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from producer.calib_folder import CalibFolder
 from producer.collect import Collector, survey
 from producer.console import Bars, err, out, print_missing, print_parts, print_workers
 from producer.enqueue import Fleet, SensitivityOptions
 from producer.enqueue import enqueue_calibration as ask_for_images
 from producer.enqueue import enqueue_sensitivity as ask_for_layers
+from producer.folder.calib_folder import CalibFolder
+from producer.folder.sample_selection import DEFAULT_MAX_IMAGES, default_step_stride
 from producer.interrupts import Interrupts
-from producer.local_fleet import LocalWorkers, local_redis
-from producer.progress import Part
+from producer.jobs.local_fleet import LocalWorkers, local_redis
+from producer.jobs.progress import Part
+from producer.jobs.reconcile import Reconciled
+from producer.jobs.workers import live_workers
 from producer.prompts import read_prompts
-from producer.reconcile import Reconciled
-from producer.sample_selection import DEFAULT_MAX_IMAGES, default_step_stride
 from producer.settings import run_settings
-from producer.workers import live_workers
-from shared.connection import connect, safe_url
 from shared.errors import InputError, WrongStoreError
-from shared.open_store import open_store
-from shared.relay_store import RELAY_ID, RelayStore
+from shared.jobs.connection import connect, safe_url
 from shared.runs import RunSettings
 from shared.sizes import format_size, parse_size
+from shared.stores.open_store import open_store
+from shared.stores.relay_store import RELAY_ID, RelayStore
 
 PATIENT_PASSES = 5
 

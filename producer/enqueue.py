@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 import msgspec
 from redis import Redis
 
-from producer.calib_folder import (
+from producer.folder.calib_folder import (
     CalibFolder,
     RequestFile,
     RunFile,
@@ -15,16 +15,16 @@ from producer.calib_folder import (
     read_records,
     union_in_order,
 )
-from producer.reconcile import Reconciled, reconcile
-from producer.sample_selection import select_samples
-from shared.connection import safe_url
+from producer.folder.sample_selection import select_samples
+from producer.jobs.reconcile import Reconciled, reconcile
 from shared.errors import InputError
 from shared.files import write_atomically
+from shared.jobs.connection import safe_url
+from shared.jobs.task_queue import TaskQueue, queue_name
+from shared.layout.sample_set import sample_set_digest
 from shared.model_card import ModelCard
 from shared.runs import RunSettings, SensitivitySettings
-from shared.sample_set import sample_set_digest
-from shared.store import ShardStore
-from shared.task_queue import TaskQueue, queue_name
+from shared.stores.store import ShardStore
 
 MEASURABLE_BITS = (2, 3, 4, 5, 6, 8)
 """What `mlx.core.quantize` offers."""

@@ -6,8 +6,8 @@ import msgspec
 from msgspec import Meta, Struct
 
 from shared.errors import ShardCorruptError
+from shared.kinds.kind import Layer
 from shared.runs import Digest
-from shared.tasks import Layer
 
 
 class LayerInfo(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

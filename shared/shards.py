@@ -5,9 +5,9 @@ from typing import ClassVar, Self
 
 import numpy as np
 
-from shared import npz
 from shared.errors import ShardCorruptError
-from shared.npz import Array
+from shared.layout import npz
+from shared.layout.npz import Array
 
 FLOATS = "f"
 INTEGERS = "iu"

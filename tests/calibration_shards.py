@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from shared.kinds.calibration import CalibrationShard
 from shared.model_card import LayerInfo, ModelCard, encode_model_card
-from shared.shards import CalibrationShard
 from tests.tasks import SETTINGS
 
 CARD = ModelCard(

@@ -14,16 +14,16 @@ from pathlib import Path
 from redis import Redis
 from redis.exceptions import OutOfMemoryError
 
-from producer.intake import take_in
-from producer.reconcile import Reconciled, reconcile
-from shared.connection import connect
-from shared.records import Record
-from shared.relay_store import RelayStore
-from shared.task_queue import TaskQueue, queue_name
-from shared.tasks import CalibrationTask
+from producer.folder.intake import take_in
+from producer.jobs.reconcile import Reconciled, reconcile
+from shared.jobs.connection import connect
+from shared.jobs.task_queue import TaskQueue, queue_name
+from shared.kinds.calibration import CalibrationTask
+from shared.stores.records import Record
+from shared.stores.relay_store import RelayStore
 from tests.chaos_worker import shard_of
 from tests.tasks import image_task
-from worker.options import WorkerOptions
+from worker.service.options import WorkerOptions
 
 ROOT = Path(__file__).parent.parent
 LEASE = 2

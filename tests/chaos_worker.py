@@ -20,13 +20,15 @@ from typing import Any
 from rq.job import Job
 from rq.queue import Queue
 
-from shared.task_queue import queue_name
-from shared.tasks import CalibrationTask, Task
-from worker import lease, process, supervisor
-from worker.job_context import JobContext
-from worker.lease_worker import LeaseWorker
-from worker.options import WorkerOptions
-from worker.runtime import Runtime
+from shared.jobs.task_queue import queue_name
+from shared.kinds.calibration import CalibrationTask
+from shared.kinds.kind import Task
+from worker.jobs import lease
+from worker.jobs.job_context import JobContext
+from worker.jobs.lease_worker import LeaseWorker
+from worker.service import process, supervisor
+from worker.service.options import WorkerOptions
+from worker.service.runtime import Runtime
 
 STEP_SECONDS = 0.02
 GAP_SECONDS = 0.3

@@ -9,11 +9,11 @@ from hypothesis import settings
 from redis import Redis
 
 from producer.results.merge import FinishedTask
+from shared.kinds.kind import Task
+from shared.kinds.sensitivity import SensitivityShard, SensitivityTask
 from shared.model_card import LayerInfo, ModelCard
-from shared.records import Record
 from shared.runs import RunSettings, SensitivitySettings
-from shared.shards import SensitivityShard
-from shared.tasks import SensitivityTask, Task
+from shared.stores.records import Record
 from tests.redis_process import RedisProcess, short_folder
 
 pytest.register_assert_rewrite("tests.store_contract", "tests.lease_fleet", "tests.job_fleet", "tests.tasks")

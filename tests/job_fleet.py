@@ -4,11 +4,11 @@ from typing import Any
 
 from redis import Redis
 
-from shared.history import read_events
-from shared.task_queue import TaskQueue, queue_name
-from shared.tasks import Task
-from worker.lease_worker import LeaseWorker
-from worker.maintenance import leases_are_current
+from shared.jobs.history import read_events
+from shared.jobs.task_queue import TaskQueue, queue_name
+from shared.kinds.kind import Task
+from worker.jobs.lease_worker import LeaseWorker
+from worker.jobs.maintenance import leases_are_current
 
 QUEUE = queue_name("relay")
 KEY = f"rq:queue:{QUEUE}"
@@ -33,7 +33,7 @@ class Fleet:
             QUEUE,
             connection=Redis.from_url(self.url),
             beat_connection=Redis.from_url(self.url),
-            functions={"calibrate": self._run, "measure": self._run},
+            functions={"calibration": self._run, "sensitivity": self._run},
             host="here",
             name=f"worker-{self.workers}",
             lease_seconds=30,

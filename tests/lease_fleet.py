@@ -7,10 +7,10 @@ from pathlib import Path
 from redis import Redis
 from rq.job import Job, JobStatus
 
-from shared.history import read_events
-from shared.jobs import TaskJob
-from shared.task_queue import TaskQueue, queue_name
-from shared.tasks import Task
+from shared.jobs.history import read_events
+from shared.jobs.task_job import TaskJob
+from shared.jobs.task_queue import TaskQueue, queue_name
+from shared.kinds.kind import Task
 from tests.tasks import image_task, wait_until
 
 ROOT = Path(__file__).parent.parent

@@ -12,12 +12,13 @@ from typing import Any
 
 from redis import Redis
 
-from shared.connection import connect
 from shared.errors import ModelUnavailableError
-from shared.task_queue import queue_name
-from shared.tasks import CalibrationTask, Task
-from worker.job_context import JobContext
-from worker.lease_worker import LeaseWorker
+from shared.jobs.connection import connect
+from shared.jobs.task_queue import queue_name
+from shared.kinds.calibration import CalibrationTask
+from shared.kinds.kind import Task
+from worker.jobs.job_context import JobContext
+from worker.jobs.lease_worker import LeaseWorker
 
 EXIT_FATAL = 2
 EXIT_BROKEN = 1
@@ -46,7 +47,7 @@ def main(url: str, name: str, lease_seconds: str) -> int:
         queue_name("relay"),
         connection=connect(url),
         beat_connection=connect(url, patient=False),
-        functions={"calibrate": run},
+        functions={"calibration": run},
         host="here",
         name=name,
         lease_seconds=int(lease_seconds),

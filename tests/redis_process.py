@@ -12,7 +12,7 @@ from pathlib import Path
 from redis import Redis
 from redis.exceptions import RedisError
 
-from shared.redis_server import find_redis_server
+from producer.jobs.redis_server import find_redis_server
 
 
 @contextmanager

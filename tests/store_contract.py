@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from shared.errors import ShardCorruptError, StoreError
-from shared.records import encode_record
-from shared.store import ShardStore
+from shared.stores.records import encode_record
+from shared.stores.store import ShardStore
 from tests.tasks import SENSITIVITY, image_task, layer_task, record_of
 
 SHARD = b"the bytes of a shard" * 10

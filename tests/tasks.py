@@ -5,9 +5,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from shared.records import Record
+from shared.kinds.calibration import CalibrationTask
+from shared.kinds.kind import Task
+from shared.kinds.sensitivity import SensitivityTask
 from shared.runs import RunSettings, SensitivitySettings
-from shared.tasks import CalibrationTask, SensitivityTask, Task
+from shared.stores.records import Record
 
 SETTINGS = RunSettings(
     model="tiny-sd3",

@@ -12,8 +12,8 @@ from redis import Redis
 from benchmarks.random_mmdit import flux_config, random_pipeline, sd3_config
 from shared.errors import RunMismatchError
 from tests.tasks import SETTINGS
-from worker.canary import TOLERANCES, VALUES, Canary, compare_with_first, measure_canary
 from worker.model.layers import get_weight, linear_layers, set_weight
+from worker.service.canary import TOLERANCES, VALUES, Canary, compare_with_first, measure_canary
 
 KEY = f"bitfleet:canary:{SETTINGS.id}"
 

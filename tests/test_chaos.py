@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 from redis.exceptions import OutOfMemoryError
 
-from shared.history import read_events
-from shared.jobs import MAX_RETRIES, TaskJob
+from shared.jobs.history import read_events
+from shared.jobs.task_job import MAX_RETRIES, TaskJob
 from tests.chaos import LEASE, Chaos
 from tests.hosts import two_hosts
 from tests.redis_process import RedisProcess, short_folder

@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 from redis import Redis
 
-from producer import calib_folder, collect_calibration, manifest
-from producer.calib_folder import CalibFolder, RunFile
+from producer import collect_calibration
 from producer.collect_calibration import collect_calibration as collect
-from producer.intake import Intake
-from producer.sample_selection import default_step_stride, select_samples
+from producer.folder import calib_folder, manifest
+from producer.folder.calib_folder import CalibFolder, RunFile
+from producer.folder.intake import Intake
+from producer.folder.sample_selection import default_step_stride, select_samples
 from shared.errors import InputError, SampleError
+from shared.kinds.calibration import CalibrationShard, CalibrationTask
+from shared.layout.reader import read_manifest, read_samples
+from shared.layout.sample_set import SampleSet
 from shared.model_card import LayerInfo, ModelCard, encode_model_card
-from shared.reader import read_manifest, read_samples
-from shared.relay_store import RelayStore
-from shared.sample_set import SampleSet
-from shared.shards import CalibrationShard
-from shared.tasks import CalibrationTask
+from shared.stores.relay_store import RelayStore
 from tests.tasks import SETTINGS, record_of
 
 STEPS = SETTINGS.num_steps

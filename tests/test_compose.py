@@ -15,9 +15,9 @@ from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import OutOfMemoryError
 
-from shared.connection import connect
+from producer.jobs.redis_server import find_redis_server
 from shared.errors import RedisUnavailableError
-from shared.redis_server import find_redis_server
+from shared.jobs.connection import connect
 
 COMPOSE = Path(__file__).parent.parent / "docker-compose.yml"
 PASSWORD = "tests-only"

@@ -7,8 +7,8 @@ import time
 import pytest
 from redis import Redis
 
-from shared.connection import connect, safe_url
 from shared.errors import InputError, RedisUnavailableError
+from shared.jobs.connection import connect, safe_url
 from tests.redis_process import RedisProcess
 
 

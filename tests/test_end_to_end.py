@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from redis import Redis
 
-from shared.reader import read_manifest, read_samples
-from shared.redis_server import RedisServer
+from producer.jobs.redis_server import RedisServer
+from shared.layout.reader import read_manifest, read_samples
 from tests.fleet import Fleet, wait_for
 
 pytestmark = pytest.mark.slow

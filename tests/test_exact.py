@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.random_mmdit import draw_samples, flux_config, plain_denoiser, random_pipeline, sd3_config
 from shared.errors import ModelUnavailableError, RunMismatchError, TaskRefusedError
-from shared.shards import SensitivityShard
+from shared.kinds.sensitivity import SensitivityShard
 from worker.engine.exact import ExactEngine
 from worker.engine.steps import forward_steps, run_steps
 from worker.model.layers import get_weight, linear_layers, set_weight

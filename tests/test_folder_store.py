@@ -12,8 +12,8 @@ import fsspec
 import pytest
 
 from shared.errors import ShardCorruptError, StoreError, WrongStoreError
-from shared.folder_store import MARKER, FolderStore
-from shared.store import ShardStore
+from shared.stores.folder_store import MARKER, FolderStore
+from shared.stores.store import ShardStore
 from tests.store_contract import RECORD, SHARD, TASK, StoreContract
 from tests.tasks import image_task, record_of
 

@@ -10,12 +10,12 @@ from rq.exceptions import StopRequested
 from rq.job import JobStatus
 from rq.utils import now, utcformat
 
-from shared.jobs import TaskJob
-from shared.task_queue import TaskQueue, queue_name
-from shared.tasks import Task
+from shared.jobs.task_job import TaskJob
+from shared.jobs.task_queue import TaskQueue, queue_name
+from shared.kinds.kind import Task
 from tests.tasks import image_task, layer_task
-from worker.hedge import Hedge
-from worker.job_context import JobContext
+from worker.jobs.hedge import Hedge
+from worker.jobs.job_context import JobContext
 
 QUEUE = queue_name("relay")
 SLOW = image_task(9)
@@ -32,7 +32,7 @@ class Fleet:
         self.outcome = "stored"
         self.hedge = Hedge(
             self.queue,
-            {"calibrate": self._run},
+            {"calibration": self._run},
             worker="idle",
             min_seconds=1.0,
             each_look=lambda: None,

@@ -2,7 +2,7 @@
 
 from redis import Redis
 
-from shared.history import (
+from shared.jobs.history import (
     KEEP_SECONDS,
     MAX_DETAIL,
     Event,

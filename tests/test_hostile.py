@@ -22,15 +22,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis import Redis
 
-from producer.calib_folder import CalibFolder, RunFile
 from producer.collect_calibration import collect_calibration
-from shared import npz
+from producer.folder.calib_folder import CalibFolder, RunFile
 from shared.errors import TaskRefusedError
-from shared.history import read_events
-from shared.records import encode_record
-from shared.relay_store import RelayStore
-from shared.task_queue import is_job_id
-from shared.tasks import decode_task, encode_task
+from shared.jobs.history import read_events
+from shared.jobs.task_queue import is_job_id
+from shared.kinds.registry import decode_task, encode_task
+from shared.layout import npz
+from shared.stores.records import encode_record
+from shared.stores.relay_store import RelayStore
 from tests.calibration_shards import calibration_shard
 from tests.job_fleet import Fleet
 from tests.tasks import SETTINGS, image_task, layer_task, record_of
@@ -70,8 +70,8 @@ PATHS = [
     "x\n",
 ]
 NAMES = [
-    "calibrate",
-    "measure",
+    "calibration",
+    "sensitivity",
     "sketch",
     "os.system",
     "builtins.eval",

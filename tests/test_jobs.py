@@ -17,15 +17,15 @@ from redis import Redis
 from rq.job import Job
 
 from shared.errors import TaskRefusedError
-from shared.jobs import (
+from shared.jobs.task_job import (
     JOB_TIMEOUT,
     MAX_DATA_BYTES,
     MAX_RETRIES,
     RESULT_TTL,
     TaskJob,
 )
-from shared.task_queue import TaskQueue
-from shared.tasks import encode_task
+from shared.jobs.task_queue import TaskQueue
+from shared.kinds.registry import encode_task
 from tests.job_fleet import KEY, QUEUE, Fleet
 from tests.tasks import image_task
 
@@ -40,7 +40,7 @@ def call(name: str, *args: Any, **kwargs: Any) -> bytes:
 
 
 GOOD = image_task(7)
-GOOD_DATA = call("calibrate", encode_task(GOOD))
+GOOD_DATA = call("calibration", encode_task(GOOD))
 
 
 class TestRefusal:
@@ -79,7 +79,7 @@ class TestRefusal:
             def __reduce__(self) -> Any:
                 return os.system, (f"touch {canary}",)
 
-        data = pickle.dumps(("calibrate", None, (Evil(),), {}))
+        data = pickle.dumps(("calibration", None, (Evil(),), {}))
         assert "no JSON" in refused("evil", {"data": zlib.compress(data), "retries_left": retries})
 
     @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ class TestRefusal:
         assert GOOD.id in refused("cal-other-00000", {"data": GOOD_DATA})
 
     def test_a_task_under_another_function(self, refused: Callable[..., str]) -> None:
-        assert "refused" in refused(GOOD.id, {"data": call("measure", encode_task(GOOD))})
+        assert "refused" in refused(GOOD.id, {"data": call("sensitivity", encode_task(GOOD))})
 
     def test_a_zlib_bomb(self, refused: Callable[..., str]) -> None:
         bomb = zlib.compress(b" " * (64 * 1024**2) + b"[]")
@@ -115,20 +115,20 @@ class TestRefusal:
             b"[]",
             b"null",
             b"[" * 100_000,
-            b'["calibrate", null, [], {}]',
-            b'["calibrate", null, ["{}", "{}"], {}]',
-            b'["calibrate", null, [{}], {}]',
-            b'["calibrate", null, ["{}"], {"x": 1}]',
-            b'["calibrate", null, "{}", {}]',
-            b'["calibrate", null, ["\\ud800"], {}]',
-            b'[["calibrate"], null, ["{}"], {}]',
+            b'["calibration", null, [], {}]',
+            b'["calibration", null, ["{}", "{}"], {}]',
+            b'["calibration", null, [{}], {}]',
+            b'["calibration", null, ["{}"], {"x": 1}]',
+            b'["calibration", null, "{}", {}]',
+            b'["calibration", null, ["\\ud800"], {}]',
+            b'[["calibration"], null, ["{}"], {}]',
             b"[null, null, null, null]",
             GOOD_DATA[:-1],
             GOOD_DATA[:-9],
-            call("calibrate", "not a task"),
-            call("calibrate", encode_task(GOOD).replace('"seed":7', '"seed":-1')),
-            call("calibrate", encode_task(GOOD).replace('"relay"', '"../../x"')),
-            call("calibrate", encode_task(GOOD).replace('"prompt"', '"more":1,"prompt"')),
+            call("calibration", "not a task"),
+            call("calibration", encode_task(GOOD).replace('"seed":7', '"seed":-1')),
+            call("calibration", encode_task(GOOD).replace('"relay"', '"../../x"')),
+            call("calibration", encode_task(GOOD).replace('"prompt"', '"more":1,"prompt"')),
         ],
         ids=lambda data: repr(data[:30]),
     )

@@ -17,16 +17,16 @@ from click.testing import CliRunner
 from redis import Redis
 
 import shared.files
-from producer.calib_folder import CalibFolder, RequestFile, RunFile
 from producer.cli import main
 from producer.collect import Collector
-from shared.connection import connect
-from shared.folder_store import FolderStore
-from shared.reader import read_manifest, read_samples
-from shared.relay_store import RelayStore
+from producer.folder.calib_folder import CalibFolder, RequestFile, RunFile
+from shared.jobs.connection import connect
+from shared.kinds.kind import Task
+from shared.layout.reader import read_manifest, read_samples
 from shared.runs import SensitivitySettings
-from shared.store import ShardStore
-from shared.tasks import Task
+from shared.stores.folder_store import FolderStore
+from shared.stores.relay_store import RelayStore
+from shared.stores.store import ShardStore
 from tests.calibration_shards import CARD, calibration_shard
 from tests.tasks import SETTINGS, record_of
 from tests.test_folder_store import small_disk

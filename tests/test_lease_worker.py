@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from shared.history import read_events, read_progress
-from shared.jobs import MAX_RETRIES
+from shared.jobs.history import read_events, read_progress
+from shared.jobs.task_job import MAX_RETRIES
 from tests.lease_fleet import LEASE, QUEUE, Fleet
 from tests.lease_script import EXIT_FATAL
 from tests.redis_process import RedisProcess

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from rq.job import JobStatus
 
-from shared.jobs import MAX_RETRIES
+from shared.jobs.task_job import MAX_RETRIES
 from tests.lease_fleet import LEASE, QUEUE, Fleet
 from tests.tasks import image_task
-from worker.maintenance import return_lost_jobs
+from worker.jobs.maintenance import return_lost_jobs
 
 TASK = image_task(0)
 

@@ -13,8 +13,9 @@ from producer.results.results import decode_results, encode_results
 from producer.results.sketch import estimate
 from producer.results.verify import pairs_to_verify
 from shared.errors import RunMismatchError
-from shared.shards import SketchShard
-from shared.tasks import CalibrationTask, SketchTask, decode_task, encode_task
+from shared.kinds.calibration import CalibrationTask
+from shared.kinds.registry import decode_task, encode_task
+from shared.kinds.sketch import SketchShard, SketchTask
 
 BITS = (2, 4, 8)
 ELEMENTS = 256

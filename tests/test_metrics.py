@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from shared.metrics import (
+from producer.results.metrics import (
     BUCKETS,
     Floats,
     bucket_of,

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.lib import format as npy
 
-from shared import npz
 from shared.errors import ShardCorruptError
-from shared.npz import Array
+from shared.layout import npz
+from shared.layout.npz import Array
 
 SMALL = {
     "x": np.arange(6, dtype=np.float16).reshape(1, 2, 3),

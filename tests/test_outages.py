@@ -13,17 +13,17 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import OutOfMemoryError
 from rq.job import JobStatus
 
-import worker.lease_worker
-from producer.workers import live_workers
+import worker.jobs.lease_worker
+from producer.jobs.workers import live_workers
 from shared.errors import ClockError, StoreTroubleError
-from shared.jobs import MAX_RETRIES, TaskJob
-from shared.tasks import Task
+from shared.jobs.task_job import MAX_RETRIES, TaskJob
+from shared.kinds.kind import Task
 from tests.lease_fleet import LEASE, QUEUE, Fleet
 from tests.tasks import image_task
-from worker.job_context import JobContext
-from worker.lease_worker import LeaseWorker
-from worker.maintenance import leases_are_current, return_lost_jobs
-from worker.process import check_clock
+from worker.jobs.job_context import JobContext
+from worker.jobs.lease_worker import LeaseWorker
+from worker.jobs.maintenance import leases_are_current, return_lost_jobs
+from worker.service.process import check_clock
 
 TASK = image_task(0)
 
@@ -40,7 +40,7 @@ def new_worker(fleet: Fleet, function: Callable[[Task, JobContext], dict[str, An
         QUEUE,
         connection=Redis.from_url(fleet.url),
         beat_connection=Redis.from_url(fleet.url),
-        functions={"calibrate": function},
+        functions={"calibration": function},
         host="here",
         name=f"worker-{os.urandom(4).hex()}",
     )
@@ -62,7 +62,7 @@ def test_trouble_with_store_or_redis_costs_no_attempt(
         return {}
 
     attempts: list[float] = []
-    monkeypatch.setattr(worker.lease_worker, "TROUBLE_SECONDS", 0.2)
+    monkeypatch.setattr(worker.jobs.lease_worker, "TROUBLE_SECONDS", 0.2)
     fleet.queue.enqueue_tasks([TASK])
     one = new_worker(fleet, trouble_once)
     one.work(burst=True, logging_level="CRITICAL")

@@ -16,13 +16,13 @@ from shared.errors import (
     TaskRefusedError,
     WrongStoreError,
 )
-from shared.history import read_events
-from shared.jobs import MAX_RETRIES
-from shared.tasks import Task
+from shared.jobs.history import read_events
+from shared.jobs.task_job import MAX_RETRIES
+from shared.kinds.kind import Task
 from tests.lease_fleet import QUEUE, Fleet
 from tests.tasks import image_task, wait_until
-from worker.job_context import HandBackError, JobContext
-from worker.lease_worker import LeaseWorker
+from worker.jobs.job_context import HandBackError, JobContext
+from worker.jobs.lease_worker import LeaseWorker
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def work(fleet: Fleet) -> Callable[..., LeaseWorker]:
             QUEUE,
             connection=Redis.from_url(fleet.url),
             beat_connection=Redis.from_url(fleet.url),
-            functions={"calibrate": function, "measure": function},
+            functions={"calibration": function, "sensitivity": function},
             host="here",
             name=f"worker-{os.urandom(4).hex()}",
             lease_seconds=30,

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from shared.errors import SampleError
-from shared.npz import Array
-from shared.reader import read_manifest, read_samples
+from shared.layout.npz import Array
+from shared.layout.reader import read_manifest, read_samples
 
 
 def arrays_of(image: int, step: int) -> dict[str, Array]:
@@ -255,7 +255,7 @@ def test_empty_and_wrong_directories(tmp_path: Path) -> None:
 
 def test_numpy_is_all_it_imports() -> None:
     code = (
-        "import sys; import numpy; before = set(sys.modules); import shared.reader; "
+        "import sys; import numpy; before = set(sys.modules); import shared.layout.reader; "
         "new = {name.partition('.')[0] for name in set(sys.modules) - before}; "
         "print(sorted(new - set(sys.stdlib_module_names) - {'numpy', 'shared'}))"
     )

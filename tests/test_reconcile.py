@@ -6,13 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from redis import Redis
 
-from producer import reconcile as module
-from producer.reconcile import Reconciled, reconcile
-from shared.history import Event, add_event, read_events
-from shared.jobs import TaskJob
-from shared.relay_store import RelayStore
-from shared.task_queue import TaskQueue, queue_name
-from shared.tasks import Task
+from producer.jobs import reconcile as module
+from producer.jobs.reconcile import Reconciled, reconcile
+from shared.jobs.history import Event, add_event, read_events
+from shared.jobs.task_job import TaskJob
+from shared.jobs.task_queue import TaskQueue, queue_name
+from shared.kinds.kind import Task
+from shared.stores.relay_store import RelayStore
 from tests.tasks import image_task, layer_task, record_of
 
 TASKS: list[Task] = [image_task(index) for index in range(4)]
@@ -129,7 +129,7 @@ def test_a_task_lost_from_the_queue(producer: Producer) -> None:
 
 
 def test_a_job_whose_hash_expired_is_enqueued_once_a_worker_came_by(producer: Producer) -> None:
-    from worker.maintenance import return_lost_jobs
+    from worker.jobs.maintenance import return_lost_jobs
 
     producer()
     producer.redis.delete(TaskJob.key_for(IDS[0]))

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.errors import ShardCorruptError
-from shared.records import MAX_SHARD_BYTES, decode_record, encode_record
 from shared.runs import PROTOCOL
+from shared.stores.records import MAX_SHARD_BYTES, decode_record, encode_record
 from tests.tasks import image_task, layer_task, record_of
 
 RECORD = record_of(layer_task(), b"shard")

@@ -12,22 +12,22 @@ from redis import Redis
 from redis.exceptions import NoPermissionError, RedisError
 from rq.exceptions import DequeueTimeout
 
-from producer.calib_folder import CalibFolder
 from producer.collect import Collector
 from producer.enqueue import Fleet, enqueue_calibration
-from producer.workers import live_workers
+from producer.folder.calib_folder import CalibFolder
+from producer.jobs.workers import live_workers
 from shared.cli import _one_line
-from shared.connection import connect
 from shared.errors import RedisUnavailableError
-from shared.history import Progress, read_events, set_progress
-from shared.relay_store import RelayStore
-from shared.task_queue import TaskQueue, queue_name
-from shared.tasks import Task
+from shared.jobs.connection import connect
+from shared.jobs.history import Progress, read_events, set_progress
+from shared.jobs.task_queue import TaskQueue, queue_name
+from shared.kinds.kind import Task
+from shared.stores.relay_store import RelayStore
 from tests.calibration_shards import calibration_shard
 from tests.tasks import SETTINGS, record_of, wait_until
 from tests.tls_redis import PASSWORDS, ROOT, TlsRedis
-from worker.lease_worker import LeaseWorker
-from worker.maintenance import return_lost_jobs
+from worker.jobs.lease_worker import LeaseWorker
+from worker.jobs.maintenance import return_lost_jobs
 
 QUEUE = queue_name("relay")
 USERS = ["worker", "producer"]
@@ -196,7 +196,7 @@ def work(server: TlsRedis, fails: dict[int, int] | None = None) -> None:
             QUEUE,
             connection=connection,
             beat_connection=beat,
-            functions={"calibrate": run},
+            functions={"calibration": run},
             host="here",
             name="access-worker",
             lease_seconds=30,
@@ -292,5 +292,5 @@ def _command_lines_below(pid: int) -> list[str]:
     for _ in range(3):
         below |= {child for child, parent in parents.items() if parent in below}
     lines = [Path(f"/proc/{each}/cmdline").read_text() for each in below]
-    assert sum("worker.process" in line for line in lines) == 2
+    assert sum("worker.service.process" in line for line in lines) == 2
     return lines

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from shared import redis_server
-from shared.connection import connect
+from producer.jobs import redis_server
+from producer.jobs.redis_server import RedisServer, find_redis_server
 from shared.errors import InputError, RedisUnavailableError
-from shared.redis_server import RedisServer, find_redis_server
+from shared.jobs.connection import connect
 from tests.tasks import wait_until
 
 ROOT = Path(__file__).parent.parent
@@ -26,7 +26,7 @@ def start_elsewhere(state: Path) -> subprocess.Popen[str]:
         import sys
         from pathlib import Path
         from redis import Redis
-        from shared.redis_server import RedisServer
+        from producer.jobs.redis_server import RedisServer
         with RedisServer(Path(sys.argv[1])) as server, Redis.from_url(server.url) as client:
             client.set("kept", "yes")
             print(client.info("server")["process_id"], flush=True)

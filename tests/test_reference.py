@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from shared.errors import RunMismatchError
-from shared.sample_set import SampleSet
+from shared.layout.sample_set import SampleSet
 from worker.engine.metrics import compare, is_tight
 from worker.engine.reference import check_reference
 

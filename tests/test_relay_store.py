@@ -8,8 +8,8 @@ from redis import Redis
 from redis.exceptions import OutOfMemoryError, ResponseError
 
 from shared.errors import ShardCorruptError, StoreError
-from shared.open_store import open_store
-from shared.relay_store import RelayStore
+from shared.stores.open_store import open_store
+from shared.stores.relay_store import RelayStore
 from tests.store_contract import RECORD, SHARD, TASK, StoreContract
 from tests.tasks import image_task, record_of
 

@@ -11,8 +11,8 @@ import fsspec
 import pytest
 
 from shared.errors import StoreError, WrongStoreError
-from shared.folder_store import FolderStore
-from shared.store import ShardStore
+from shared.stores.folder_store import FolderStore
+from shared.stores.store import ShardStore
 from tests.remote_servers import S3Server, SshServer
 from tests.store_contract import RECORD, SHARD, TASK
 from tests.tasks import image_task, record_of
@@ -180,7 +180,7 @@ def test_a_missing_package_is_one_line_with_the_command(url: str, extra: str) ->
     code = (
         "import sys\n"
         "for name in ('s3fs', 'paramiko'): sys.modules[name] = None\n"
-        "from shared.folder_store import FolderStore\n"
+        "from shared.stores.folder_store import FolderStore\n"
         "from shared.errors import StoreError\n"
         "try: FolderStore.open(sys.argv[1])\n"
         "except StoreError as error: sys.stdout.write(str(error))\n"

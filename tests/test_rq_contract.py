@@ -11,9 +11,9 @@ from rq.job import Job
 from rq.queue import Queue
 from rq.registry import FailedJobRegistry, FinishedJobRegistry, StartedJobRegistry
 
-from shared.jobs import TaskJob
-from shared.task_queue import TaskQueue
-from worker.lease_worker import LeaseWorker
+from shared.jobs.task_job import TaskJob
+from shared.jobs.task_queue import TaskQueue
+from worker.jobs.lease_worker import LeaseWorker
 
 CLASSES: dict[str, Any] = {
     kind.__name__: kind

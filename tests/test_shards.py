@@ -5,11 +5,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shared import npz
 from shared.errors import ShardCorruptError
-from shared.npz import Array
-from shared.sample_set import SampleSet
-from shared.shards import CalibrationShard, SensitivityShard
+from shared.kinds.calibration import CalibrationShard
+from shared.kinds.sensitivity import SensitivityShard
+from shared.layout import npz
+from shared.layout.npz import Array
+from shared.layout.sample_set import SampleSet
 
 
 def calibration_arrays() -> dict[str, Array]:

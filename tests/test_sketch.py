@@ -9,7 +9,7 @@ from mlx.utils import tree_flatten
 
 from benchmarks.random_mmdit import draw_samples, flux_config, random_pipeline, sd3_config
 from shared.errors import RunMismatchError
-from shared.shards import SketchShard
+from shared.kinds.sketch import SketchShard
 from worker.engine.batches import Batch, batch_inputs, guided_velocity
 from worker.engine.exact import ExactEngine
 from worker.engine.quantize import quantize_layer, swapped

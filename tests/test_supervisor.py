@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from shared.history import Event, add_crash, add_event, read_events
-from shared.task_queue import TaskQueue, queue_name
+from shared.jobs.history import Event, add_crash, add_event, read_events
+from shared.jobs.task_queue import TaskQueue, queue_name
 from tests.chaos import Chaos
 from tests.tasks import image_task, wait_until
-from worker.lease import EXIT_TIMEOUT
-from worker.post_mortem import cause_of_death, report_death
-from worker.supervisor import with_openblas
+from worker.jobs.lease import EXIT_TIMEOUT
+from worker.jobs.post_mortem import cause_of_death, report_death
+from worker.service.supervisor import with_openblas
 
 QUEUE = queue_name("relay")
 TASK = image_task(0)

@@ -6,15 +6,15 @@ from rq.job import JobStatus
 from rq.results import Result
 
 from shared.errors import TaskRefusedError
-from shared.jobs import (
+from shared.jobs.task_job import (
     FAILURE_TTL,
     JOB_TIMEOUT,
     MAX_RETRIES,
     RESULT_TTL,
     TaskJob,
 )
-from shared.task_queue import TaskQueue, parse_queue_name, queue_name
-from shared.tasks import Task
+from shared.jobs.task_queue import TaskQueue, parse_queue_name, queue_name
+from shared.kinds.kind import Task
 from tests.job_fleet import KEY, QUEUE, Fleet
 from tests.tasks import image_task, layer_task
 

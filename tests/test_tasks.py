@@ -3,10 +3,10 @@
 import pytest
 
 from shared.errors import TaskRefusedError
-from shared.jobs import (
+from shared.jobs.task_job import (
     function_name,
 )
-from shared.tasks import decode_task, encode_task
+from shared.kinds.registry import decode_task, encode_task
 from tests.tasks import image_task, layer_task
 
 

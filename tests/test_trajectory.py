@@ -11,7 +11,7 @@ from diffusionkit.mlx.mmdit import MMDiT
 from diffusionkit.mlx.sampler import FluxSampler
 from mlx.utils import tree_flatten
 
-from shared.tasks import CalibrationTask
+from shared.kinds.calibration import CalibrationTask
 from tests.tasks import SETTINGS
 from tests.tiny_flux import load_tiny_flux
 from worker.calibrate import calibrate

@@ -14,7 +14,7 @@ import yaml
 from redis import Redis
 from redis.exceptions import RedisError
 
-from shared.redis_server import find_redis_server
+from producer.jobs.redis_server import find_redis_server
 
 ROOT = Path(__file__).parent.parent
 PASSWORDS = {"default": "tests-admin", "worker": "tests-worker/1", "producer": "tests-producer@2"}

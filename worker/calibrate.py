@@ -7,10 +7,9 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
 
+from shared.kinds.calibration import CalibrationShard, CalibrationTask
+from shared.layout.npz import Array
 from shared.model_card import ModelCard, encode_model_card
-from shared.npz import Array
-from shared.shards import CalibrationShard
-from shared.tasks import CalibrationTask
 from worker.model.layers import linear_layers
 from worker.model.models import LoadedModel
 from worker.trajectory import Trajectory, decode_png, denoise, to_numpy

@@ -88,14 +88,14 @@ def start(
     import logging
     import sys
 
-    from shared.connection import connect
     from shared.errors import InputError
-    from shared.open_store import open_store
+    from shared.jobs.connection import connect
+    from shared.jobs.task_queue import queue_name
     from shared.sizes import parse_size
-    from shared.task_queue import queue_name
-    from worker.machine import host_name, require_mlx
-    from worker.options import WorkerOptions
-    from worker.supervisor import Supervisor
+    from shared.stores.open_store import open_store
+    from worker.service.machine import host_name, require_mlx
+    from worker.service.options import WorkerOptions
+    from worker.service.supervisor import Supervisor
 
     if beat * 2 > lease:
         raise InputError(

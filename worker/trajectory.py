@@ -10,7 +10,7 @@ import numpy as np
 from diffusionkit.mlx import CFGDenoiser, to_d
 from PIL import Image
 
-from shared.npz import Array
+from shared.layout.npz import Array
 from worker.model.modulation import clear_modulation, set_modulation
 
 

@@ -7,8 +7,10 @@ from statistics import median
 
 import numpy as np
 
+from producer.results import metrics
 from producer.results.layer_place import place_of
 from producer.results.measure import finite, measure
+from producer.results.metrics import BUCKETS, Bucket
 from producer.results.results import (
     BUCKET_NAMES,
     Bootstrap,
@@ -22,14 +24,12 @@ from producer.results.results import (
     Results,
     TaskKind,
 )
-from shared import metrics
 from shared.errors import RunMismatchError
-from shared.metrics import BUCKETS, Bucket
+from shared.kinds.calibration import CalibrationTask
+from shared.kinds.sensitivity import SensitivityShard, SensitivityTask
 from shared.model_card import LayerInfo, ModelCard
-from shared.records import Record
 from shared.runs import RunSettings, SensitivitySettings
-from shared.shards import SensitivityShard
-from shared.tasks import CalibrationTask, SensitivityTask
+from shared.stores.records import Record
 
 LEVEL = 0.95
 RESAMPLES = 1000

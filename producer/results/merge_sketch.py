@@ -5,17 +5,16 @@ from dataclasses import dataclass
 
 import msgspec
 
+from producer.results import metrics
 from producer.results.measure import finite, measure
 from producer.results.merge import LEVEL, RESAMPLES, SEED, FinishedTask, host_timings, merge_results
 from producer.results.results import Measurement, Results, VerifiedPair
 from producer.results.sketch import Estimates, estimate
-from shared import metrics
 from shared.errors import RunMismatchError
+from shared.kinds.sketch import SketchShard, SketchTask
 from shared.model_card import ModelCard
-from shared.records import Record
 from shared.runs import RunSettings, SensitivitySettings
-from shared.shards import SketchShard
-from shared.tasks import SketchTask
+from shared.stores.records import Record
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,8 +11,8 @@ import msgspec
 from msgspec import Struct
 
 from producer.results.layer_place import LayerPlace
+from producer.results.metrics import BUCKETS, Bucket, Unit
 from shared.errors import InputError
-from shared.metrics import BUCKETS, Bucket, Unit
 from shared.runs import RunSettings, SensitivitySettings
 
 FORMAT = 1

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from producer.results.metrics import Floats, Integers
 from shared.errors import RunMismatchError
-from shared.metrics import Floats, Integers
-from shared.shards import SensitivityShard, SketchShard
+from shared.kinds.sensitivity import SensitivityShard
+from shared.kinds.sketch import SketchShard
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

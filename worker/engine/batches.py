@@ -6,8 +6,8 @@ import mlx.core as mx
 import numpy as np
 
 from shared.errors import RunMismatchError
-from shared.npz import Array
-from shared.sample_set import SampleSet
+from shared.layout.npz import Array
+from shared.layout.sample_set import SampleSet
 from worker.engine.steps import Inputs
 
 

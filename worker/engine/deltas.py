@@ -8,7 +8,7 @@ import mlx.core as mx
 import numpy as np
 
 from shared.errors import TaskRefusedError
-from shared.npz import Array
+from shared.layout.npz import Array
 from worker.engine.quantize import check_measurable, fake_quantize, squared_rows
 from worker.model.layers import get_weight
 

@@ -13,9 +13,9 @@ import mlx.core as mx
 import numpy as np
 
 from shared.errors import TaskRefusedError
-from shared.npz import Array
-from shared.sample_set import SampleSet
-from shared.shards import SensitivityShard
+from shared.kinds.sensitivity import SensitivityShard
+from shared.layout.npz import Array
+from shared.layout.sample_set import SampleSet
 from worker.engine.batches import Batch, batch_inputs, guided_velocity, rows_per_sample, split_samples
 from worker.engine.memory import plan_memory
 from worker.engine.metrics import METRICS, compare, is_tight

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from shared.npz import Array
+from shared.layout.npz import Array
 
 METRICS = ("squared_error", "squared_reference", "cosine", "max_abs")
 

@@ -3,8 +3,8 @@
 import numpy as np
 
 from shared.errors import RunMismatchError
-from shared.npz import Array
-from shared.sample_set import SampleSet
+from shared.layout.npz import Array
+from shared.layout.sample_set import SampleSet
 
 # Two machines, or two micro-batch sizes, round differently, and CFG multiplies what they differ by. Another
 # model, or another cfg_weight, is off by tens of percent.

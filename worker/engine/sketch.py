@@ -16,9 +16,9 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from shared.npz import Array
-from shared.sample_set import SampleSet
-from shared.shards import SketchShard
+from shared.kinds.sketch import SketchShard
+from shared.layout.npz import Array
+from shared.layout.sample_set import SampleSet
 from worker.engine.backward import Arrays, pull_back
 from worker.engine.batches import Batch, batch_inputs, guided_velocity, rows_per_sample
 from worker.engine.deltas import Deltas

@@ -1,0 +1,97 @@
+"""Choosing the samples that a sensitivity run measures on, and packing them for the workers."""
+
+from collections import defaultdict
+from itertools import pairwise
+
+import numpy as np
+
+from producer.folder.calib_folder import CalibFolder
+from shared.errors import InputError
+from shared.layout.npz import Array
+from shared.layout.reader import read_manifest, read_samples
+from shared.layout.sample_file import Sample
+from shared.layout.sample_set import SampleSet
+
+DEFAULT_MAX_IMAGES = 8
+DEFAULT_STEPS_PER_IMAGE = 10
+
+
+def default_step_stride(num_steps: int) -> int:
+    """A stride that leaves about ten steps of each image: early, middle and late ones among them."""
+    return max(1, num_steps // DEFAULT_STEPS_PER_IMAGE)
+
+
+def select_samples(folder: CalibFolder, max_images: int, step_stride: int) -> SampleSet:
+    """Read the collected samples and return those of the first images, every `step_stride`-th step.
+
+    Raises:
+        InputError: nothing was collected yet.
+        SampleError: a sample can't be read.
+    """
+    if not folder.manifest_path.exists():
+        raise InputError(f"{folder.root} holds no samples yet; run `producer collect` first")
+    sigmas = read_manifest(folder.root).extra.get("sigmas")
+    by_image: dict[int, list[Sample]] = defaultdict(list)
+    for sample in read_samples(folder.root, max_images=max_images):
+        by_image[sample.image_index].append(sample)
+    if not by_image:
+        raise InputError(f"{folder.root} holds no samples yet; run `producer collect` first")
+    chosen: list[tuple[int, Sample, Sample | None]] = []
+    for row, steps in enumerate(by_image.values()):
+        chosen += _chosen_steps(row, steps, step_stride)
+    firsts = [steps[0] for steps in by_image.values()]
+    return _pack(chosen, firsts, sigmas)
+
+
+def _chosen_steps(row: int, steps: list[Sample], stride: int) -> list[tuple[int, Sample, Sample | None]]:
+    followers: list[Sample | None] = [
+        after if after.step_index == before.step_index + 1 else None for before, after in pairwise(steps)
+    ]
+    return [
+        (row, sample, after)
+        for sample, after in zip(steps, [*followers, None], strict=True)
+        if sample.step_index % stride == 0
+    ]
+
+
+def _pack(chosen: list[tuple[int, Sample, Sample | None]], firsts: list[Sample], sigmas: object) -> SampleSet:
+    samples = [sample for _, sample, _ in chosen]
+    nexts = [after for _, _, after in chosen]
+    return SampleSet(
+        x=np.concatenate([sample.x for sample in samples]),
+        timestep=_scalars([sample.timestep for sample in samples]),
+        sigma=_scalars([sample.sigma for sample in samples]),
+        x_next=np.concatenate(
+            [
+                after.x if after else np.zeros_like(sample.x)
+                for sample, after in zip(samples, nexts, strict=True)
+            ]
+        ),
+        sigma_next=np.array(
+            [
+                _scalar(after.sigma) if after else _last_sigma(sample, sigmas)
+                for sample, after in zip(samples, nexts, strict=True)
+            ],
+            dtype=np.float32,
+        ),
+        has_next=np.array([after is not None for after in nexts]),
+        step_index=np.array([sample.step_index for sample in samples], dtype=np.int32),
+        image=np.array([row for row, _, _ in chosen], dtype=np.int32),
+        image_index=np.array([first.image_index for first in firsts], dtype=np.int32),
+        conditioning=np.stack([first.conditioning for first in firsts]),
+        pooled_conditioning=np.stack([first.pooled_conditioning for first in firsts]),
+    )
+
+
+def _last_sigma(sample: Sample, sigmas: object) -> float:
+    if isinstance(sigmas, list) and sample.step_index + 1 < len(sigmas):
+        return float(sigmas[sample.step_index + 1])
+    return 0.0
+
+
+def _scalars(values: list[Array]) -> Array:
+    return np.array([_scalar(value) for value in values], dtype=np.float32)
+
+
+def _scalar(value: Array) -> float:
+    return float(value.reshape(-1)[0])

@@ -1,0 +1,41 @@
+"""Who works for a store's queue right now, as the workers themselves say in Redis."""
+
+from dataclasses import dataclass
+from typing import cast
+
+from redis import Redis
+from rq import worker_registration
+from rq.utils import now, utcparse
+
+from shared.jobs.task_queue import TaskQueue, queue_name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerInfo:
+    """One worker process."""
+
+    name: str
+    host: str
+    state: str
+    seconds_silent: float
+
+
+def live_workers(connection: Redis, store_id: str) -> list[WorkerInfo]:
+    """Registered workers, by name; a crashed one stays for about a minute, growing silent."""
+    queue = TaskQueue(queue_name(store_id), connection)
+    workers = []
+    for key in sorted(worker_registration.get_keys(queue)):
+        raw = cast(dict[bytes, bytes], connection.hgetall(key))
+        fields = {name.decode(): value.decode("utf-8", "replace") for name, value in raw.items()}
+        if "last_heartbeat" not in fields or "death" in fields:
+            continue
+        silent = (now() - utcparse(fields["last_heartbeat"])).total_seconds()
+        workers.append(
+            WorkerInfo(
+                name=key.rpartition(":")[2],
+                host=fields.get("hostname", "?"),
+                state=fields.get("state", "?"),
+                seconds_silent=max(0.0, silent),
+            )
+        )
+    return workers

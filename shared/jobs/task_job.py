@@ -1,0 +1,155 @@
+"""A task in RQ: a job class that runs nothing but our functions.
+
+RQ's JSON serializer alone is no protection: any importable dotted name in a job would be called, and
+callbacks and webhooks would be called even where a job is only read.
+"""
+
+import zlib
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from typing import Any, ClassVar
+
+from redis.exceptions import ResponseError
+from rq.exceptions import NoSuchJobError
+from rq.job import Job
+
+from shared.errors import TaskRefusedError
+from shared.kinds.calibration import CalibrationTask
+from shared.kinds.kind import Task
+from shared.kinds.registry import decode_task
+from shared.kinds.sensitivity import SensitivityTask
+from shared.kinds.sketch import SketchTask
+
+JOB_TIMEOUT = int(timedelta(hours=12).total_seconds())
+RESULT_TTL = int(timedelta(days=7).total_seconds())
+FAILURE_TTL = int(timedelta(days=30).total_seconds())
+MAX_RETRIES = 3
+
+MAX_DATA_BYTES = 256 * 1024
+MAX_TEXT = 300
+_SAFE_FIELDS = {
+    "created_at",
+    "data",
+    "description",
+    "ended_at",
+    "enqueue_at_front_on_retry",
+    "enqueued_at",
+    "last_heartbeat",
+    "origin",
+    "retries_left",
+    "started_at",
+    "status",
+    "timeout",
+    "worker_name",
+}
+
+
+class TaskJob(Job):
+    """A job that holds one task. What Redis says of it is believed only where it is harmless."""
+
+    functions: ClassVar[Mapping[str, Callable[[Task], dict[str, Any]]]] = {}
+    """Name to function; only a worker process fills it."""
+
+    refusal: str | None = None
+
+    def refresh(self) -> None:
+        """Read the job anew; a key that is no hash is no job."""
+        try:
+            super().refresh()  # type: ignore[no-untyped-call]
+        except ResponseError as error:
+            raise NoSuchJobError(f"{self.key} is no job: {error}") from None
+
+    def restore(self, raw_data: Any) -> None:
+        """Take over the known fields; anything else, callbacks and webhooks first of all, stays out."""
+        fields = {_text(key): value for key, value in dict(raw_data).items()}
+        dropped = sorted(name for name in fields.keys() - _SAFE_FIELDS if fields[name] and "call" in name)
+        if dropped or fields.get("webhooks"):
+            self.refusal = f"it carries {', '.join(dropped) or 'webhooks'}"
+        clean: dict[bytes, Any] = {
+            name.encode(): value for name, value in fields.items() if name in _SAFE_FIELDS
+        }
+        try:
+            clean[b"data"] = _inflate(clean.get(b"data", b""))
+            super().restore(clean)
+        except Exception as error:  # noqa: BLE001 - a worker must outlive whatever a hash holds
+            self.refusal = f"it can't be read: {str(error)[:MAX_TEXT]}"
+            super().restore({b"data": b"[]", b"retries_left": b"0"})
+        self._set_limits()
+
+    def _set_limits(self) -> None:
+        if self.timeout is None or not 0 < self.timeout <= JOB_TIMEOUT:
+            self.timeout = JOB_TIMEOUT
+        self.retries_left = max(0, min(self.retries_left or 0, MAX_RETRIES))
+        self.result_ttl, self.failure_ttl = RESULT_TTL, FAILURE_TTL
+        # Both are logged, and a terminal obeys what it is shown.
+        self.description = _printable(self.description)
+        self.worker_name = _printable(self.worker_name)
+
+    @property
+    def task(self) -> Task:
+        """The task, validated.
+
+        Raises:
+            TaskRefusedError: this is no job of ours.
+        """
+        if self.refusal:
+            raise TaskRefusedError(f"job {self.id} is refused: {self.refusal}")
+        try:
+            name, _, args, kwargs = self.serializer.loads(self.data)
+        except Exception as error:  # noqa: BLE001
+            raise TaskRefusedError(f"job {self.id} is refused: its data is no JSON ({error})") from None
+        if name not in _FUNCTION_NAMES.values() or kwargs or not isinstance(args, list) or len(args) != 1:
+            raise TaskRefusedError(f"job {self.id} is refused: it calls {str(name)[:80]!r}")
+        if not isinstance(args[0], str):
+            raise TaskRefusedError(f"job {self.id} is refused: its argument is no text")
+        task = decode_task(args[0])
+        if task.id != self.id or name != function_name(task):
+            raise TaskRefusedError(f"job {self.id} is refused: its task is {task.id}")
+        return task
+
+    @property
+    def func(self) -> Callable[..., Any]:
+        """Never imported by name."""
+        raise TaskRefusedError(f"job {self.id}: functions are called through the table only")
+
+    def _deserialize_data(self) -> None:
+        """RQ looks at the call for its own log, before it runs anything."""
+        _ = self.task
+        super()._deserialize_data()  # type: ignore[no-untyped-call]
+
+    def _execute(self) -> dict[str, Any]:
+        task = self.task
+        return self.functions[function_name(task)](task)
+
+
+_FUNCTION_NAMES: dict[type[Task], str] = {
+    CalibrationTask: "calibrate",
+    SensitivityTask: "measure",
+    SketchTask: "sketch",
+}
+
+
+def function_name(task: Task) -> str:
+    """Name, in the workers' function table, of what runs a task."""
+    return _FUNCTION_NAMES[type(task)]
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+
+def _printable(text: str | None) -> str | None:
+    return text and "".join(letter if letter.isprintable() else " " for letter in text[:MAX_TEXT])
+
+
+def _inflate(data: bytes) -> bytes:
+    """RQ's zlib data, unpacked to a limit: a few bytes must not become gigabytes."""
+    if not isinstance(data, bytes) or not data:
+        raise ValueError("no data")
+    decompressor = zlib.decompressobj()
+    plain = decompressor.decompress(data, MAX_DATA_BYTES + 1)
+    if len(plain) > MAX_DATA_BYTES:
+        raise ValueError(f"more than {MAX_DATA_BYTES} bytes of data")
+    if not decompressor.eof:
+        raise ValueError("its data is cut short")
+    return plain

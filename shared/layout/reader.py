@@ -1,0 +1,162 @@
+"""Reads a calibration directory back, for notebooks and other programs; numpy is all it needs.
+
+    for sample in read_samples("calibration_data", max_images=10, step_stride=5):
+        print(sample.image_index, sample.step_index, sample.x.shape)
+
+The directory is the calibration layout: manifest.json and one NPZ a sample, also as others write it.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from shared.errors import SampleError
+from shared.layout.sample_file import Sample, SampleFile
+
+MANIFEST_NAME = "manifest.json"
+
+_STEP_NUMBER = re.compile(r"step[\W_]*(\d+)", re.IGNORECASE)
+_IMAGE_NUMBER = re.compile(r"(?:image|img|prompt|sample)[\W_]*(\d+)", re.IGNORECASE)
+_NUMBER_BEFORE_STEP = re.compile(r"(?<![A-Za-z0-9])(\d+)[\W_]*step", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """What has been collected."""
+
+    n_completed: int
+    """Images done."""
+    num_steps: int
+    """Steps an image."""
+    sample_files: tuple[str, ...] | None
+    """Relative to the directory, or None where the manifest does not list them."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """Every other key, as it was found."""
+
+
+def read_manifest(calib_dir: str | Path) -> Manifest:
+    """Return the manifest of a calibration directory.
+
+    Raises:
+        SampleError: there is none, it is not JSON, or a key is missing or of another kind.
+    """
+    path = Path(calib_dir) / MANIFEST_NAME
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise SampleError(f"{path}: not a readable manifest: {error}") from None
+    if not isinstance(content, dict):
+        raise SampleError(f"{path}: a JSON object belongs there, not {type(content).__name__}")
+    files = content.pop("sample_files", None)
+    if files is not None and not (isinstance(files, list) and all(isinstance(f, str) for f in files)):
+        raise SampleError(f"{path}: 'sample_files' is not a list of paths")
+    return Manifest(
+        n_completed=_count(content.pop("n_completed", None), path, "n_completed", least=0),
+        num_steps=_count(content.pop("num_steps", None), path, "num_steps", least=1),
+        sample_files=None if files is None else tuple(files),
+        extra=content,
+    )
+
+
+def read_samples(
+    calib_dir: str | Path, max_images: int | None = None, step_stride: int = 1
+) -> Iterator[Sample]:
+    """Yield the samples of a directory: image by image, step by step, each read when its turn comes.
+
+    The manifest's `sample_files` say which; without them `samples/*.npz`, and without those `*.npz`.
+    Names that hold an image and a step number decide the order. Other names keep the manifest's order,
+    or are sorted by the numbers in them, and a step index that starts anew begins the next image.
+
+    Args:
+        calib_dir: where manifest.json is; the manifest may be absent.
+        max_images: only the first so many images; None takes all.
+        step_stride: only steps whose index it divides.
+
+    Raises:
+        SampleError: naming the file and what is wrong in it; for a sample, when its turn comes.
+    """
+    if max_images is not None and max_images < 0:
+        raise SampleError(f"max_images is {max_images}; it can't be negative")
+    if step_stride < 1:
+        raise SampleError(f"step_stride is {step_stride}; it must be 1 or more")
+    root = Path(calib_dir)
+    manifest = read_manifest(root) if (root / MANIFEST_NAME).exists() else None
+    names = _sample_names(root, manifest)
+    places = [_place_in_name(name) for name in names]
+    if all(place is not None for place in places):
+        ordered = sorted((place, name) for place, name in zip(places, names, strict=True) if place)
+        return _read_named(root, [(place[0], name) for place, name in ordered], max_images, step_stride)
+    return _read_counted(root, names, manifest.num_steps if manifest else None, max_images, step_stride)
+
+
+def _count(value: object, path: Path, key: str, least: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise SampleError(f"{path}: {key!r} is {value!r}; an integer of at least {least} belongs there")
+    return value
+
+
+def _sample_names(root: Path, manifest: Manifest | None) -> list[str]:
+    if manifest is not None and manifest.sample_files is not None:
+        return [_inside(root, name) for name in manifest.sample_files]
+    for pattern in ("samples/*.npz", "*.npz"):
+        if names := [path.relative_to(root).as_posix() for path in root.glob(pattern)]:
+            return sorted(names, key=_natural_key)
+    if manifest is None:
+        raise SampleError(
+            f"{root}: no {MANIFEST_NAME}, no samples/*.npz and no *.npz; is it the right place?"
+        )
+    return []
+
+
+def _inside(root: Path, name: str) -> str:
+    # Both kinds: a manifest written on Windows must not escape here either, nor the other way round.
+    for path in (PurePosixPath(name), PureWindowsPath(name)):
+        if path.is_absolute() or path.drive or path.root or ".." in path.parts or not path.parts:
+            raise SampleError(f"{root / MANIFEST_NAME}: sample file {name!r} does not lie in {root}")
+    return name
+
+
+def _natural_key(name: str) -> list[tuple[int, int, str]]:
+    """Sorts step-9 before step-10."""
+    parts = re.split(r"(\d+)", name)
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts if part]
+
+
+def _place_in_name(name: str) -> tuple[int, int] | None:
+    """(image, step) as numbers in a name such as samples/image-00003-step-017.npz, else None."""
+    step = _STEP_NUMBER.search(name)
+    image = _IMAGE_NUMBER.search(name) or _NUMBER_BEFORE_STEP.search(name)
+    return (int(image[1]), int(step[1])) if image and step else None
+
+
+def _read_named(
+    root: Path, files: list[tuple[int, str]], max_images: int | None, step_stride: int
+) -> Iterator[Sample]:
+    wanted = set(sorted({image for image, _ in files})[:max_images])
+    for image_index, name in files:
+        if image_index in wanted:
+            with SampleFile(root / name) as opened:
+                if opened.step_index % step_stride == 0:
+                    yield opened.load(image_index, opened.step_index)
+
+
+def _read_counted(
+    root: Path, names: list[str], num_steps: int | None, max_images: int | None, step_stride: int
+) -> Iterator[Sample]:
+    image_index, previous = 0, -1
+    for name in names:
+        with SampleFile(root / name) as opened:
+            step_index = opened.step_index
+            if num_steps is not None and step_index >= num_steps:
+                # A counter over the whole calibration, as some generators write it.
+                image_index, step_index = divmod(step_index, num_steps)
+            elif step_index <= previous:
+                image_index += 1
+            previous = step_index
+            if max_images is not None and image_index >= max_images:
+                return
+            if step_index % step_stride == 0:
+                yield opened.load(image_index, step_index)

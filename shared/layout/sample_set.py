@@ -1,0 +1,86 @@
+"""A sample set: the samples that one sensitivity run measures on, as workers fetch them."""
+
+import hashlib
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from shared.errors import ShardCorruptError
+from shared.layout.npz import Array
+from shared.packed_arrays import BOOLEANS, FLOATS, INTEGERS, PackedArrays
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleSet(PackedArrays):
+    """n samples of m images, in the layout's order; conditioning once an image.
+
+    `x_next` and `sigma_next` are the latent and sigma one step on, so that a worker can tell whether
+    its model is the one that drew these samples: v = (x_next - x) / (sigma_next - sigma).
+    """
+
+    x: Array
+    """(n, H, W, C)."""
+    timestep: Array
+    """(n,) float32."""
+    sigma: Array
+    """(n,) float32."""
+    x_next: Array
+    """(n, H, W, C); zeros where `has_next` is False."""
+    sigma_next: Array
+    """(n,) float32."""
+    has_next: Array
+    """(n,) bool: False for an image's last step, whose outcome no sample holds."""
+    step_index: Array
+    """(n,) int32."""
+    image: Array
+    """(n,) int32: row of `image_index`, `conditioning` and `pooled_conditioning`."""
+    image_index: Array
+    """(m,) int32."""
+    conditioning: Array
+    """(m, B, T, D)."""
+    pooled_conditioning: Array
+    """(m, B, P)."""
+
+    _layout: ClassVar[dict[str, tuple[str, int]]] = {
+        "x": (FLOATS, 4),
+        "timestep": (FLOATS, 1),
+        "sigma": (FLOATS, 1),
+        "x_next": (FLOATS, 4),
+        "sigma_next": (FLOATS, 1),
+        "has_next": (BOOLEANS, 1),
+        "step_index": (INTEGERS, 1),
+        "image": (INTEGERS, 1),
+        "image_index": (INTEGERS, 1),
+        "conditioning": (FLOATS, 4),
+        "pooled_conditioning": (FLOATS, 3),
+    }
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def _check(self) -> None:
+        n, m = len(self.x), len(self.image_index)
+        per_sample = ("timestep", "sigma", "sigma_next", "has_next", "step_index", "image")
+        if self.x_next.shape != self.x.shape or any(len(getattr(self, name)) != n for name in per_sample):
+            raise ShardCorruptError("not a sample set: its arrays differ in length")
+        if n == 0:
+            raise ShardCorruptError("not a sample set: it is empty")
+        if len(self.conditioning) != m or self.pooled_conditioning.shape[:2] != self.conditioning.shape[:2]:
+            raise ShardCorruptError("not a sample set: conditioning does not fit its images")
+        if self.image.min() < 0 or self.image.max() >= m:
+            raise ShardCorruptError("not a sample set: a sample of an image it does not hold")
+        self._check_finite()
+
+    @property
+    def implied_velocity(self) -> Array:
+        """(n, H, W, C) float32: what the Euler step from x to x_next says the model's output was."""
+        step = (self.sigma_next - self.sigma).astype(np.float32).reshape(-1, 1, 1, 1)
+        difference = self.x_next.astype(np.float32) - self.x.astype(np.float32)
+        velocity: Array = np.divide(difference, step, out=np.zeros_like(difference), where=step != 0)
+        return velocity
+
+
+def sample_set_digest(data: bytes) -> str:
+    """sha256 in hex: the name of a packed sample set."""
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,231 @@
+"""A shard store in a folder: a local one, a mounted share, or anything fsspec knows (s3://, sftp://)."""
+
+import contextlib
+import hashlib
+import re
+from typing import Any
+from uuid import uuid4
+
+import msgspec
+
+from shared.errors import BitfleetError, ShardCorruptError, StoreError, StoreTroubleError, WrongStoreError
+from shared.jobs.connection import safe_url
+from shared.stores.filesystems import open_filesystem
+from shared.stores.records import MAX_SHARD_BYTES, Record, decode_record, encode_record
+from shared.stores.store import PutOutcome, ShardStore
+
+MARKER = "bitfleet-store.json"
+MAX_RECORD_BYTES = 64 * 1024
+
+_NAME = re.compile(r"[A-Za-z0-9_-]+")
+
+
+class FolderStore(ShardStore):
+    """A shard's file carries its sha256 in its name: two attempts never overwrite each other."""
+
+    def __init__(self, filesystem: Any, root: str, url: str, store_id: str) -> None:
+        self.id = store_id
+        self.label = safe_url(url)
+        self._url = url
+        self._fs = filesystem
+        self._root = root.rstrip("/")
+
+    @classmethod
+    def open(cls, url: str, *, create: bool = False) -> "FolderStore":
+        """Open the store at `url`; `create` marks an unmarked folder as a new store.
+
+        Raises:
+            StoreError: not an fsspec URL, or it can't be reached or written.
+            WrongStoreError: no store is there, and `create` is False.
+        """
+        label = safe_url(url)
+        with _explained(label):
+            filesystem, root = open_filesystem(url, label)
+        marker = f"{root.rstrip('/')}/{MARKER}"
+        with _explained(label):
+            content = _content(filesystem, marker)
+            if content is None:
+                if not create:
+                    raise WrongStoreError(
+                        f"{label} is no shard store (no {MARKER} in it): is the share mounted, and is it "
+                        "the --store that the run was enqueued with?"
+                    )
+                filesystem.makedirs(root, exist_ok=True)
+                content = msgspec.json.encode({"store_id": uuid4().hex[:12]})
+                cls(filesystem, root, url, "")._write(marker, content)
+                content = filesystem.cat_file(marker)
+        return cls(filesystem, root, url, _store_id(content, label))
+
+    def put(self, record: Record, shard: bytes) -> PutOutcome:
+        self._check_marker()
+        name = self._record_path(record.task.group, record.id)
+        with _explained(self.label):
+            if self._fs.exists(name):
+                return "exists"
+            self._write(self._shard_path(record), shard)
+            self._write(name, encode_record(record))
+        return "stored"
+
+    def has_record(self, group: str, task_id: str) -> bool:
+        self._check_marker()
+        with _explained(self.label):
+            return bool(self._fs.exists(self._record_path(group, task_id)))
+
+    def record_ids(self, group: str) -> set[str]:
+        self._check_marker()
+        with _explained(self.label):
+            names = self._listing(group)
+        stems = (name.rsplit("/", 1)[-1].removesuffix(".json") for name in names if name.endswith(".json"))
+        return {stem for stem in stems if _NAME.fullmatch(stem)}
+
+    def record(self, group: str, task_id: str) -> Record:
+        record = decode_record(self._read(self._record_path(group, task_id), MAX_RECORD_BYTES, task_id))
+        if record.id != task_id or record.task.group != group:
+            raise ShardCorruptError(f"the record of {task_id} in {self.label} is {record.id}'s")
+        return record
+
+    def shard(self, record: Record) -> bytes:
+        label = f"{record.id} ({record.task.label})"
+        data = self._read(self._shard_path(record), MAX_SHARD_BYTES, label)
+        record.check(data)
+        return data
+
+    def discard(self, group: str, task_id: str) -> None:
+        with _explained(self.label):
+            self._remove(self._record_path(group, task_id))
+            # No glob: a bracket in the folder's own name would mean something else to it.
+            for path in self._listing(group):
+                name = path.rpartition("/")[2]
+                if name.startswith(f"{task_id}.") and name.endswith(".npz"):
+                    self._remove(path)
+
+    def put_blob(self, digest: str, data: bytes) -> None:
+        self._check_marker()
+        with _explained(self.label):
+            self._write(self._blob_path(digest), data)
+
+    def has_blob(self, digest: str) -> bool:
+        self._check_marker()
+        with _explained(self.label):
+            return bool(self._fs.exists(self._blob_path(digest)))
+
+    def blob(self, digest: str) -> bytes:
+        self._check_marker()
+        path = self._blob_path(digest)
+        with _explained(self.label):
+            if not self._fs.exists(path):
+                raise StoreError(
+                    f"{self.label} has no blob {digest[:12]}; run `producer enqueue-sensitivity` again"
+                )
+            data: bytes = self._fs.cat_file(path)
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise ShardCorruptError(f"blob {digest[:12]} in {self.label} was altered")
+        return data
+
+    def discard_blob(self, digest: str) -> None:
+        with _explained(self.label):
+            self._remove(self._blob_path(digest))
+
+    def _check_marker(self) -> None:
+        """A share that was unmounted, or swapped for another, must not swallow results."""
+        try:
+            content = self._marker()
+        except StoreTroubleError:
+            # Its connection may have died while this machine slept: that is no job's fault.
+            with _explained(self.label):
+                self._fs, _ = open_filesystem(self._url, self.label)
+            content = self._marker()
+        if _store_id(content, self.label) != self.id:
+            raise WrongStoreError(f"{self.label} is another store now: is the right share mounted?")
+
+    def _marker(self) -> bytes:
+        with _explained(self.label):
+            return _content(self._fs, f"{self._root}/{MARKER}") or b""
+
+    def _write(self, path: str, data: bytes) -> None:
+        """Temp file, then rename, where renaming is cheap; object stores write whole objects anyway."""
+        folder, _, name = path.rpartition("/")
+        self._fs.makedirs(folder, exist_ok=True)
+        if "s3" in _protocols(self._fs) or "memory" in _protocols(self._fs):
+            self._fs.pipe_file(path, data)
+            return
+        temporary = f"{folder}/.{name}.{uuid4().hex}.tmp"
+        try:
+            self._fs.pipe_file(temporary, data)
+            self._fs.mv(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                self._remove(temporary)
+            raise
+
+    def _listing(self, group: str) -> list[str]:
+        folder = f"{self._root}/{_safe(group)}"
+        # Another machine wrote there since the last look.
+        self._fs.invalidate_cache()
+        return list(self._fs.ls(folder, detail=False)) if self._fs.isdir(folder) else []
+
+    def _read(self, path: str, limit: int, label: str) -> bytes:
+        with _explained(self.label):
+            try:
+                size = self._fs.info(path)["size"]
+                if size > limit:
+                    raise ShardCorruptError(
+                        f"{label} in {self.label} has {size} bytes; at most {limit} belong"
+                    )
+                data: bytes = self._fs.cat_file(path)
+            except FileNotFoundError:
+                raise ShardCorruptError(f"{label} is missing in {self.label}") from None
+        return data
+
+    def _remove(self, path: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._fs.rm_file(path)
+
+    def _record_path(self, group: str, task_id: str) -> str:
+        return f"{self._root}/{_safe(group)}/{_safe(task_id)}.json"
+
+    def _shard_path(self, record: Record) -> str:
+        return f"{self._root}/{_safe(record.task.group)}/{_safe(record.id)}.{record.sha256[:16]}.npz"
+
+    def _blob_path(self, digest: str) -> str:
+        return f"{self._root}/blobs/{_safe(digest)}.npz"
+
+
+def _content(filesystem: Any, path: str) -> bytes | None:
+    # Not exists(), which says no when the network fails: a new marker would be written over the old one.
+    try:
+        content: bytes = filesystem.cat_file(path)
+    except FileNotFoundError:
+        return None
+    return content
+
+
+def _store_id(marker: bytes, label: str) -> str:
+    try:
+        store_id = msgspec.json.decode(marker, type=dict[str, str])["store_id"]
+    except (msgspec.DecodeError, UnicodeError, KeyError):
+        raise WrongStoreError(f"{label} has no readable {MARKER}: is the right share mounted?") from None
+    return _safe(store_id)
+
+
+def _safe(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise StoreError(f"{name!r} can't be a name in a store")
+    return name
+
+
+def _protocols(filesystem: Any) -> tuple[str, ...]:
+    protocol = filesystem.protocol
+    return (protocol,) if isinstance(protocol, str) else tuple(protocol)
+
+
+@contextlib.contextmanager
+def _explained(label: str) -> Any:
+    """Turn what fsspec and the system raise into one line that names the store."""
+    try:
+        yield
+    except BitfleetError:
+        raise
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise StoreTroubleError(f"store {label} can't be used: {reason}") from error

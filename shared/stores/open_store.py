@@ -1,0 +1,19 @@
+"""Opening the store that a run's shards go to."""
+
+from redis import Redis
+
+from shared.stores.folder_store import FolderStore
+from shared.stores.relay_store import RelayStore
+from shared.stores.store import ShardStore
+
+
+def open_store(url: str | None, connection: Redis, *, create: bool = False) -> ShardStore:
+    """Return the folder store at `url`, or the Redis relay when there is no URL.
+
+    `create` marks a folder that is no store yet as one (the producer's right alone).
+
+    Raises:
+        StoreError: the URL can't be used.
+        WrongStoreError: no store is there, and `create` is False.
+    """
+    return FolderStore.open(url, create=create) if url else RelayStore(connection)

@@ -1,0 +1,162 @@
+"""One worker process: `python -m worker.service.process`, started by the supervisor, options in the environment."""
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import cast
+
+from redis import Redis
+from redis.exceptions import OutOfMemoryError, RedisError
+from rq.queue import Queue
+
+from shared.errors import BitfleetError, ClockError, RedisUnavailableError, StoreTroubleError
+from shared.jobs.connection import connect
+from shared.jobs.task_queue import parse_queue_name, queue_name
+from shared.runs import PROTOCOL
+from shared.stores.open_store import open_store
+from worker.jobs.failures import REDIS_IS_FULL
+from worker.jobs.lease_worker import LeaseWorker
+from worker.service.machine import host_name
+from worker.service.options import WorkerOptions, cache_dir, new_worker_name
+from worker.service.runtime import Runtime
+
+logger = logging.getLogger("bitfleet.worker")
+
+EXIT_REFUSED = 2
+EXIT_TROUBLE = 69
+EXIT_BROKEN = 70
+MAX_CLOCK_SHARE = 4
+"""A clock may be wrong by this fraction of a lease: its ends are told by the machines' own clocks."""
+PARENT_POLL_SECONDS = 1.0
+
+
+def main() -> int:
+    """Work until told to stop; return the exit code."""
+    options = WorkerOptions.from_environment()
+    logging.basicConfig(
+        level=logging.WARNING,
+        format=f"%(asctime)s {host_name()}[{os.getpid()}] %(message)s",
+        datefmt="%H:%M:%S",
+        stream=sys.stderr,
+    )
+    logger.setLevel(options.log_level)
+    try:
+        return _work(options)
+    except OutOfMemoryError:
+        logger.error(REDIS_IS_FULL)
+        return EXIT_TROUBLE
+    except (RedisUnavailableError, StoreTroubleError, RedisError) as error:
+        logger.error("%s", error)
+        return EXIT_TROUBLE
+    except BitfleetError as error:
+        logger.error("%s", error)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+
+
+def _work(options: WorkerOptions) -> int:
+    connection = connect(options.redis_url)
+    check_clock(connection, options.lease_seconds)
+    store = open_store(options.store, connection)
+    host, queue = host_name(), queue_name(store.id)
+    name = options.name or new_worker_name(host)
+    _say_what_others_wait_for(connection, queue)
+    runtime = Runtime(
+        store=store,
+        host=host,
+        worker=name,
+        cache_dir=cache_dir(),
+        checkpoint=Path(options.checkpoint) if options.checkpoint else None,
+        calib_dir=Path(options.calib_dir) if options.calib_dir else None,
+        memory_limit=options.memory_limit,
+        workers_here=options.workers_here,
+        connection=connection,
+        canary_tolerance=options.canary_tolerance,
+    )
+    worker = LeaseWorker(
+        queue,
+        connection=connection,
+        beat_connection=connect(options.redis_url, patient=False),
+        functions=runtime.functions,
+        host=host,
+        name=name,
+        lease_seconds=options.lease_seconds,
+        beat_seconds=options.beat_seconds,
+        hedge=options.hedge,
+    )
+    if options.with_parent:
+        _leave_with_parent()
+    logger.info("ready: queue %s, shards go to %s", queue, store.label)
+    worker.work(burst=options.burst, logging_level="WARNING")
+    if worker.fatal:
+        logger.error("this machine can't serve the run and leaves: %s", worker.fatal)
+        return EXIT_REFUSED
+    if worker.broken:
+        logger.error("the GPU failed: this process leaves for a new one")
+        return EXIT_BROKEN
+    return 0 if worker.left_in_order else EXIT_BROKEN
+
+
+def check_clock(connection: Redis, lease_seconds: int) -> None:
+    """Compare this machine's clock with that of Redis.
+
+    Raises:
+        ClockError: they differ by so much that leases would mean nothing.
+    """
+    seconds, microseconds = connection.time()
+    difference = time.time() - seconds - microseconds / 1e6
+    if abs(difference) > lease_seconds / MAX_CLOCK_SHARE:
+        raise ClockError(
+            f"this machine's clock is {abs(difference):.0f} s {'ahead of' if difference > 0 else 'behind'} "
+            "that of Redis: let both set it by the network, then start again"
+        )
+
+
+def _say_what_others_wait_for(connection: Redis, queue: str) -> None:
+    """Jobs of another protocol or store are never seen by this worker, so say that they are there."""
+    # Not RQ's Queue.all: it ends in an exception over the first entry that is no queue's.
+    for key in cast(set[bytes], connection.smembers(Queue.redis_queues_keys)):
+        name = key.decode("utf-8", "replace").removeprefix(Queue.redis_queue_namespace_prefix)
+        parsed = parse_queue_name(name)
+        count = connection.llen(Queue.redis_queue_namespace_prefix + name)
+        if parsed is None or name == queue or not count:
+            continue
+        protocol, store_id = parsed
+        if protocol != PROTOCOL:
+            logger.warning(
+                "%d jobs wait for workers of protocol %d; this revision speaks %d: install the revision "
+                "that the producer runs",
+                count,
+                protocol,
+                PROTOCOL,
+            )
+        else:
+            logger.warning(
+                "%d jobs wait for workers with store %s: give the run's --store (or none for the relay)",
+                count,
+                store_id,
+            )
+
+
+def _leave_with_parent() -> None:
+    parent = os.getppid()
+
+    def watch() -> None:
+        pause = threading.Event()
+        while os.getppid() == parent:
+            pause.wait(PARENT_POLL_SECONDS)
+        # Twice: once asks to finish the job, twice hands it back.
+        os.kill(os.getpid(), signal.SIGTERM)
+        pause.wait(0.2)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

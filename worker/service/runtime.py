@@ -1,0 +1,209 @@
+"""What a worker process keeps between jobs: the model, the engine, and how each kind of task is run."""
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from redis import Redis
+
+from shared.errors import WrongStoreError
+from shared.jobs.history import utc_now
+from shared.kinds.calibration import CalibrationTask
+from shared.kinds.kind import Task
+from shared.kinds.sensitivity import SensitivityTask
+from shared.kinds.sketch import SketchTask
+from shared.layout.sample_set import SampleSet
+from shared.runs import RunSettings
+from shared.stores.records import Record
+from shared.stores.store import ShardStore
+from worker.jobs.job_context import JobContext
+
+if TYPE_CHECKING:
+    from worker.model.models import LoadedModel
+
+logger = logging.getLogger("bitfleet.worker")
+
+RELAY_POLL_SECONDS = 2.0
+
+
+class Runtime:
+    """Runs tasks in the main thread. MLX is imported with the first job, not before."""
+
+    def __init__(
+        self,
+        *,
+        store: ShardStore,
+        host: str,
+        worker: str,
+        cache_dir: Path,
+        checkpoint: Path | None = None,
+        calib_dir: Path | None = None,
+        memory_limit: int | None = None,
+        workers_here: int = 1,
+        connection: Redis | None = None,
+        canary_tolerance: float | None = None,
+    ) -> None:
+        """`connection` is where the canaries of a run are compared; without one they are not."""
+        self._store = store
+        self._host = host
+        self._worker = worker
+        self._cache_dir = cache_dir
+        self._checkpoint = checkpoint
+        self._calib_dir = calib_dir
+        self._memory_limit = memory_limit
+        self._workers_here = workers_here
+        self._connection = connection
+        self._canary_tolerance = canary_tolerance
+        self._agreed: set[str] = set()
+        """Runs whose canary was compared."""
+        self._model: tuple[str, LoadedModel] | None = None
+        self._engine: tuple[str, Any] | None = None
+
+    @property
+    def functions(self) -> dict[str, Any]:
+        """The function table of this worker's jobs."""
+        return {"calibrate": self.run, "measure": self.run, "sketch": self.run}
+
+    def run(self, task: Task, context: JobContext) -> dict[str, Any]:
+        """Run one task and leave its shard and record in the store."""
+        self._check(task)
+        if self._store.has_record(task.group, task.id):
+            return {"outcome": "exists"}
+        started = time.monotonic()
+        context.check("loading the model")
+        model = self._model_of(task.run)
+        self._compare_canary(task.run, model, context)
+        if isinstance(task, CalibrationTask):
+            shard = self._calibrate(task, model, context)
+        elif isinstance(task, SensitivityTask):
+            shard = self._measure(task, model, context)
+        else:
+            shard = self._sketch(task, model, context)
+        context.confirm()
+        record = self._record(task, shard, model.fingerprint, time.monotonic() - started)
+        outcome = self._put(record, shard, context)
+        return {"outcome": outcome, "seconds": record.seconds, "bytes": record.size}
+
+    def _check(self, task: Task) -> None:
+        if task.store_id != self._store.id:
+            raise WrongStoreError(
+                f"{task.label} belongs into store {task.store_id}, this worker has {self._store.label}"
+            )
+
+    def _model_of(self, run: RunSettings) -> "LoadedModel":
+        from worker.model.models import load_model
+
+        # Steps, prompts and seeds may change without loading anything again.
+        key = f"{run.model} {run.checkpoint_sha256} {run.shift} {run.use_t5} {run.precision}"
+        if self._model is None or self._model[0] != key:
+            self._model = self._engine = None
+            logger.info("loading %s", run.model)
+            self._model = (key, load_model(run, self._checkpoint))
+        return self._model[1]
+
+    def _compare_canary(self, run: RunSettings, model: "LoadedModel", context: JobContext) -> None:
+        """On joining a run, before its first real task."""
+        if self._connection is None or run.id in self._agreed:
+            return
+        from worker.service.canary import Canary, compare_with_first, measure_canary
+        from worker.service.machine import versions
+
+        context.check("measuring the canary")
+        canary = Canary(
+            fingerprint=model.fingerprint,
+            host=self._host,
+            worker=self._worker,
+            versions=versions(),
+            output=measure_canary(model, run).tolist(),
+        )
+        difference = compare_with_first(self._connection, run, canary, self._canary_tolerance)
+        logger.info("run %s: the canary differs by %.2g from the first worker's", run.id, difference)
+        self._agreed.add(run.id)
+
+    def _calibrate(self, task: CalibrationTask, model: "LoadedModel", context: JobContext) -> bytes:
+        from worker.calibrate import calibrate
+
+        return calibrate(task, model, context.check).to_bytes()
+
+    def _measure(self, task: SensitivityTask, model: "LoadedModel", context: JobContext) -> bytes:
+        from worker.engine.exact import ExactEngine
+
+        def new() -> ExactEngine:
+            return ExactEngine(
+                model.pipeline,
+                self._samples(task, context),
+                cfg_weight=task.run.cfg_weight,
+                group_size=task.sensitivity.group_size,
+                memory_limit=self._memory_share(),
+            )
+
+        engine: ExactEngine = self._engine_of(f"exact {task.sensitivity.id}", new)
+        until = task.sensitivity.until
+        return engine.measure(task.layer, task.bits, check=context.check, until=until).to_bytes()
+
+    def _sketch(self, task: SketchTask, model: "LoadedModel", context: JobContext) -> bytes:
+        from worker.engine.sketch import SketchEngine
+
+        def new() -> SketchEngine:
+            return SketchEngine(
+                model.pipeline,
+                self._samples(task, context),
+                cfg_weight=task.run.cfg_weight,
+                group_size=task.sensitivity.group_size,
+                bits=task.bits,
+                memory_limit=self._memory_share(),
+            )
+
+        engine: SketchEngine = self._engine_of(f"sketch {task.sensitivity.id} {task.bits}", new)
+        return engine.measure(task.sample, task.probe_group, task.probes, context.check).to_bytes()
+
+    def _samples(self, task: SensitivityTask | SketchTask, context: JobContext) -> SampleSet:
+        from worker.service.sample_cache import fetch_samples
+
+        context.check("fetching samples")
+        return fetch_samples(task, self._store, self._cache_dir, self._calib_dir)
+
+    def _memory_share(self) -> int | None:
+        """Two workers that each took what one may would leave none for the machine."""
+        from worker.engine.memory import default_memory_limit
+
+        if self._memory_limit is not None or self._workers_here == 1:
+            return self._memory_limit
+        return default_memory_limit() // self._workers_here
+
+    def _engine_of(self, key: str, new: Callable[[], Any]) -> Any:
+        """The engine at hand, or a new one: each keeps what fits into memory, so there is only ever one."""
+        if self._engine is None or self._engine[0] != key:
+            self._engine = None
+            self._engine = (key, new())
+        return self._engine[1]
+
+    def _record(self, task: Task, shard: bytes, fingerprint: str, seconds: float) -> Record:
+        from worker.service.machine import versions
+
+        return Record(
+            task=task,
+            sha256=hashlib.sha256(shard).hexdigest(),
+            size=len(shard),
+            fingerprint=fingerprint,
+            versions=versions(),
+            host=self._host,
+            worker=self._worker,
+            seconds=round(seconds, 4),
+            finished_at=utc_now(),
+        )
+
+    def _put(self, record: Record, shard: bytes, context: JobContext) -> str:
+        waiting = False
+        while (outcome := self._store.put(record, shard)) == "full":
+            if not waiting:
+                logger.warning("%s is full; waiting until `producer collect` empties it", self._store.label)
+            waiting = True
+            deadline = time.monotonic() + RELAY_POLL_SECONDS
+            while time.monotonic() < deadline:
+                context.check("waiting: the relay is full, run `producer collect`")
+                time.sleep(0.2)
+        return outcome

@@ -1,0 +1,159 @@
+"""Keeps N worker processes alive: starts, respawns with backoff, hands signals on. No MLX in here."""
+
+import logging
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import msgspec
+
+from worker.jobs.post_mortem import cause_of_death, report_death
+from worker.service.machine import host_name
+from worker.service.options import WorkerOptions, new_worker_name
+from worker.service.process import EXIT_REFUSED, EXIT_TROUBLE
+
+logger = logging.getLogger("bitfleet.worker")
+
+POLL_SECONDS = 0.1
+FIRST_BACKOFF_SECONDS = 1.0
+MAX_BACKOFF_SECONDS = 60.0
+HEALTHY_SECONDS = 60.0
+"""A worker that lived this long starts its backoff anew."""
+
+# The BLAS in MLX's Linux wheel is the reference one: a real one is 15 to 35 times faster.
+_OPENBLAS = (
+    "/usr/lib/{arch}-linux-gnu/openblas-pthread/libblas.so.3",
+    "/usr/lib/{arch}-linux-gnu/libopenblas.so.0",
+    "/usr/lib64/libopenblas.so.0",
+)
+
+
+@dataclass(slots=True)
+class _Slot:
+    """One place for a worker process."""
+
+    process: subprocess.Popen[bytes] | None = None
+    name: str = ""
+    started: float = 0.0
+    backoff: float = FIRST_BACKOFF_SECONDS
+    start_at: float = 0.0
+    over: bool = False
+
+
+class Supervisor:
+    """Runs until every worker has left for good."""
+
+    module = "worker.service.process"
+    """What a worker process runs."""
+
+    def __init__(
+        self, options: WorkerOptions, count: int, *, queue_name: str, with_parent: bool = False
+    ) -> None:
+        self._options = options
+        self._queue_name = queue_name
+        self._slots = [_Slot() for _ in range(count)]
+        self._signals = 0
+        self._exit_code = 0
+        self._parent = os.getppid() if with_parent else None
+
+    def run(self) -> int:
+        """Supervise; return 0, or 2 when this machine can't serve the run."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._hand_on)
+        caffeinate = self._stay_awake()
+        try:
+            while not all(slot.over for slot in self._slots):
+                for slot in self._slots:
+                    self._look_after(slot)
+                time.sleep(POLL_SECONDS)
+                if self._parent not in (None, os.getppid()):
+                    self._parent = None
+                    self._hand_on(signal.SIGTERM, None)
+                    self._hand_on(signal.SIGTERM, None)
+        finally:
+            if caffeinate:
+                caffeinate.terminate()
+        return self._exit_code
+
+    def _look_after(self, slot: _Slot) -> None:
+        if slot.over:
+            return
+        if slot.process is None:
+            if self._signals:
+                slot.over = True
+            elif time.monotonic() >= slot.start_at:
+                self._start(slot)
+            return
+        code = slot.process.poll()
+        if code is None:
+            return
+        lived = time.monotonic() - slot.started
+        slot.process = None
+        if code not in (0, EXIT_REFUSED):
+            report_death(self._options.redis_url, self._queue_name, slot.name, code)
+        no_use = code == EXIT_REFUSED or (code == EXIT_TROUBLE and self._options.burst)
+        if self._signals or no_use or (code == 0 and self._options.burst):
+            slot.over = True
+            self._exit_code = max(self._exit_code, EXIT_REFUSED if no_use else 0)
+            return
+        slot.backoff = FIRST_BACKOFF_SECONDS if lived > HEALTHY_SECONDS else slot.backoff
+        slot.start_at = time.monotonic() + slot.backoff
+        logger.warning("a worker died (%s); starting another in %.0f s", cause_of_death(code), slot.backoff)
+        slot.backoff = min(slot.backoff * 2, MAX_BACKOFF_SECONDS)
+
+    def _start(self, slot: _Slot) -> None:
+        slot.name = new_worker_name(host_name())
+        options = msgspec.structs.replace(self._options, name=slot.name)
+        slot.process = subprocess.Popen(
+            [sys.executable, "-m", self.module],
+            env=with_openblas(options.to_environment()),
+            stdin=subprocess.DEVNULL,
+            # A terminal's Ctrl-C reaches only us, so that the workers get each signal once.
+            start_new_session=True,
+        )
+        slot.started = time.monotonic()
+
+    def _hand_on(self, number: int, frame: FrameType | None) -> None:
+        self._signals += 1
+        if self._parent is not None:
+            # `producer run` speaks for us.
+            pass
+        elif self._signals == 1:
+            logger.warning("stopping: jobs that run are finished first; Ctrl-C again hands them back now")
+        elif self._signals == 2:
+            logger.warning("stopping now: jobs that run go back to the queue")
+        for slot in self._slots:
+            if slot.process and slot.process.poll() is None:
+                if self._signals <= 2:
+                    slot.process.send_signal(signal.SIGTERM)
+                else:
+                    slot.process.kill()
+
+    def _stay_awake(self) -> subprocess.Popen[bytes] | None:
+        """On a Mac: no idle sleep while this process lives."""
+        caffeinate = shutil.which("caffeinate") if sys.platform == "darwin" else None
+        if caffeinate is None:
+            return None
+        # Out of reach of a terminal's Ctrl-C, which only asks us to finish.
+        return subprocess.Popen([caffeinate, "-i", "-w", str(os.getpid())], start_new_session=True)
+
+
+def with_openblas(environment: Mapping[str, str]) -> dict[str, str]:
+    """On Linux, `environment` with a system OpenBLAS preloaded, when there is one."""
+    result = dict(environment)
+    if sys.platform != "linux" or "LD_PRELOAD" in result:
+        return result
+    for place in _OPENBLAS:
+        library = Path(place.format(arch=platform.machine()))
+        if library.is_file():
+            result["LD_PRELOAD"] = str(library)
+            break
+    return result
