@@ -3,4 +3,4 @@
 Nothing here imports mlx, diffusionkit or torch, and nothing here knows producer or worker.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -6,6 +6,7 @@ BitfleetError                  exit code 2, one line, no traceback
 ├── RunMismatchError           settings, model or protocol differ from the run's
 ├── ModelUnavailableError      a checkpoint is missing, gated or of another kind
 ├── TaskRefusedError           a job that this worker will not run
+├── UnknownKindError           a task of a kind that this revision does not know
 ├── ClockError                 this machine's clock differs from that of Redis
 ├── LeaseLostError             the job was given to another worker meanwhile
 ├── SampleError                a sample or a manifest that can't be read
@@ -40,6 +41,10 @@ class ModelUnavailableError(BitfleetError):
 
 class TaskRefusedError(BitfleetError):
     """A job that this worker will not run."""
+
+
+class UnknownKindError(BitfleetError):
+    """A task of a kind that this revision does not know."""
 
 
 class ClockError(BitfleetError):

@@ -7,7 +7,7 @@ from msgspec import Meta, Struct
 from shared.identity import settings_id
 from shared.models import Precision
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Raised when an older worker would misread a job; workers of two protocols have queues of their own.
 
 It is no part of a run's identity: a folder stays what it is under every revision.

@@ -69,9 +69,7 @@ def test_nothing_that_producer_and_shared_import_loads_mlx() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", ["worker.cli", "worker.service.supervisor", "worker.service.process", "worker.jobs.lease_worker"]
-)
+@pytest.mark.parametrize("name", ["worker.cli", "worker.service.process", "worker.jobs.lease_worker"])
 def test_a_worker_loads_mlx_with_its_first_job_only(name: str) -> None:
     assert not loaded_by([name]) & HEAVY
 

@@ -15,6 +15,7 @@ from shared.jobs.task_job import (
 )
 from shared.jobs.task_queue import TaskQueue, parse_queue_name, queue_name
 from shared.kinds.kind import Task
+from shared.runs import PROTOCOL
 from tests.job_fleet import KEY, QUEUE, Fleet
 from tests.tasks import image_task, layer_task
 
@@ -80,7 +81,7 @@ def test_the_result_is_kept_for_days(fleet: Fleet, redis: Redis) -> None:
 
 
 def test_queue_names() -> None:
-    assert parse_queue_name(queue_name("relay")) == (1, "relay")
+    assert parse_queue_name(queue_name("relay")) == (PROTOCOL, "relay")
     assert parse_queue_name(queue_name("a-b_c", protocol=12)) == (12, "a-b_c")
     for name in (
         "default",

@@ -2,11 +2,8 @@
 
 import pytest
 
-from shared.errors import TaskRefusedError
-from shared.jobs.task_job import (
-    function_name,
-)
-from shared.kinds.registry import decode_task, encode_task
+from shared.errors import TaskRefusedError, UnknownKindError
+from shared.kinds.registry import KINDS, decode_task, encode_task, kind_of
 from tests.tasks import image_task, layer_task
 
 
@@ -31,6 +28,16 @@ def test_names_take_no_newline(name: str) -> None:
         decode_task(text[:end] + "\\n" + text[end:])
 
 
-def test_functions() -> None:
-    assert function_name(image_task()) == "calibrate"
-    assert function_name(layer_task()) == "measure"
+def test_a_task_of_another_revision_is_told_from_a_damaged_one() -> None:
+    with pytest.raises(UnknownKindError, match="'levels'"):
+        decode_task(encode_task(image_task()).replace('"calibration"', '"levels"'))
+    for damaged in ("", "{}", "[]", '{"type":3}', '{"type":"calibration"}'):
+        with pytest.raises(TaskRefusedError):
+            decode_task(damaged)
+
+
+def test_a_kind_is_named_as_its_tasks_are() -> None:
+    for name, kind in KINDS.items():
+        assert kind.name == name == kind.task.__struct_config__.tag
+    assert kind_of(image_task()).name == "calibration"
+    assert kind_of(layer_task()).name == "sensitivity"

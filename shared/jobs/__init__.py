@@ -1,0 +1,1 @@
+"""How jobs travel: the queue of tasks in Redis, a job's history, the connection."""

@@ -13,12 +13,9 @@ from redis.exceptions import ResponseError
 from rq.exceptions import NoSuchJobError
 from rq.job import Job
 
-from shared.errors import TaskRefusedError
-from shared.kinds.calibration import CalibrationTask
+from shared.errors import TaskRefusedError, UnknownKindError
 from shared.kinds.kind import Task
-from shared.kinds.registry import decode_task
-from shared.kinds.sensitivity import SensitivityTask
-from shared.kinds.sketch import SketchTask
+from shared.kinds.registry import KINDS, decode_task, kind_of
 
 JOB_TIMEOUT = int(timedelta(hours=12).total_seconds())
 RESULT_TTL = int(timedelta(days=7).total_seconds())
@@ -91,6 +88,7 @@ class TaskJob(Job):
 
         Raises:
             TaskRefusedError: this is no job of ours.
+            UnknownKindError: a newer revision enqueued it.
         """
         if self.refusal:
             raise TaskRefusedError(f"job {self.id} is refused: {self.refusal}")
@@ -98,12 +96,19 @@ class TaskJob(Job):
             name, _, args, kwargs = self.serializer.loads(self.data)
         except Exception as error:  # noqa: BLE001
             raise TaskRefusedError(f"job {self.id} is refused: its data is no JSON ({error})") from None
-        if name not in _FUNCTION_NAMES.values() or kwargs or not isinstance(args, list) or len(args) != 1:
+        if kwargs or not isinstance(args, list) or len(args) not in (1, 2):
             raise TaskRefusedError(f"job {self.id} is refused: it calls {str(name)[:80]!r}")
-        if not isinstance(args[0], str):
+        if not all(isinstance(argument, str) for argument in args):
             raise TaskRefusedError(f"job {self.id} is refused: its argument is no text")
-        task = decode_task(args[0])
-        if task.id != self.id or name != function_name(task):
+        try:
+            task = decode_task(args[0])
+        except UnknownKindError as error:
+            needed = f"; it needs bitfleet {_printable(args[1][:40])}" if len(args) == 2 else ""
+            raise UnknownKindError(f"{error}{needed}") from None
+        except TaskRefusedError as error:
+            called = "" if name in KINDS else f"it calls {str(name)[:80]!r}, and is "
+            raise TaskRefusedError(f"job {self.id} is refused: {called}{error}") from None
+        if task.id != self.id or name != kind_of(task).name:
             raise TaskRefusedError(f"job {self.id} is refused: its task is {task.id}")
         return task
 
@@ -119,19 +124,7 @@ class TaskJob(Job):
 
     def _execute(self) -> dict[str, Any]:
         task = self.task
-        return self.functions[function_name(task)](task)
-
-
-_FUNCTION_NAMES: dict[type[Task], str] = {
-    CalibrationTask: "calibrate",
-    SensitivityTask: "measure",
-    SketchTask: "sketch",
-}
-
-
-def function_name(task: Task) -> str:
-    """Name, in the workers' function table, of what runs a task."""
-    return _FUNCTION_NAMES[type(task)]
+        return self.functions[kind_of(task).name](task)
 
 
 def _text(value: bytes | str) -> str:

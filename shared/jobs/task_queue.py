@@ -11,9 +11,10 @@ from rq.queue import Queue
 from rq.serializers import JSONSerializer
 from rq.timeouts import BaseDeathPenalty
 
-from shared.jobs.task_job import FAILURE_TTL, JOB_TIMEOUT, MAX_RETRIES, RESULT_TTL, TaskJob, function_name
+from shared import __version__
+from shared.jobs.task_job import FAILURE_TTL, JOB_TIMEOUT, MAX_RETRIES, RESULT_TTL, TaskJob
 from shared.kinds.kind import Task
-from shared.kinds.registry import encode_task
+from shared.kinds.registry import encode_task, kind_of
 from shared.runs import PROTOCOL
 
 CLEANING_LOCK_SECONDS = 30
@@ -115,8 +116,8 @@ class TaskQueue(Queue):
             self.enqueue_many(
                 [
                     self.prepare_data(
-                        function_name(task),
-                        args=[encode_task(task)],
+                        kind_of(task).name,
+                        args=[encode_task(task), __version__],
                         job_id=task.id,
                         description=task.label,
                         timeout=JOB_TIMEOUT,

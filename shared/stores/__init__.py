@@ -1,0 +1,1 @@
+"""Where shards wait until they are collected: the contract and its two stores."""

@@ -7,7 +7,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from shared.errors import ShardCorruptError
-from shared.kinds.kind import Task
+from shared.kinds.registry import AnyTask
 from shared.runs import PROTOCOL, Digest
 
 MAX_SHARD_BYTES = 512 * 1024 * 1024
@@ -17,7 +17,7 @@ MAX_SHARD_BYTES = 512 * 1024 * 1024
 class Record(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Written after its shard: a record's existence means done."""
 
-    task: Task
+    task: AnyTask
     sha256: Digest
     size: Annotated[int, Meta(ge=0, le=MAX_SHARD_BYTES)]
     fingerprint: Digest

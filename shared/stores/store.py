@@ -1,7 +1,7 @@
 """The shard store: where finished tasks leave their shards until they are collected.
 
-Bytes in, bytes out, the record last. Two stores keep this contract: the Redis relay (shared.stores.relay_store),
-which needs nothing but the Redis, and a folder behind any fsspec URL (shared.stores.folder_store).
+Bytes in, bytes out, the record last. Two stores keep this contract: the Redis relay (relay_store),
+which needs nothing but the Redis, and a folder behind any fsspec URL (folder_store).
 """
 
 from abc import ABC, abstractmethod

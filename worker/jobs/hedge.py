@@ -17,9 +17,10 @@ from rq.job import Job, JobStatus
 from rq.utils import now
 
 from shared.errors import TaskRefusedError
-from shared.jobs.task_job import RESULT_TTL, TaskJob, function_name
+from shared.jobs.task_job import RESULT_TTL, TaskJob
 from shared.jobs.task_queue import TaskQueue
 from shared.kinds.kind import Task
+from shared.kinds.registry import kind_of
 from worker.jobs.failures import is_metal_error
 from worker.jobs.job_context import HandBackError, JobContext
 
@@ -78,7 +79,7 @@ class Hedge:
         context = CopyContext(confirm=lambda: self._require_need(job))
         task = job.task
         try:
-            outcome = self._functions[function_name(task)](task, context)["outcome"]
+            outcome = self._functions[kind_of(task).name](task, context)["outcome"]
         except HandBackError as reason:
             logger.info("%s: the second copy is dropped, %s", job.description, reason)
         except StopRequested:

@@ -1,4 +1,4 @@
-"""One worker process: `python -m worker.service.process`, started by the supervisor, options in the environment."""
+"""One worker process, started by the supervisor; its options stand in the environment."""
 
 import logging
 import os

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from redis import Redis
 
-from shared.errors import WrongStoreError
+from shared.errors import UnknownKindError, WrongStoreError
 from shared.jobs.history import utc_now
 from shared.kinds.calibration import CalibrationTask
 from shared.kinds.kind import Task
+from shared.kinds.registry import KINDS
 from shared.kinds.sensitivity import SensitivityTask
 from shared.kinds.sketch import SketchTask
 from shared.layout.sample_set import SampleSet
@@ -65,7 +66,7 @@ class Runtime:
     @property
     def functions(self) -> dict[str, Any]:
         """The function table of this worker's jobs."""
-        return {"calibrate": self.run, "measure": self.run, "sketch": self.run}
+        return dict.fromkeys(KINDS, self.run)
 
     def run(self, task: Task, context: JobContext) -> dict[str, Any]:
         """Run one task and leave its shard and record in the store."""
@@ -80,8 +81,10 @@ class Runtime:
             shard = self._calibrate(task, model, context)
         elif isinstance(task, SensitivityTask):
             shard = self._measure(task, model, context)
-        else:
+        elif isinstance(task, SketchTask):
             shard = self._sketch(task, model, context)
+        else:
+            raise UnknownKindError(f"{task.label}: this worker has no way to run it")
         context.confirm()
         record = self._record(task, shard, model.fingerprint, time.monotonic() - started)
         outcome = self._put(record, shard, context)

@@ -1,0 +1,1 @@
+"""Kinds of tasks, one module each: what travels to a worker, and what comes back."""

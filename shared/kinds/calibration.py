@@ -1,0 +1,78 @@
+"""Calibration: one image is drawn, and what entered each of its steps is kept."""
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+from msgspec import Meta
+
+from shared.errors import ShardCorruptError
+from shared.kinds.kind import Kind, Task
+from shared.layout.npz import Array
+from shared.packed_arrays import FLOATS, PackedArrays
+from shared.runs import Seed
+
+
+class CalibrationTask(Task, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="calibration"):
+    """One image: its whole denoising trajectory."""
+
+    image_index: Annotated[int, Meta(ge=0, le=10_000_000)]
+    prompt: Annotated[str, Meta(max_length=10_000)]
+    seed: Seed
+
+    @property
+    def id(self) -> str:
+        """Job id, shard name and record name."""
+        return f"cal-{self.run.id}-{self.image_index:05d}"
+
+    @property
+    def group(self) -> str:
+        """What a store files it under."""
+        return self.run.id
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        return f"image {self.image_index}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrationShard(PackedArrays):
+    """One image's trajectory of N steps; latents and conditioning in the run's precision."""
+
+    x: Array
+    """(N + 1, H, W, C): the latent entering each step, then the final one."""
+    sigma: Array
+    """(N + 1,) float32; the last is 0 for SD3."""
+    timestep: Array
+    """(N,) in activation dtype, held as float32."""
+    conditioning: Array
+    """(B, T, D): B is 2 with CFG (text, negative), else 1."""
+    pooled_conditioning: Array
+    """(B, P)."""
+    preview_png: Array
+    """(bytes,) uint8: the decoded image as PNG."""
+    model_json: Array
+    """(bytes,) uint8: see shared.model_card."""
+
+    _layout: ClassVar[dict[str, tuple[str, int]]] = {
+        "x": (FLOATS, 4),
+        "sigma": (FLOATS, 1),
+        "timestep": (FLOATS, 1),
+        "conditioning": (FLOATS, 3),
+        "pooled_conditioning": (FLOATS, 2),
+        "preview_png": ("u", 1),
+        "model_json": ("u", 1),
+    }
+
+    def _check(self) -> None:
+        steps = len(self.timestep)
+        if len(self.x) != steps + 1 or len(self.sigma) != steps + 1:
+            raise ShardCorruptError(
+                f"{len(self.x)} latents and {len(self.sigma)} sigmas do not fit {steps} steps"
+            )
+        if len(self.conditioning) != len(self.pooled_conditioning):
+            raise ShardCorruptError("conditioning and pooled_conditioning differ in batch")
+        self._check_finite()
+
+
+KIND = Kind(name="calibration", task=CalibrationTask, shard=CalibrationShard)

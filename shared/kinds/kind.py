@@ -1,0 +1,47 @@
+"""What every kind of task has in common."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+from shared.packed_arrays import PackedArrays
+from shared.runs import Identifier, RunSettings
+
+LAYER_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z0-9_]+)*\Z"
+
+Layer = Annotated[str, Meta(pattern=LAYER_PATTERN, max_length=200)]
+"""Dotted MLX path."""
+Bits = Annotated[int, Meta(ge=2, le=8)]
+
+
+class Task(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What to compute, as plain data. Decoding validates; what does not fit is refused."""
+
+    run: RunSettings
+    store_id: Identifier
+
+    @property
+    def id(self) -> str:
+        """Job id, shard name and record name."""
+        raise NotImplementedError
+
+    @property
+    def group(self) -> str:
+        """What a store files it under."""
+        raise NotImplementedError
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """One kind of task: what travels to a worker, and what comes back."""
+
+    name: str
+    """Of its modules, and of the function that a job calls."""
+    task: type[Task]
+    shard: type[PackedArrays]

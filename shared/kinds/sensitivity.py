@@ -1,0 +1,89 @@
+"""Sensitivity: the model runs with one layer quantized, and its velocity is compared with the original's."""
+
+import hashlib
+from dataclasses import dataclass
+from typing import ClassVar
+
+from shared.errors import ShardCorruptError
+from shared.kinds.kind import Bits, Kind, Layer, Task
+from shared.layout.npz import Array
+from shared.packed_arrays import BOOLEANS, FLOATS, INTEGERS, PackedArrays
+from shared.runs import SensitivitySettings
+
+
+class SensitivityTask(Task, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="sensitivity"):
+    """One (layer, bits): what the model's output suffers when this weight is quantized."""
+
+    sensitivity: SensitivitySettings
+    layer: Layer
+    bits: Bits
+
+    @property
+    def id(self) -> str:
+        """Job id, shard name and record name; a dotted path is no job id, so it is hashed."""
+        layer = hashlib.sha256(self.layer.encode()).hexdigest()[:12]
+        return f"sen-{self.sensitivity.id}-{layer}-b{self.bits}"
+
+    @property
+    def group(self) -> str:
+        """What a store files it under."""
+        return self.sensitivity.id
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        return f"{self.layer} at {self.bits} bits"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SensitivityShard(PackedArrays):
+    """One (layer, bits) over n samples: per-sample values, so that buckets can be re-weighted later."""
+
+    image_index: Array
+    """(n,) integers."""
+    step_index: Array
+    """(n,) integers."""
+    squared_error: Array
+    """(n,) float64: ||v_quantized - v||^2 of the guided velocity."""
+    squared_reference: Array
+    """(n,) float64: ||v||^2."""
+    noise_squared_error: Array
+    """(n,) float64: the same measurement with the weight unchanged."""
+    cosine: Array
+    """(n,) float64, between v_quantized and v."""
+    max_abs: Array
+    """(n,) float64: largest |v_quantized - v|."""
+    output_size: Array
+    """() integer: elements of v, for the mean squared error."""
+    dead: Array
+    """() bool: this layer can't influence the output."""
+    weight_squared_error: Array
+    """() float64: ||W_quantized - W||^2."""
+    weight_squared_norm: Array
+    """() float64: ||W||^2."""
+    bits_per_weight: Array
+    """() float64: bits, plus what scales and biases cost."""
+
+    _layout: ClassVar[dict[str, tuple[str, int]]] = {
+        "image_index": (INTEGERS, 1),
+        "step_index": (INTEGERS, 1),
+        "squared_error": (FLOATS, 1),
+        "squared_reference": (FLOATS, 1),
+        "noise_squared_error": (FLOATS, 1),
+        "cosine": (FLOATS, 1),
+        "max_abs": (FLOATS, 1),
+        "output_size": (INTEGERS, 0),
+        "dead": (BOOLEANS, 0),
+        "weight_squared_error": (FLOATS, 0),
+        "weight_squared_norm": (FLOATS, 0),
+        "bits_per_weight": (FLOATS, 0),
+    }
+
+    def _check(self) -> None:
+        lengths = {len(getattr(self, name)) for name, (_, ndim) in self._layout.items() if ndim == 1}
+        if len(lengths) != 1 or lengths == {0}:
+            raise ShardCorruptError(f"per-sample arrays of lengths {sorted(lengths)}")
+        self._check_finite()
+
+
+KIND = Kind(name="sensitivity", task=SensitivityTask, shard=SensitivityShard)

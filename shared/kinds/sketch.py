@@ -1,0 +1,103 @@
+"""Sketch: random probes of one sample's velocity go back through the model and rate every layer at once."""
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+from msgspec import Meta
+
+from shared.errors import ShardCorruptError
+from shared.kinds.kind import Bits, Kind, Task
+from shared.layout.npz import Array
+from shared.packed_arrays import BOOLEANS, FLOATS, INTEGERS, PackedArrays
+from shared.runs import SensitivitySettings
+
+
+class SketchTask(Task, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="sketch"):
+    """One sample and a group of probes: every layer at all of these bit widths, to first order."""
+
+    sensitivity: SensitivitySettings
+    bits: Annotated[tuple[Bits, ...], Meta(min_length=1, max_length=7)]
+    sample: Annotated[int, Meta(ge=0, le=10_000_000)]
+    """Place in the sample set."""
+    probe_group: Annotated[int, Meta(ge=0, le=10_000)]
+    """Seeds the probes, with the sample: more groups add probes to those that were there."""
+    probes: Annotated[int, Meta(ge=1, le=64)]
+    """Of this group."""
+
+    @property
+    def id(self) -> str:
+        """Job id, shard name and record name; other bit widths or numbers of probes are other tasks."""
+        widths = "".join(str(bits) for bits in self.bits)
+        return (
+            f"ske-{self.sensitivity.id}-b{widths}-p{self.probes}-s{self.sample:05d}-g{self.probe_group:03d}"
+        )
+
+    @property
+    def group(self) -> str:
+        """What a store files it under."""
+        return self.sensitivity.id
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        return f"sketch of sample {self.sample}, probes {self.probe_group}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SketchShard(PackedArrays):
+    """One sample and P probes: what every layer at every bit width does to the probed output.
+
+    L layers in the order of the model card, B bit widths.
+    """
+
+    image_index: Array
+    """() integer."""
+    step_index: Array
+    """() integer."""
+    bits: Array
+    """(B,) integers."""
+    products: Array
+    """(L, B, P) float64: <G, W_quantized - W> with G = d<r, v>/dW for probe r; 0 where not measurable."""
+    squared_reference: Array
+    """() float64: ||v||^2 of the guided velocity."""
+    output_size: Array
+    """() integer: elements of v."""
+    dead: Array
+    """(L,) bool: no gradient reaches this layer from any probe."""
+    measurable: Array
+    """(L,) bool: False where the group size does not divide the layer's inputs."""
+    weight_squared_error: Array
+    """(L, B) float64: ||W_quantized - W||^2."""
+    weight_squared_norm: Array
+    """(L,) float64: ||W||^2."""
+    bits_per_weight: Array
+    """(L, B) float64: bits, plus what scales and biases cost."""
+
+    _layout: ClassVar[dict[str, tuple[str, int]]] = {
+        "image_index": (INTEGERS, 0),
+        "step_index": (INTEGERS, 0),
+        "bits": (INTEGERS, 1),
+        "products": (FLOATS, 3),
+        "squared_reference": (FLOATS, 0),
+        "output_size": (INTEGERS, 0),
+        "dead": (BOOLEANS, 1),
+        "measurable": (BOOLEANS, 1),
+        "weight_squared_error": (FLOATS, 2),
+        "weight_squared_norm": (FLOATS, 1),
+        "bits_per_weight": (FLOATS, 2),
+    }
+
+    def _check(self) -> None:
+        layers, widths, probes = self.products.shape
+        if probes == 0 or widths != len(self.bits) or self.weight_squared_error.shape != (layers, widths):
+            raise ShardCorruptError(
+                f"products of shape {self.products.shape} for {len(self.bits)} bit widths"
+            )
+        if self.bits_per_weight.shape != (layers, widths) or any(
+            len(array) != layers for array in (self.dead, self.measurable, self.weight_squared_norm)
+        ):
+            raise ShardCorruptError("arrays of a sketch differ in their number of layers")
+        self._check_finite()
+
+
+KIND = Kind(name="sketch", task=SketchTask, shard=SketchShard)
