@@ -68,7 +68,7 @@ store_option = click.option(
 relay_limit_option = click.option(
     "--relay-limit",
     metavar="SIZE",
-    help="Of shards that wait in Redis, as 4GB; workers pause when it is reached. [default: 1GB]",
+    help="Of shards that wait in Redis, as 4GB; workers pause when it is full. At least 1MB. [default: 1GB]",
 )
 calibration_options = _options(
     click.option("--num-images", default=100, show_default=True, type=click.IntRange(1, 100_000)),
@@ -178,7 +178,7 @@ def enqueue_calibration(
     from producer import commands
 
     settings, prompts = commands.read_settings(**options)
-    fleet = commands.open_fleet(redis_url, store, relay_limit)
+    fleet = commands.open_fleet_for_run(calib_dir, redis_url, store, relay_limit)
     commands.enqueue_calibration(calib_dir, settings, prompts, options["num_images"], fleet)
     commands.say_if_nobody_works(fleet)
 

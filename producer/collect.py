@@ -8,6 +8,7 @@ from redis import Redis
 
 from producer.collect_calibration import collect_calibration
 from producer.collect_sensitivity import choose_pairs_to_verify, collect_sensitivity, write_results
+from producer.collected_images import collected_images
 from producer.folder.calib_folder import CalibFolder, RequestFile, RunFile, SensitivityFolder, read_records
 from producer.folder.intake import Intake
 from producer.jobs.progress import Part, part_of
@@ -103,7 +104,7 @@ def survey(folder: CalibFolder, connection: Redis, store: ShardStore) -> list[Pa
     """How far everything is, changing nothing."""
     run: RunFile = folder.require_run()
     groups: list[tuple[str, Sequence[Task], frozenset[str]]] = [
-        ("calibration", run.tasks(), frozenset(folder.read_records()))
+        ("calibration", run.tasks(), frozenset(collected_images(folder, run)[0]))
     ]
     for place in folder.sensitivities():
         request = place.require_request()

@@ -1,13 +1,14 @@
 """Collecting images: a shard becomes the per-step samples of the calibration layout, and a preview."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 
+from producer.collected_images import collected_images, sample_paths
 from producer.folder.calib_folder import CalibFolder, RunFile
 from producer.folder.intake import Intake, take_in
 from producer.folder.manifest import write_manifest
+from producer.sample_seals import write_seals
 from shared.errors import RunMismatchError, ShardCorruptError
 from shared.files import write_atomically
 from shared.kinds.calibration import CalibrationShard, CalibrationTask
@@ -28,41 +29,21 @@ def collect_calibration(
 ) -> Intake:
     """Take finished images out of the store; leave a manifest of all that are there whole.
 
-    Raises:
-        SampleError: a collected sample can't be read any more.
+    An image whose samples are not as they were collected is not done any more.
     """
-    records, lost = _whole_images(folder, run)
+    records, damages = collected_images(folder, run, renew=True)
+    for task_id in damages:
+        folder.drop_record(task_id)
 
     def keep(record: Record, data: bytes) -> None:
         _keep_image(folder, run, record, CalibrationShard.from_bytes(data))
 
     intake = take_in(run.tasks(), records, store, keep, told)
-    intake.problems[:0] = lost
+    intake.problems[:0] = [f"{damage}; the image is to be drawn again" for damage in damages.values()]
     # Also when the last image is gone: a manifest lists nothing that is not there.
     if records or folder.manifest_path.exists():
         write_manifest(folder, run, records, _sigmas(folder, records))
     return intake
-
-
-def _whole_images(folder: CalibFolder, run: RunFile) -> tuple[dict[str, Record], list[str]]:
-    """Records whose samples are all there; an image somebody deleted is not done any more."""
-    records: dict[str, Record] = {}
-    lost = []
-    wanted = {task.id for task in run.tasks()}
-    for task_id, record in folder.read_records().items():
-        task = record.task
-        if task_id not in wanted or not isinstance(task, CalibrationTask):
-            continue
-        if all(path.is_file() for path in _sample_paths(folder, task)):
-            records[task_id] = record
-        else:
-            folder.drop_record(task_id)
-            lost.append(f"{task.label}: some of its samples are gone from {folder.root / 'samples'}")
-    return records, lost
-
-
-def _sample_paths(folder: CalibFolder, task: CalibrationTask) -> list[Path]:
-    return [folder.root / folder.sample_name(task.image_index, step) for step in range(task.run.num_steps)]
 
 
 def _keep_image(folder: CalibFolder, run: RunFile, record: Record, shard: CalibrationShard) -> None:
@@ -70,8 +51,10 @@ def _keep_image(folder: CalibFolder, run: RunFile, record: Record, shard: Calibr
     assert isinstance(task, CalibrationTask)
     _check_shard(run, shard)
     _check_model(folder, record, decode_model_card(shard.model_json.tobytes()))
-    for step, path in enumerate(_sample_paths(folder, task)):
+    paths = sample_paths(folder, task)
+    for step, path in enumerate(paths):
         write_atomically(path, npz.pack(_sample(shard, step)))
+    write_seals(folder.seal_path(task.id), paths)
     write_atomically(folder.preview_path(task.image_index), shard.preview_png.tobytes())
     folder.write_record(record)
 
@@ -115,7 +98,7 @@ def _sigmas(folder: CalibFolder, records: dict[str, Record]) -> list[float]:
     first = records[min(records)].task
     assert isinstance(first, CalibrationTask)
     sigmas = []
-    for path in _sample_paths(folder, first):
+    for path in sample_paths(folder, first):
         with SampleFile(path) as sample:
             sigmas.append(float(sample.load(first.image_index, sample.step_index).sigma))
     return [*sigmas, 0.0]

@@ -2,8 +2,10 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import msgspec
+import numpy as np
 
 from producer.folder.calib_folder import (
     CalibFolder,
@@ -17,13 +19,13 @@ from producer.folder.intake import Intake, take_in
 from producer.report.render import render_report
 from producer.results.merge import FinishedTask, merge_results
 from producer.results.merge_sketch import FinishedSketch, merge_sketch
-from producer.results.results import MissingTask, Results, encode_results, results_csv
+from producer.results.results import MissingSketch, MissingTask, Results, encode_results, results_csv
 from producer.results.sketch import estimate
 from producer.results.verify import pairs_to_verify
 from shared.errors import RunMismatchError
 from shared.files import write_atomically
 from shared.kinds.kind import Task
-from shared.kinds.sensitivity import SensitivityShard
+from shared.kinds.sensitivity import SensitivityShard, SensitivityTask
 from shared.kinds.sketch import SketchShard, SketchTask
 from shared.model_card import ModelCard
 from shared.stores.records import Record
@@ -107,36 +109,37 @@ def write_results(
     """
     run, request = folder.require_run(), place.require_request()
     exact, sketches = _finished_pairs(place, request, run), _finished_sketches(place, request, run)
-    there = {pair.task.id for pair in exact} | {sketch.task.id for sketch in sketches}
-    calibration = list(folder.read_records().values())
-    if sketches:
-        results = merge_sketch(
-            sketches,
-            exact,
-            run=run.settings,
-            sensitivity=request.settings,
-            card=card,
-            complete=all(task.id in there for task in request.tasks(run)),
-            calibration_records=calibration,
-        )
-    elif exact:
-        results = merge_results(
-            exact,
-            run=run.settings,
-            sensitivity=request.settings,
-            card=card,
-            missing=[
-                MissingTask(layer=task.layer, bits=task.bits, reason=reasons.get(task.id, "not enqueued"))
-                for task in request.exact_tasks(run)
-                if task.id not in there
-            ],
-            calibration_records=calibration,
-        )
-    else:
+    if not exact and not sketches:
         return None
+    there = {pair.task.id for pair in exact} | {sketch.task.id for sketch in sketches}
+    absent = [task for task in request.tasks(run) if task.id not in there]
+    told = {task.id: reasons.get(task.id, "not enqueued") for task in absent}
+    merge = partial(merge_sketch, sketches) if sketches else merge_results
+    results = merge(
+        exact,
+        run=run.settings,
+        sensitivity=request.settings,
+        card=card,
+        missing=[
+            MissingTask(layer=task.layer, bits=task.bits, reason=told[task.id])
+            for task in absent
+            if isinstance(task, SensitivityTask)
+        ],
+        missing_sketches=[
+            MissingSketch(sample=task.sample, probe_group=task.probe_group, reason=told[task.id])
+            for task in absent
+            if isinstance(task, SketchTask)
+        ],
+        calibration_records=list(folder.read_records().values()),
+    )
+    measured_on = [
+        *(pair.shard.image_index for pair in exact),
+        *(done.shard.image_index for done in sketches),
+    ]
+    images = sorted({int(image) for index in measured_on for image in np.ravel(index)})
     write_atomically(place.results_path, encode_results(results))
     write_atomically(place.csv_path, results_csv(results).encode())
-    write_atomically(place.report_path, render_report(results, _previews(folder)).encode())
+    write_atomically(place.report_path, render_report(results, _previews(folder, images)).encode())
     return results
 
 
@@ -164,8 +167,8 @@ def _read_shard(place: SensitivityFolder, task: Task) -> bytes | None:
     return path.read_bytes() if path.is_file() else None
 
 
-def _previews(folder: CalibFolder) -> list[tuple[str, bytes]]:
-    run = folder.require_run()
-    shown = list(enumerate(run.prompts))[:MAX_PREVIEWS]
-    paths = [(prompt, folder.preview_path(index)) for index, prompt in shown]
+def _previews(folder: CalibFolder, images: Sequence[int]) -> list[tuple[str, bytes]]:
+    """Prompt and PNG of the first of these images."""
+    prompts = folder.require_run().prompts
+    paths = [(prompts[image], folder.preview_path(image)) for image in images[:MAX_PREVIEWS]]
     return [(prompt, path.read_bytes()) for prompt, path in paths if path.is_file()]

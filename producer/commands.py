@@ -23,7 +23,7 @@ from shared.jobs.connection import connect, safe_url
 from shared.runs import RunSettings
 from shared.sizes import format_size, parse_size
 from shared.stores.open_store import open_store
-from shared.stores.relay_store import RELAY_ID, RelayStore
+from shared.stores.relay_store import MIN_LIMIT_BYTES, RELAY_ID, RelayStore
 
 PATIENT_PASSES = 5
 
@@ -55,14 +55,50 @@ def read_settings(
     return settings, prompts
 
 
-def open_fleet(redis_url: str, store_url: str | None, relay_limit: str | None = None) -> Fleet:
-    """Connect to Redis and to the store; the producer may make a folder a store."""
-    limit = parse_size(relay_limit) if relay_limit else None
+def open_fleet(
+    redis_url: str, store_url: str | None, relay_limit: str | None = None, *, create: bool = False
+) -> Fleet:
+    """Connect to Redis and to the store; `create` makes a folder that is no store yet one.
+
+    Raises:
+        InputError: a relay limit that can't be.
+        WrongStoreError: no store is at the URL, and `create` is False.
+    """
+    limit = _relay_limit(relay_limit) if relay_limit is not None else None
     connection = connect(redis_url)
-    store = open_store(store_url, connection, create=True)
+    store = open_store(store_url, connection, create=create)
     if limit and isinstance(store, RelayStore):
         store.set_limit(limit)
     return Fleet(connection=connection, store=store, store_url=store_url)
+
+
+def _relay_limit(text: str) -> int:
+    limit = parse_size(text)
+    if limit < MIN_LIMIT_BYTES:
+        raise InputError(
+            f"--relay-limit {text} is {format_size(limit)}, too little for the shards of one image; "
+            f"give {format_size(MIN_LIMIT_BYTES)} or more, such as 1GB"
+        )
+    return limit
+
+
+def open_fleet_for_run(
+    calib_dir: Path, redis_url: str, store_url: str | None, relay_limit: str | None
+) -> Fleet:
+    """Connect in order to enqueue a run; a folder that is no store yet becomes one.
+
+    Only here: anywhere else, and where this run has used that store before, its absence is a typo or a
+    share that is not mounted.
+
+    Raises:
+        InputError: `calib_dir` can't be written, or a relay limit that can't be.
+        WrongStoreError: the run's store is gone.
+    """
+    folder = CalibFolder(calib_dir)
+    folder.check_writable()
+    run = folder.read_run()
+    known = run is not None and store_url is not None and run.store == safe_url(store_url)
+    return open_fleet(redis_url, store_url, relay_limit, create=not known)
 
 
 def enqueue_calibration(
@@ -92,6 +128,7 @@ def enqueue_sensitivity(
         raise InputError("--verify goes with --method sketch; --method exact measures everything exactly")
     folder = CalibFolder(calib_dir)
     run = folder.require_run()
+    _check_store(run.store_id, run.store, fleet)
     asked = SensitivityOptions(
         max_images=min(max_images or DEFAULT_MAX_IMAGES, len(run.prompts)),
         step_stride=step_stride or default_step_stride(run.settings.num_steps),
@@ -159,6 +196,7 @@ def collect(
     folder = CalibFolder(calib_dir)
     run = folder.require_run()
     _check_store(run.store_id, run.store, fleet)
+    folder.check_writable()
     with Bars() as bars:
         collector = Collector(folder, fleet.connection, fleet.store, complain=_complain)
         if wait:
@@ -227,6 +265,7 @@ def run(
 
     settings, prompts = read_settings(**calibration)
     folder = CalibFolder(calib_dir)
+    folder.check_writable()
     arguments = ["--workers", str(workers), "--calib-dir", str(calib_dir), "--quiet"]
     if calibration["checkpoint"]:
         arguments += ["--checkpoint", str(calibration["checkpoint"])]

@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 import msgspec
 from redis import Redis
 
+from producer.collected_images import collected_images
 from producer.folder.calib_folder import (
     CalibFolder,
     RequestFile,
@@ -17,6 +18,7 @@ from producer.folder.calib_folder import (
 )
 from producer.folder.sample_selection import select_samples
 from producer.jobs.reconcile import Reconciled, reconcile
+from producer.results.metrics import MIN_IMAGES
 from shared.errors import InputError
 from shared.files import write_atomically
 from shared.jobs.connection import safe_url
@@ -60,9 +62,9 @@ def enqueue_calibration(
         # Nothing of it was collected, or the folder would have refused: nobody waits for it any more.
         queue = TaskQueue(queue_name(old.store_id), fleet.connection)
         queue.withdraw([task.id for task in old.tasks()])
-    done = frozenset(folder.read_records())
+    whole, _ = collected_images(folder, run)
     return run, reconcile(
-        run.tasks(), done, connection=fleet.connection, store=fleet.store, retry_failed=True
+        run.tasks(), frozenset(whole), connection=fleet.connection, store=fleet.store, retry_failed=True
     )
 
 
@@ -92,6 +94,11 @@ def enqueue_sensitivity(
     """
     run = folder.require_run()
     card = folder.read_model()
+    if options.until is not None and options.max_images < MIN_IMAGES:
+        raise InputError(
+            f"--until needs the differences between {MIN_IMAGES} images or more to stop by, and "
+            f"{options.max_images} are to be measured on; raise --max-images, or leave out --until"
+        )
     _check_collected(folder, run, options.max_images)
     if card is None:
         raise InputError(f"{folder.root} holds no model.json yet; run `producer collect` first")
@@ -174,8 +181,10 @@ def _matching_layers(card: ModelCard, pattern: str, group_size: int) -> list[str
 
 def _check_collected(folder: CalibFolder, run: RunFile, max_images: int) -> None:
     needed = min(max_images, len(run.prompts))
-    records = folder.read_records()
+    records, damages = collected_images(folder, run)
     first = [task.id for task in run.tasks()[:needed]]
+    if damaged := [damages[task_id] for task_id in first if task_id in damages]:
+        raise InputError(f"{damaged[0]}; run `producer collect --wait` to have the image drawn again")
     if missing := [task_id for task_id in first if task_id not in records]:
         have = needed - len(missing)
         hint = f", or use --max-images {have}" if have and first[0] in records else ""

@@ -43,7 +43,7 @@ def read_prompts(path: Path, count: int) -> list[str]:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
         raise InputError(f"no prompt file at {path}; name one with --prompt-csv") from None
     except OSError as error:
@@ -51,6 +51,10 @@ def _read_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         line = path.read_bytes()[: error.start].count(b"\n") + 1
         raise InputError(f"{path}, line {line}: not UTF-8; save the file as CSV in UTF-8") from None
+    if "\0" in text.partition("\n")[0]:
+        # UTF-16 without its mark is UTF-8 by accident: every letter has a zero beside it.
+        raise InputError(f"{path}, line 1: looks like UTF-16; save the file as CSV in UTF-8")
+    return text
 
 
 def _checked(prompt: str | None, path: Path, line: int) -> str:

@@ -31,10 +31,6 @@ def run_settings(
     spec = model_spec(model)
     if spec.family == "flux" and cfg_weight:
         raise InputError(f"{model} is distilled and takes no --cfg-weight; leave it out")
-    if use_t5 and spec.text_encoder_t5 == "none":
-        raise InputError(f"{model} has no T5; leave out --use-t5")
-    if use_t5 is False and spec.text_encoder_t5 == "required":
-        raise InputError(f"{model} can't do without T5; leave out --no-t5")
     if image_size and image_size % 16:
         below = max(16, image_size - image_size % 16)
         raise InputError(f"--image-size {image_size} is no multiple of 16; use {below} or {below + 16}")
@@ -50,6 +46,7 @@ def run_settings(
         precision=spec.precision,
         prompts_sha256=digest_of(list(prompts)),
     )
+    spec.check(image_size=settings.image_size, use_t5=settings.use_t5)
     try:
         # Struct's limits are checked when decoding, not when constructing.
         return msgspec.convert(msgspec.to_builtins(settings), RunSettings)

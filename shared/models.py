@@ -24,6 +24,24 @@ class ModelSpec:
     text_encoder_t5: Literal["optional", "required", "none"]
     built_in: bool = False
     """Made or shipped by this project: nothing is downloaded."""
+    max_image_size: int | None = None
+    """Pixels: what its table of positions covers; None where it has none."""
+
+    def check(self, *, image_size: int, use_t5: bool) -> None:
+        """Refuse what the model can't draw; asked at enqueueing, and by a worker once more.
+
+        Raises:
+            InputError: it says what to choose instead.
+        """
+        if self.max_image_size is not None and image_size > self.max_image_size:
+            raise InputError(
+                f"{self.id} draws at most {self.max_image_size} pixels, not {image_size}; "
+                f"use --image-size {self.max_image_size}"
+            )
+        if use_t5 and self.text_encoder_t5 == "none":
+            raise InputError(f"{self.id} has no T5; leave out --use-t5")
+        if not use_t5 and self.text_encoder_t5 == "required":
+            raise InputError(f"{self.id} can't do without T5; leave out --no-t5")
 
 
 def _sd3(model_id: str, image_size: int = 512) -> ModelSpec:
@@ -35,6 +53,8 @@ def _sd3(model_id: str, image_size: int = 512) -> ModelSpec:
         shift=3.0,
         precision="float16",
         text_encoder_t5="optional",
+        # 192 latent pixels a side, of 8 pixels each.
+        max_image_size=1536,
     )
 
 
@@ -51,7 +71,7 @@ def _flux(model_id: str) -> ModelSpec:
     )
 
 
-def _small(model_id: str, image_size: int, cfg_weight: float = 7.5) -> ModelSpec:
+def _small(model_id: str, image_size: int, max_image_size: int, cfg_weight: float = 7.5) -> ModelSpec:
     return ModelSpec(
         id=model_id,
         family="sd3",
@@ -61,6 +81,7 @@ def _small(model_id: str, image_size: int, cfg_weight: float = 7.5) -> ModelSpec
         precision="float32",
         text_encoder_t5="none",
         built_in=True,
+        max_image_size=max_image_size,
     )
 
 
@@ -73,8 +94,8 @@ MODELS: dict[str, ModelSpec] = {
         _flux("argmaxinc/mlx-FLUX.1-schnell"),
         _flux("argmaxinc/mlx-FLUX.1-schnell-4bit-quantized"),
         _flux("argmaxinc/mlx-FLUX.1-dev"),
-        _small("tiny-sd3", image_size=64),
-        _small("demo", image_size=64, cfg_weight=3.0),
+        _small("tiny-sd3", image_size=64, max_image_size=128),
+        _small("demo", image_size=64, max_image_size=64, cfg_weight=3.0),
     )
 }
 

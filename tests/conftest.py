@@ -47,7 +47,7 @@ class Example:
     """A run over an SD3-shaped model, and what its workers left."""
 
     num_steps: int = 6
-    images: int = 3
+    images: int = 4
     blocks: int = 2
     size: int = 64
     bits: tuple[int, ...] = (2, 4, 8)

@@ -104,6 +104,12 @@ def test_defaults_in_the_readme_are_the_code_s() -> None:
         (["--model", "argmaxinc/mlx-FLUX.1-dev", "--cfg-weight", "3"], "takes no --cfg-weight"),
         (["--model", "argmaxinc/mlx-FLUX.1-dev", "--no-t5"], "can't do without T5"),
         (["--model", "tiny-sd3", "--use-t5"], "has no T5"),
+        (
+            ["--model", "demo", "--image-size", "128"],
+            "at most 64 pixels, not 128; use --image-size 64",
+        ),
+        (["--image-size", "2048"], "draws at most 1536 pixels"),
+        (["--relay-limit", "4"], "--relay-limit 4 is 4 B, too little for the shards of one image"),
         (["--num-images", "2"], "has 1 prompts, 2 images need as many"),
         (["--checkpoint", "nowhere.safetensors"], "does not exist"),
         (["--seed", "-1"], "not in the range"),

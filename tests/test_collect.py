@@ -1,6 +1,9 @@
 """Collecting images: whole or not at all, whatever the shards hold and wherever it is killed."""
 
+import hashlib
+import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +12,16 @@ import numpy as np
 import pytest
 from redis import Redis
 
-from producer import collect_calibration
+from producer import collect_calibration, sample_seals
 from producer.collect_calibration import collect_calibration as collect
+from producer.enqueue import Fleet, SensitivityOptions, enqueue_calibration, enqueue_sensitivity
 from producer.folder import calib_folder, manifest
 from producer.folder.calib_folder import CalibFolder, RunFile
 from producer.folder.intake import Intake
 from producer.folder.sample_selection import default_step_stride, select_samples
-from shared.errors import InputError, SampleError
+from shared.errors import InputError
 from shared.kinds.calibration import CalibrationShard, CalibrationTask
+from shared.layout import npz
 from shared.layout.reader import read_manifest, read_samples
 from shared.layout.sample_set import SampleSet
 from shared.model_card import LayerInfo, ModelCard, encode_model_card
@@ -200,7 +205,8 @@ def test_a_deleted_sample_makes_its_image_undone(run: Run, remaining: int) -> No
     lost = TASKS[remaining]
     (run.folder.root / run.folder.sample_name(lost.image_index, 2)).unlink()
     intake = run.collect()
-    assert f"{lost.label}: some of its samples are gone" in intake.problems[0]
+    assert f"{lost.label}: " in intake.problems[0]
+    assert "is gone; the image is to be drawn again" in intake.problems[0]
     assert lost.id not in run.folder.read_records()
     # The manifest lists what is there, even when that is nothing.
     written = read_manifest(run.folder.root)
@@ -209,13 +215,99 @@ def test_a_deleted_sample_makes_its_image_undone(run: Run, remaining: int) -> No
         assert (run.folder.root / name).is_file()
 
 
-def test_a_damaged_sample_is_one_line_that_names_it(run: Run) -> None:
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def alter(path: Path) -> None:
+    """Other bytes, of the same number: only their sha256 tells."""
+    with np.load(path) as arrays:
+        found = dict(arrays)
+    size = path.stat().st_size
+    found["x"] = found["x"][:, ::-1]
+    path.write_bytes(npz.pack(found))
+    with path.open("ab") as file:
+        file.truncate(size)
+
+
+def overwrite(path: Path) -> None:
+    path.write_bytes(b"PK damaged")
+
+
+@pytest.mark.parametrize("damage", [truncate, alter, overwrite, Path.unlink])
+def test_a_sample_that_changed_is_named_and_its_image_restored(
+    run: Run, damage: Callable[[Path], None]
+) -> None:
+    for task in TASKS:
+        run.leave(task)
+    run.collect()
+    path = run.folder.root / run.folder.sample_name(1, 2)
+    before = path.read_bytes()
+    damage(path)
+    assert before != (path.read_bytes() if path.exists() else b"")
+    (problem,) = run.collect().problems
+    assert problem.startswith(f"image 1: {path} ")
+    assert problem.endswith("; the image is to be drawn again")
+    assert run.collected() == all_steps(0, 2)
+    run.leave(TASKS[1])
+    assert run.collect().merged == [TASKS[1].id]
+    assert path.read_bytes() == before
+    assert run.collected() == all_steps(0, 1, 2)
+
+
+def test_a_sample_that_changed_is_restored_at_once_from_a_shard_that_is_still_there(run: Run) -> None:
     run.leave(TASKS[0])
     run.collect()
     path = run.folder.root / run.folder.sample_name(0, 1)
-    path.write_bytes(b"PK damaged")
-    with pytest.raises(SampleError, match=path.name):
-        run.collect()
+    before = path.read_bytes()
+    truncate(path)
+    run.leave(TASKS[0])
+    intake = run.collect()
+    assert (len(intake.problems), intake.merged) == (1, [TASKS[0].id])
+    assert path.read_bytes() == before
+
+
+def test_a_copied_folder_is_looked_into_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copying changes times, and no bytes; a folder collected by an older revision has no seals."""
+    run.leave(TASKS[0])
+    run.collect()
+    paths = [run.folder.root / run.folder.sample_name(0, step) for step in range(STEPS)]
+    for path in paths:
+        os.utime(path, (1, 1))
+    assert run.collect() == Intake()
+    run.folder.seal_path(TASKS[0].id).unlink()
+    assert run.collect() == Intake()
+
+    def no_reading(*_: object) -> None:
+        raise AssertionError("read once more")
+
+    monkeypatch.setattr(hashlib, "file_digest", no_reading)
+    assert run.collect() == Intake()
+
+
+@pytest.mark.parametrize("damage", [truncate, overwrite])
+def test_without_a_seal_a_file_must_be_sound(run: Run, damage: Callable[[Path], None]) -> None:
+    run.leave(TASKS[0])
+    run.collect()
+    run.folder.seal_path(TASKS[0].id).unlink()
+    path = run.folder.root / run.folder.sample_name(0, 1)
+    damage(path)
+    assert f"{path} is damaged" in run.collect().problems[0]
+
+
+def test_sensitivity_is_not_measured_on_a_sample_that_changed(run: Run) -> None:
+    for task in TASKS:
+        run.leave(task)
+    run.collect()
+    alter(run.folder.root / run.folder.sample_name(1, 2))
+    options = SensitivityOptions(bits=[4], group_size=64, max_images=2, step_stride=1, layers="*")
+    fleet = Fleet(connection=run.redis, store=run.store, store_url=None)
+    with pytest.raises(InputError, match=r"image 1: .* was altered .*; run `producer collect --wait`"):
+        enqueue_sensitivity(run.folder, options, fleet)
+    assert enqueue_sensitivity(run.folder, replace(options, max_images=1), fleet)
+    # Asked for again, the image is drawn again.
+    _, reconciled = enqueue_calibration(run.folder, SETTINGS, RUN.prompts, 3, fleet)
+    assert reconciled.enqueued == (TASKS[1].id,)
 
 
 class _KilledError(BaseException):
@@ -237,7 +329,7 @@ def test_killed_at_every_write_the_next_pass_goes_on(
         writes += 1
         write(path, data)
 
-    for module in (collect_calibration, calib_folder, manifest):
+    for module in (collect_calibration, calib_folder, manifest, sample_seals):
         monkeypatch.setattr(module, "write_atomically", write_some)
     for limit in range(1, 60):
         writes = 0
@@ -261,8 +353,8 @@ def test_killed_at_every_write_the_next_pass_goes_on(
         assert not list(run.folder.root.rglob("*.tmp"))
         if finished:
             break
-    # run.json, model.json, the manifest, and per image its steps, preview and record.
-    assert limit == 3 + 2 * (STEPS + 2)
+    # run.json, model.json, the manifest, and per image its steps, seal, preview and record.
+    assert limit == 3 + 2 * (STEPS + 3)
 
 
 def test_killed_before_the_store_forgot(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

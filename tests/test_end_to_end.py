@@ -126,7 +126,7 @@ def test_whatever_happens_between_the_end_is_the_same(fleet: Fleet) -> None:
     path = fleet.calib / "samples/image-00003-step-001.npz"
     original = path.read_bytes()
     path.unlink()
-    assert "some of its samples are gone" in fleet.producer("collect", code=3)
+    assert "is gone; the image is to be drawn again" in fleet.producer("collect", code=3)
     assert read_manifest(fleet.calib).n_completed == 3
     fleet.work()
     fleet.producer("collect")

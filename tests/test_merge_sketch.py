@@ -9,7 +9,7 @@ import pytest
 from producer.report.render import render_report
 from producer.results.merge import FinishedTask
 from producer.results.merge_sketch import FinishedSketch, merge_sketch
-from producer.results.results import decode_results, encode_results
+from producer.results.results import MissingSketch, MissingTask, decode_results, encode_results
 from producer.results.sketch import estimate
 from producer.results.verify import pairs_to_verify
 from shared.errors import RunMismatchError
@@ -80,7 +80,7 @@ def test_sketches_that_do_not_belong_together_are_refused():
         estimate([])
 
 
-def finished_sketches(example, samples=18, probes=8, **options):
+def finished_sketches(example, samples=24, probes=8, **options):
     u, rng = changes(len(example.card.layers), samples), np.random.default_rng(2)
     tasks = [
         SketchTask(
@@ -109,7 +109,6 @@ def merged(example, sketches, verified=(), **options):
         run=example.run,
         sensitivity=example.sensitivity,
         card=example.card,
-        complete=True,
         **options,
     )
 
@@ -127,12 +126,40 @@ def test_results_have_the_usual_form_and_a_report(make_example):
     assert everywhere.cosine is everywhere.max_abs is everywhere.noise_relative_error is None
     assert set(pair.buckets) == {"all", "early", "mid", "late"}
     assert {pair.layer for pair in results.measurements if pair.dead} == {example.card.layers[3].path}
-    assert results.bootstrap.units == {"image": 3}
-    assert [(host.kind, host.tasks) for host in results.hosts] == [("calibration", 1), ("sensitivity", 18)]
+    assert [(host.kind, host.tasks) for host in results.hosts] == [("calibration", 1), ("sketch", 24)]
+    assert results.complete
     assert decode_results(encode_results(results)) == results
     page = render_report(results)
     assert f"{len(results.measurements) - len(BITS)} of {len(results.measurements)}" in page
     assert "Sketch against exact" not in page
+    assert f"<b>{len(results.measurements)}</b><span>(layer, bits) sketched, from 24 / 24 sketches" in page
+    assert "(layer, bits) measured" not in page
+
+
+def test_what_a_sketch_lacks_is_told(make_example):
+    example = make_example()
+    task = example.task(example.card.layers[2].path, 4)
+    exact = FinishedTask(task=task, shard=example.shard(task), record=example.record(task))
+    results = merged(
+        example,
+        finished_sketches(example)[:22],
+        [exact],
+        missing=[MissingTask(layer=example.card.layers[0].path, bits=2, reason="queued")],
+        missing_sketches=[
+            MissingSketch(sample=23, probe_group=0, reason="failed on air"),
+            MissingSketch(sample=22, probe_group=0, reason="queued"),
+        ],
+    )
+    assert not results.complete
+    assert [sketch.sample for sketch in results.missing_sketches] == [22, 23]
+    assert decode_results(encode_results(results)) == results
+    page = render_report(results)
+    assert "<b>1 / 2</b><span>(layer, bits) measured exactly" in page
+    assert "Missing: 1 of 2</h2>" in page
+    assert "from 22 / 24 sketches" in page
+    assert "Missing: 2 of 24 sketches</h2>" in page
+    assert "failed on air" in page
+    assert '<li class="path">sample 23, probes 0</li>' in page
 
 
 def test_verified_pairs_are_exact_and_held_against_the_sketch(make_example):

@@ -206,7 +206,7 @@ def test_checkpoint_and_run_must_agree(tmp_path: Path) -> None:
 def test_t5_is_refused_where_there_is_none_and_demanded_where_it_is_needed() -> None:
     with pytest.raises(InputError, match="no T5"):
         load_model(change(use_t5=True))
-    with pytest.raises(InputError, match="--use-t5"):
+    with pytest.raises(InputError, match="leave out --no-t5"):
         load_model(change(model="argmaxinc/mlx-FLUX.1-schnell"))
 
 

@@ -117,8 +117,10 @@ def test_another_encoding(tmp_path: Path, encoding: str, line: int) -> None:
     assert f"line {line}: not UTF-8" in message
 
 
-def test_utf_16_without_a_mark(tmp_path: Path) -> None:
-    assert "no column" in refusal(write(tmp_path, "prompt\na cat\n".encode("utf-16-le")))
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf_16_without_a_mark(tmp_path: Path, encoding: str) -> None:
+    message = refusal(write(tmp_path, "prompt\na cat\n".encode(encoding)))
+    assert message.endswith("line 1: looks like UTF-16; save the file as CSV in UTF-8")
 
 
 def test_a_quote_that_is_never_closed(tmp_path: Path) -> None:

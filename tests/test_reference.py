@@ -77,12 +77,12 @@ def test_metrics_of_known_differences():
 
 
 def test_the_interval_is_that_of_repeated_draws():
-    """Of many draws of 30 samples, 95% lie within the interval that just counts as tight."""
+    """Of many draws of 30 images, 95% lie within the interval that just counts as tight."""
     covered = 0
     for _ in range(400):
         reference = RNG.uniform(50, 150, 30)
         error = 0.01 * reference * RNG.uniform(0.5, 1.5, 30)
-        image = np.zeros(30, int)
+        image = np.arange(30)
         percents = np.linspace(0.5, 20, 400)
         tight = next(p for p in percents if is_tight(error, reference, image, p))
         covered += abs(np.sqrt(error.sum() / reference.sum()) / 0.1 - 1) <= tight / 100

@@ -200,9 +200,15 @@ def test_dead_layers_are_not_ranked(make_example: Make) -> None:
 
 
 def test_hosts_settings_and_floor_are_told(page: Page) -> None:
-    for words in ("tiny-sd3", "studio", "air", "mlx 0.32.4", "7.5", "float32", "1e-5%", "3 images"):
+    for words in ("tiny-sd3", "studio", "air", "mlx 0.32.4", "7.5", "float32", "1e-5%", "4 images"):
         assert words in page.text
-    assert "rather too narrow" in page.text
+    assert "Student’s t over 4 images" in page.text
+
+
+def test_the_report_says_why_there_are_no_intervals(make_example: Make) -> None:
+    text = Page(render_report(merged(make_example(images=3)))).text
+    assert "No intervals: 3 images were measured on, and fewer than 4 don’t tell" in text
+    assert "without intervals: they take 4 images" in text
 
 
 def test_nothing_collected_yet(make_example: Make) -> None:

@@ -3,10 +3,11 @@
 run.json                            what was asked for
 manifest.json, samples/, previews/  what has been collected, in the calibration layout
 model.json                          the model's layers, as the first worker said
-records/                            one a collected image: its existence means done
+records/                            one a collected image: its existence means done; beside it, its seal
 sensitivity/<id>/                   request.json, samples.npz, shards/, records/, results.*, report.html
 """
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -124,6 +125,21 @@ class CalibFolder:
         self.manifest_path = root / "manifest.json"
         self.state_dir = root / ".bitfleet"
 
+    def check_writable(self) -> None:
+        """Make the folder if need be, and try to write in it.
+
+        Raises:
+            InputError: that can't be done.
+        """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.root):
+                pass
+        except OSError as error:
+            raise InputError(
+                f"{self.root} can't be written: {error.strerror}; name another folder with --calib-dir"
+            ) from None
+
     def sample_name(self, image_index: int, step_index: int) -> str:
         """Relative to the root; sorts in the layout's order."""
         return f"samples/image-{image_index:05d}-step-{step_index:03d}.npz"
@@ -131,6 +147,10 @@ class CalibFolder:
     def preview_path(self, image_index: int) -> Path:
         """The decoded image."""
         return self.root / "previews" / f"image-{image_index:05d}.png"
+
+    def seal_path(self, task_id: str) -> Path:
+        """What an image's samples were when they were collected; see producer.sample_seals."""
+        return self.root / "records" / f"{task_id}.seal"
 
     def sensitivity(self, sensitivity_id: str) -> "SensitivityFolder":
         """One sensitivity run's folder."""
@@ -204,6 +224,7 @@ class CalibFolder:
     def drop_record(self, task_id: str) -> None:
         """The image is not done after all."""
         (self.root / "records" / f"{task_id}.json").unlink(missing_ok=True)
+        self.seal_path(task_id).unlink(missing_ok=True)
 
 
 class SensitivityFolder:

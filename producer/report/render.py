@@ -5,7 +5,7 @@ escaped, and the page's policy lets it load nothing from anywhere.
 """
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -38,6 +38,7 @@ def render_report(results: Results, previews: Sequence[Preview] = ()) -> str:
     groups = heatmap(results, scale)
     depth, kinds = by_depth(results), by_kind(results)
     rank_bits = _rank_bits(results)
+    measured = sum(pair.standard_error is None for pair in results.measurements)
     colours = viridis(COLOURS)
     return (
         _environment()
@@ -52,10 +53,23 @@ def render_report(results: Results, previews: Sequence[Preview] = ()) -> str:
             series_light=viridis(len(results.bits), 0.0, 0.82),
             series_dark=viridis(len(results.bits), 0.38, 1.0),
             dead=sorted({pair.layer for pair in results.measurements if pair.dead}),
-            wanted=len(results.measurements) + len(results.missing),
+            measured=measured,
+            wanted=measured + len(results.missing),
+            sketched=len(results.measurements) - measured,
+            has_intervals=any(
+                metrics.relative_error_low is not None
+                for pair in results.measurements
+                for metrics in pair.buckets.values()
+            ),
             rank_bits=rank_bits,
             ranking=_ranking(results, rank_bits),
-            missing=_missing_by_reason(results),
+            missing=_by_reason(
+                (task.reason, f"{task.layer} at {task.bits} bits") for task in results.missing
+            ),
+            missing_sketches=_by_reason(
+                (sketch.reason, f"sample {sketch.sample}, probes {sketch.probe_group}")
+                for sketch in results.missing_sketches
+            ),
             kinds=kinds,
             sketch=_sketch(results),
             chart=Markup(averages_chart(depth, kinds, results.bits)) if kinds else None,
@@ -130,11 +144,11 @@ def _ranking(results: Results, bits: int | None) -> list[tuple[LayerRow, dict[in
     return [(rows[path], by_layer[path]) for path in most_sensitive(scores, MOST_SENSITIVE)]
 
 
-def _missing_by_reason(results: Results) -> list[tuple[str, list[str]]]:
-    """Reasons with the tasks they hold for, the commonest first."""
+def _by_reason(missing: Iterable[tuple[str, str]]) -> list[tuple[str, list[str]]]:
+    """Reasons with the labels of what they hold for, the commonest first."""
     labels: dict[str, list[str]] = {}
-    for task in results.missing:
-        labels.setdefault(task.reason, []).append(f"{task.layer} at {task.bits} bits")
+    for reason, label in missing:
+        labels.setdefault(reason, []).append(label)
     return sorted(labels.items(), key=lambda item: (-len(item[1]), item[0]))
 
 

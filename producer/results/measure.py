@@ -7,36 +7,29 @@ import msgspec
 import numpy as np
 
 from producer.results import metrics
-from producer.results.metrics import Booleans, Resampling, Unit
+from producer.results.metrics import Booleans
 from producer.results.results import BUCKET_NAMES, BucketName, Metrics
 from shared.kinds.sensitivity import SensitivityShard
 
 
 def measure(
-    shards: Sequence[SensitivityShard], num_steps: int, *, level: float, resamples: int, seed: int
-) -> tuple[list[dict[BucketName, Metrics]], dict[Unit, int]]:
-    """Return the metrics of each shard by bucket, and the largest number of units the bootstrap drew from.
-
-    Shards on the same samples share their draws, so that their intervals can be compared.
-    """
+    shards: Sequence[SensitivityShard], num_steps: int, *, level: float
+) -> list[dict[BucketName, Metrics]]:
+    """Return the metrics of each shard by bucket, with intervals of that coverage over images."""
     alike: dict[bytes, list[int]] = defaultdict(list)
     for index, shard in enumerate(shards):
         samples = np.stack([shard.image_index, shard.step_index]).astype("<i8")
         alike[samples.tobytes()].append(index)
     measured: list[dict[BucketName, Metrics]] = [{} for _ in shards]
-    units: dict[Unit, int] = {}
     for indices in alike.values():
         stack = _Stack([shards[index] for index in indices])
         for bucket in BUCKET_NAMES:
             mask = stack.mask(bucket, num_steps)
             if not mask.any():
                 continue
-            draws = metrics.resampling(stack.image_index[mask], resamples=resamples, seed=seed)
-            if draws is not None:
-                units[draws.unit] = max(units.get(draws.unit, 0), draws.weights.shape[1])
-            for index, values in zip(indices, stack.metrics(mask, draws, level), strict=True):
+            for index, values in zip(indices, stack.metrics(mask, level), strict=True):
                 measured[index][bucket] = values
-    return measured, units
+    return measured
 
 
 class _Stack:
@@ -58,16 +51,11 @@ class _Stack:
             return np.ones(len(self.step_index), dtype=bool)
         return metrics.in_bucket(self.step_index, num_steps, bucket)
 
-    def metrics(self, mask: Booleans, draws: Resampling | None, level: float) -> list[Metrics]:
+    def metrics(self, mask: Booleans, level: float) -> list[Metrics]:
         """Of each pair, over the samples in `mask`."""
         errors, references = self.squared_error[:, mask], self.squared_reference[:, mask]
         error, reference = errors.sum(axis=1), references.sum(axis=1)
-        nothing = np.full(len(errors), np.nan)
-        low, high = (
-            metrics.relative_error_interval(errors, references, draws, level=level)
-            if draws is not None
-            else (nothing, nothing)
-        )
+        low, high = metrics.relative_error_interval(errors, references, self.image_index[mask], level=level)
         columns = {
             "mse": metrics.mean_squared_error(errors, self.output_size),
             "relative_error": metrics.relative_error(error, reference),

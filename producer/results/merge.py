@@ -13,12 +13,13 @@ from producer.results.measure import finite, measure
 from producer.results.metrics import BUCKETS, Bucket
 from producer.results.results import (
     BUCKET_NAMES,
-    Bootstrap,
     BucketName,
     HostTimings,
+    Intervals,
     LayerRow,
     Measurement,
     Metrics,
+    MissingSketch,
     MissingTask,
     NoiseFloor,
     Results,
@@ -26,14 +27,20 @@ from producer.results.results import (
 )
 from shared.errors import RunMismatchError
 from shared.kinds.calibration import CalibrationTask
+from shared.kinds.kind import Task
 from shared.kinds.sensitivity import SensitivityShard, SensitivityTask
+from shared.kinds.sketch import SketchTask
 from shared.model_card import LayerInfo, ModelCard
 from shared.runs import RunSettings, SensitivitySettings
 from shared.stores.records import Record
 
 LEVEL = 0.95
-RESAMPLES = 1000
-SEED = 0
+
+_KINDS: dict[type[Task], TaskKind] = {
+    CalibrationTask: "calibration",
+    SensitivityTask: "sensitivity",
+    SketchTask: "sketch",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +59,7 @@ def merge_results(
     sensitivity: SensitivitySettings,
     card: ModelCard,
     missing: Iterable[MissingTask] = (),
+    missing_sketches: Iterable[MissingSketch] = (),
     calibration_records: Iterable[Record] = (),
 ) -> Results:
     """Merge what is there and say what is not.
@@ -62,6 +70,7 @@ def merge_results(
         sensitivity: the sensitivity run's settings.
         card: the model's layers.
         missing: what was asked for and is not there, with the reason.
+        missing_sketches: the same of a sketch.
         calibration_records: for the timings only.
 
     Raises:
@@ -69,17 +78,16 @@ def merge_results(
     """
     order = {layer.path: index for index, layer in enumerate(card.layers)}
     pairs, absent = list(finished), list(missing)
+    absent_sketches = sorted(missing_sketches, key=lambda sketch: (sketch.sample, sketch.probe_group))
     _check(pairs, absent, run, sensitivity, card)
     pairs.sort(key=lambda pair: (order[pair.task.layer], pair.task.bits))
     absent.sort(key=lambda task: (order[task.layer], task.bits))
-    measured, units = measure(
-        [pair.shard for pair in pairs], run.num_steps, level=LEVEL, resamples=RESAMPLES, seed=SEED
-    )
+    measured = measure([pair.shard for pair in pairs], run.num_steps, level=LEVEL)
     measurements = tuple(_measurement(pair, buckets) for pair, buckets in zip(pairs, measured, strict=True))
     return Results(
         run_id=run.id,
         sensitivity_id=sensitivity.id,
-        complete=not absent,
+        complete=not absent and not absent_sketches,
         run=run,
         sensitivity=sensitivity,
         fingerprint=card.fingerprint,
@@ -88,11 +96,12 @@ def merge_results(
         samples=max((len(pair.shard.step_index) for pair in pairs), default=0),
         bits=tuple(sorted({pair.task.bits for pair in pairs} | {task.bits for task in absent})),
         bucket_steps=_bucket_steps(run.num_steps),
-        bootstrap=Bootstrap(level=LEVEL, resamples=RESAMPLES, seed=SEED, units=units),
+        intervals=Intervals(level=LEVEL, min_images=metrics.MIN_IMAGES),
         noise_floor=_noise_floor(measurements),
         layers=tuple(_layer_row(layer) for layer in card.layers),
         measurements=measurements,
         missing=tuple(absent),
+        missing_sketches=tuple(absent_sketches),
         hosts=host_timings([*calibration_records, *(pair.record for pair in pairs)]),
     )
 
@@ -163,8 +172,7 @@ def host_timings(records: Sequence[Record]) -> tuple[HostTimings, ...]:
     """What each host did, by kind of task."""
     by_host: dict[tuple[TaskKind, str], list[Record]] = defaultdict(list)
     for record in records:
-        kind: TaskKind = "calibration" if isinstance(record.task, CalibrationTask) else "sensitivity"
-        by_host[kind, record.host].append(record)
+        by_host[_KINDS[type(record.task)], record.host].append(record)
     return tuple(_timings(kind, host, by_host[kind, host]) for kind, host in sorted(by_host))
 
 

@@ -7,8 +7,8 @@ import msgspec
 
 from producer.results import metrics
 from producer.results.measure import finite, measure
-from producer.results.merge import LEVEL, RESAMPLES, SEED, FinishedTask, host_timings, merge_results
-from producer.results.results import Measurement, Results, VerifiedPair
+from producer.results.merge import LEVEL, FinishedTask, host_timings, merge_results
+from producer.results.results import Measurement, MissingSketch, MissingTask, Results, VerifiedPair
 from producer.results.sketch import Estimates, estimate
 from shared.errors import RunMismatchError
 from shared.kinds.sketch import SketchShard, SketchTask
@@ -33,7 +33,8 @@ def merge_sketch(
     run: RunSettings,
     sensitivity: SensitivitySettings,
     card: ModelCard,
-    complete: bool,
+    missing: Iterable[MissingTask] = (),
+    missing_sketches: Iterable[MissingSketch] = (),
     calibration_records: Iterable[Record] = (),
 ) -> Results:
     """Scores of all pairs with standard errors; a verified pair has its exact measurement instead.
@@ -44,7 +45,8 @@ def merge_sketch(
         run: the run's settings.
         sensitivity: the sensitivity run's settings.
         card: the model's layers.
-        complete: whether all samples and probes that were asked for, and all verifications, are there.
+        missing: pairs that are to be verified and are not measured exactly yet, with the reason.
+        missing_sketches: samples and probes that were asked for and are not there, with the reason.
         calibration_records: for the timings only.
 
     Raises:
@@ -53,9 +55,16 @@ def merge_sketch(
     sketches, exact = list(finished), list(verified)
     _check(sketches, run, sensitivity, card)
     estimates = estimate(sketch.shard for sketch in sketches)
-    results = merge_results(exact, run=run, sensitivity=sensitivity, card=card)
+    results = merge_results(
+        exact,
+        run=run,
+        sensitivity=sensitivity,
+        card=card,
+        missing=missing,
+        missing_sketches=missing_sketches,
+    )
     measured = {(pair.layer, pair.bits): pair for pair in results.measurements}
-    sketched, units = _measurements(estimates, card, run)
+    sketched = _measurements(estimates, card, run)
     order = {layer.path: index for index, layer in enumerate(card.layers)}
     merged = {(pair.layer, pair.bits): pair for pair in sketched} | measured
     records = [
@@ -69,8 +78,7 @@ def merge_sketch(
         samples=max(results.samples, len(estimates.image_index)),
         bits=tuple(sorted({*results.bits, *estimates.bits})),
         measurements=tuple(sorted(merged.values(), key=lambda pair: (order[pair.layer], pair.bits))),
-        complete=complete,
-        bootstrap=msgspec.structs.replace(results.bootstrap, units=units),
+        sketches=len(sketches),
         verified=_verified(sketched, measured),
         hosts=host_timings(records),
     )
@@ -87,10 +95,8 @@ def _check(
             raise RunMismatchError(f"{label} was made with another model: {sketch.record.fingerprint[:12]}")
 
 
-def _measurements(
-    estimates: Estimates, card: ModelCard, run: RunSettings
-) -> tuple[list[Measurement], dict[metrics.Unit, int]]:
-    """One a measurable pair, and what the bootstrap drew from."""
+def _measurements(estimates: Estimates, card: ModelCard, run: RunSettings) -> list[Measurement]:
+    """One a measurable pair."""
     places = [
         (index, layer.path, bits)
         for index, layer in enumerate(card.layers)
@@ -98,8 +104,8 @@ def _measurements(
         if estimates.example.measurable[index]
     ]
     shards = [estimates.as_shard(index, bits) for index, _, bits in places]
-    buckets, units = measure(shards, run.num_steps, level=LEVEL, resamples=RESAMPLES, seed=SEED)
-    measurements = [
+    buckets = measure(shards, run.num_steps, level=LEVEL)
+    return [
         Measurement(
             layer=path,
             bits=bits,
@@ -115,7 +121,6 @@ def _measurements(
         )
         for (index, path, bits), shard, by_bucket in zip(places, shards, buckets, strict=True)
     ]
-    return measurements, units
 
 
 def _verified(

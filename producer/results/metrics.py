@@ -1,4 +1,4 @@
-"""What a change of weights does to the output, from per-sample sums, with a bootstrap interval.
+"""What a change of weights does to the output, from per-sample sums, with an interval over images.
 
 With v the output, v_q the output with the quantized weight, and sums over all samples and elements:
 
@@ -11,7 +11,6 @@ the error is not zero. Arrays have the samples last; axes before them are candid
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -20,9 +19,11 @@ Floats = np.ndarray[Any, np.dtype[np.float64]]
 Integers = np.ndarray[Any, np.dtype[np.integer[Any]]]
 Booleans = np.ndarray[Any, np.dtype[np.bool_]]
 Bucket = Literal["early", "mid", "late"]
-Unit = Literal["image", "sample"]
 
 BUCKETS: tuple[Bucket, ...] = ("early", "mid", "late")
+
+MIN_IMAGES = 4
+"""Fewer don't tell how far other images would be from them: no interval is made."""
 
 
 def bucket_of(step_index: int, num_steps: int) -> Bucket:
@@ -62,59 +63,49 @@ def mean_squared_error(squared_error: Floats, output_size: int | Integers) -> Fl
     return mse
 
 
-@dataclass(frozen=True, slots=True)
-class Resampling:
-    """What a bootstrap draws: whole images where there are two or more, else single samples.
-
-    The samples of one image are steps of one trajectory and far from independent; drawing them one by one
-    would give intervals that are too narrow.
-    """
-
-    unit: Unit
-    membership: Floats
-    """(n, units): 1 where a sample belongs to a unit."""
-    weights: Floats
-    """(resamples, units): how often each unit was drawn."""
-
-
-def resampling(image_index: Integers, *, resamples: int = 1000, seed: int = 0) -> Resampling | None:
-    """Draw, once for all candidates that were measured on these samples; None for less than two units.
-
-    Args:
-        image_index: (n,) the image of each sample.
-        resamples: how many.
-        seed: equal seeds give equal draws.
-    """
-    images, unit_of_sample = np.unique(image_index, return_inverse=True)
-    unit: Unit = "image"
-    units = len(images)
-    if units < 2:
-        unit, units, unit_of_sample = "sample", len(image_index), np.arange(len(image_index))
-    if units < 2:
-        return None
-    weights = np.random.default_rng(seed).multinomial(units, np.full(units, 1 / units), size=resamples)
-    return Resampling(unit, np.eye(units)[unit_of_sample], weights.astype(np.float64))
-
-
 def relative_error_interval(
-    squared_error: Floats, squared_reference: Floats, draws: Resampling, *, level: float = 0.95
+    squared_error: Floats, squared_reference: Floats, image_index: Integers, *, level: float = 0.95
 ) -> tuple[Floats, Floats]:
-    """Percentile bootstrap (Efron 1979) of the relative error.
+    """Where the relative error of the whole population of images lies, judged by how these images differ.
+
+    The relative error is the root of a ratio of sums, so each image is left out in turn (the jackknife of a
+    ratio estimator; Cochran, Sampling Techniques, 6.17) and the spread times Student's t makes the interval.
+    It is made of logarithms, that is of `sqnr_db`: errors are skewed, and there they are so least. An image
+    counts once, however many of its steps were measured: the steps of one trajectory are not independent.
 
     Args:
         squared_error: (..., n).
         squared_reference: (..., n).
-        draws: over the same n samples.
+        image_index: (n,) the image of each sample.
         level: the interval's coverage.
 
     Returns:
-        Lower and upper end, each (...,).
+        Lower and upper end, each (...,); NaN for fewer than MIN_IMAGES images, or where leaving out an image
+        leaves no error or no reference; both 0 where there is no error at all.
     """
-    errors = squared_error @ draws.membership @ draws.weights.T
-    references = squared_reference @ draws.membership @ draws.weights.T
-    tail = (1 - level) / 2
-    low, high = np.quantile(relative_error(errors, references), [tail, 1 - tail], axis=-1)
+    from scipy.special import stdtrit
+
+    error, reference = (_by_image(values, image_index) for values in (squared_error, squared_reference))
+    images = error.shape[-1]
+    totals = error.sum(axis=-1), reference.sum(axis=-1)
+    value = relative_error(*totals)
+    if images < MIN_IMAGES:
+        return np.full_like(value, np.nan), np.full_like(value, np.nan)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        without = np.log(relative_error(totals[0][..., None] - error, totals[1][..., None] - reference))
+        deviation = without - without.mean(axis=-1, keepdims=True)
+        spread = np.sqrt((images - 1) / images * (deviation**2).sum(axis=-1))
+        factor = np.exp(stdtrit(images - 1, (1 + level) / 2) * spread)
+        low, high = np.where(value == 0, 0.0, value / factor), np.where(value == 0, 0.0, value * factor)
     return low, high
+
+
+def _by_image(values: Floats, image_index: Integers) -> Floats:
+    """(..., n) values to their sums (..., images)."""
+    order = np.argsort(image_index, kind="stable")
+    _, starts = np.unique(image_index[order], return_index=True)
+    sums: Floats = np.add.reduceat(values[..., order], starts, axis=-1)
+    return sums
 
 
 def most_sensitive(scores: Iterable[tuple[str, float | None]], count: int) -> list[str]:

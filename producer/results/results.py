@@ -11,16 +11,16 @@ import msgspec
 from msgspec import Struct
 
 from producer.results.layer_place import LayerPlace
-from producer.results.metrics import BUCKETS, Bucket, Unit
+from producer.results.metrics import BUCKETS, Bucket
 from shared.errors import InputError
 from shared.runs import RunSettings, SensitivitySettings
 
-FORMAT = 1
+FORMAT = 2
 """Raised when the meaning of a field changes."""
 
 BucketName = Literal["all"] | Bucket
 BUCKET_NAMES: tuple[BucketName, ...] = ("all", *BUCKETS)
-TaskKind = Literal["calibration", "sensitivity"]
+TaskKind = Literal["calibration", "sensitivity", "sketch"]
 
 
 class Metrics(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -33,7 +33,7 @@ class Metrics(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     mse: float
     relative_error: float | None
     relative_error_low: float | None
-    """Lower end of the bootstrap interval; None where there were too few samples to draw from."""
+    """Lower end of the interval; None where there were too few images for one."""
     relative_error_high: float | None
     sqnr_db: float | None
     cosine: float | None
@@ -83,6 +83,15 @@ class MissingTask(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     reason: str
 
 
+class MissingSketch(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A sample's probes that were asked for and are not there: all sketched values are the less certain."""
+
+    sample: int
+    """Place in the sample set."""
+    probe_group: int
+    reason: str
+
+
 class VerifiedPair(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A (layer, bits) that was both sketched and measured exactly."""
 
@@ -116,14 +125,12 @@ class HostTimings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """Of the record that finished last."""
 
 
-class Bootstrap(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How the intervals were made."""
+class Intervals(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the intervals were made: by Student's t over images, see producer.results.metrics."""
 
     level: float
-    resamples: int
-    seed: int
-    units: dict[Unit, int]
-    """What was drawn, and the largest number of them; empty where no interval could be made."""
+    min_images: int
+    """A pair that was measured on fewer has no interval."""
 
 
 class Results(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -147,14 +154,18 @@ class Results(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All that were asked for."""
     bucket_steps: dict[Bucket, tuple[int, int]]
     """First step, and the one after the last."""
-    bootstrap: Bootstrap
+    intervals: Intervals
     noise_floor: dict[BucketName, NoiseFloor]
     layers: tuple[LayerRow, ...]
     """All of the model, in the order of the forward pass."""
     measurements: tuple[Measurement, ...]
     """In the order of the layers, then by bits."""
     missing: tuple[MissingTask, ...]
-    """In the same order."""
+    """To be measured exactly; in the same order."""
+    missing_sketches: tuple[MissingSketch, ...] = ()
+    """In the order of the samples."""
+    sketches: int = 0
+    """Samples times probe groups that the sketched values are made of."""
     verified: tuple[VerifiedPair, ...] = ()
     """Where a sketch can be held against exact measurements."""
     hosts: tuple[HostTimings, ...]

@@ -12,6 +12,8 @@ from shared.stores.store import PutOutcome, ShardStore
 
 RELAY_ID = "relay"
 DEFAULT_LIMIT_BYTES = 1024**3
+MIN_LIMIT_BYTES = 1_000_000
+"""The least that is worth asking for: less does not hold an image of the smallest model."""
 
 _BYTES_KEY = "bitfleet:relay:bytes"
 _LIMIT_KEY = "bitfleet:relay:limit"

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from producer.results.metrics import relative_error, relative_error_interval
 from shared.layout.npz import Array
 
 METRICS = ("squared_error", "squared_reference", "cosine", "max_abs")
@@ -25,19 +26,9 @@ def compare(velocity: Array, reference: Array) -> dict[str, Array]:
 def is_tight(squared_error: Array, squared_reference: Array, image: Array, percent: float) -> bool:
     """Whether the 95% interval of the relative error over these samples is within +- `percent` of it.
 
-    The relative error is the root of a ratio of sums; the ratio's standard error is the usual one of a
-    ratio estimator (Cochran, Sampling Techniques, 2.11), over images where there are two or more: the
-    steps of one trajectory are far from independent. Fewer than 4 images, or samples, tell nothing.
+    The interval is that of the results, so images decide: fewer than four tell nothing.
     """
-    images, unit = np.unique(image, return_inverse=True)
-    if len(images) < 2:
-        unit = np.arange(len(image))
-    error, reference = (np.bincount(unit, values) for values in (squared_error, squared_reference))
-    n = len(error)
-    if n < 4 or error.sum() == 0 or reference.sum() == 0:
-        return False
-    ratio = error.sum() / reference.sum()
-    residual = error - ratio * reference
-    standard_error = np.sqrt(n / (n - 1) * (residual**2).sum()) / reference.sum()
-    # The root halves what is small against 1.
-    return bool(1.96 * standard_error / 2 <= ratio * percent / 100)
+    value = relative_error(squared_error.sum(), squared_reference.sum())
+    _, high = relative_error_interval(squared_error, squared_reference, image)
+    # The upper end is the farther one. Without any error there is nothing to be sure of.
+    return bool(value > 0 and high <= value * (1 + percent / 100))

@@ -42,10 +42,9 @@ def load_model(settings: RunSettings, checkpoint: Path | None = None) -> LoadedM
         ModelUnavailableError: a file is missing, gated, or holds another model.
     """
     spec = model_spec(settings.model)
-    _check_t5(spec, settings.use_t5)
+    spec.check(image_size=settings.image_size, use_t5=settings.use_t5)
     _check_checkpoint(settings, checkpoint)
     built_in = BUILT_IN[spec.id] if spec.built_in else None
-    _check_image_size(settings, built_in)
     files = ModelFiles(spec.id, settings.precision, checkpoint, built_in)
     try:
         pipeline = _new_pipeline(spec, settings, files)
@@ -71,13 +70,6 @@ def _unusable(error: Exception, files: ModelFiles, use_t5: bool) -> ModelUnavail
     )
 
 
-def _check_t5(spec: ModelSpec, use_t5: bool) -> None:
-    if use_t5 and spec.text_encoder_t5 == "none":
-        raise InputError(f"{spec.id} has no T5 text encoder; use --no-t5")
-    if not use_t5 and spec.text_encoder_t5 == "required":
-        raise InputError(f"{spec.id} can't work without its T5 text encoder; use --use-t5")
-
-
 def _check_checkpoint(settings: RunSettings, checkpoint: Path | None) -> None:
     wanted = settings.checkpoint_sha256
     if checkpoint is None:
@@ -95,17 +87,6 @@ def _check_checkpoint(settings: RunSettings, checkpoint: Path | None) -> None:
         raise RunMismatchError(
             f"{checkpoint} (sha256 {found[:12]}...) is not the checkpoint of run {settings.id}"
             f" (sha256 {wanted[:12]}...); give the file that it was enqueued with"
-        )
-
-
-def _check_image_size(settings: RunSettings, built_in: BuiltIn | None) -> None:
-    if built_in is None:
-        return
-    largest = 8 * built_in.model.max_latent_resolution
-    if settings.image_size > largest:
-        raise InputError(
-            f"{settings.model} draws at most {largest} pixels, not {settings.image_size};"
-            f" use --image-size {largest}"
         )
 
 

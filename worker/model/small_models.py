@@ -8,7 +8,7 @@ from typing import Any
 import mlx.core as mx
 from diffusionkit.mlx.config import MMDiTConfig, VAEDecoderConfig, VAEEncoderConfig
 
-from shared.models import Precision
+from shared.models import MODELS, Precision
 
 WEIGHTS_FILE = "sd3_small.safetensors"
 """Transformer and VAE, as one SD3 checkpoint holds them."""
@@ -77,11 +77,16 @@ class SmallModel:
         }
 
 
+def _positions(model_id: str) -> int:
+    """Latent pixels a side of the largest image that a built-in model draws."""
+    return (MODELS[model_id].max_image_size or 0) // 8
+
+
 TINY_SD3 = SmallModel(
     hidden_size=64,
     num_heads=2,
     depth=3,
-    max_latent_resolution=16,
+    max_latent_resolution=_positions("tiny-sd3"),
     clip_widths=(64, 64),
     clip_layers=2,
     max_length=32,
@@ -94,7 +99,7 @@ DEMO = SmallModel(
     hidden_size=128,
     num_heads=4,
     depth=6,
-    max_latent_resolution=8,
+    max_latent_resolution=_positions("demo"),
     clip_widths=(64, 64),
     clip_layers=3,
     # The longest prompt of the grammar has 14 words.

@@ -1,0 +1,127 @@
+"""Results of a folder, as the collector writes them from shards that workers left; no model runs."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from redis import Redis
+
+from producer.collect import Collector
+from producer.enqueue import Fleet, SensitivityOptions, enqueue_sensitivity
+from producer.folder.calib_folder import CalibFolder, RunFile
+from producer.results.results import decode_results
+from shared.kinds.kind import Task
+from shared.kinds.sensitivity import SensitivityShard, SensitivityTask
+from shared.kinds.sketch import SketchShard, SketchTask
+from shared.stores.relay_store import RelayStore
+from tests.calibration_shards import calibration_shard
+from tests.tasks import SETTINGS, record_of
+
+RUN = RunFile(settings=SETTINGS, prompts=("first", "second", "third"), store_id="relay", store=None)
+LAYER = "final_layer.linear"
+
+
+def exact_shard(task: SensitivityTask, images: int) -> SensitivityShard:
+    n = images * SETTINGS.num_steps
+    return SensitivityShard(
+        image_index=np.arange(images).repeat(SETTINGS.num_steps),
+        step_index=np.tile(np.arange(SETTINGS.num_steps), images),
+        squared_error=np.full(n, 4.0**-task.bits),
+        squared_reference=np.ones(n),
+        noise_squared_error=np.zeros(n),
+        cosine=np.ones(n),
+        max_abs=np.ones(n),
+        output_size=np.array(1024),
+        dead=np.array(False),
+        weight_squared_error=np.array(0.1),
+        weight_squared_norm=np.array(1.0),
+        bits_per_weight=np.array(task.bits + 0.5),
+    )
+
+
+def sketch_shard(task: SketchTask) -> SketchShard:
+    widths = len(task.bits)
+    return SketchShard(
+        image_index=np.array(task.sample // SETTINGS.num_steps),
+        step_index=np.array(task.sample % SETTINGS.num_steps),
+        bits=np.array(task.bits),
+        products=np.ones((1, widths, task.probes)),
+        squared_reference=np.array(100.0),
+        output_size=np.array(1024),
+        dead=np.array([False]),
+        measurable=np.array([True]),
+        weight_squared_error=np.full((1, widths), 0.1),
+        weight_squared_norm=np.ones(1),
+        bits_per_weight=np.full((1, widths), 4.5),
+    )
+
+
+class Measured:
+    """A folder with three collected images, and workers that leave what a test wants."""
+
+    def __init__(self, root: Path, redis: Redis) -> None:
+        self.folder, self.store = CalibFolder(root), RelayStore(redis)
+        self.fleet = Fleet(connection=redis, store=self.store, store_url=None)
+        self.folder.write_run(RUN)
+        for task in RUN.tasks():
+            self.leave(task, calibration_shard(task.image_index).to_bytes())
+        self.collector = Collector(self.folder, redis, self.store, complain=self.complain)
+        self.collector.collect()
+
+    def complain(self, problem: str) -> None:
+        raise AssertionError(problem)
+
+    def leave(self, task: Task, data: bytes) -> None:
+        assert self.store.put(record_of(task, data), data) == "stored"
+
+    def enqueue(self, **options: object) -> list[SensitivityTask | SketchTask]:
+        values = {"bits": [4], "group_size": 64, "max_images": 3, "step_stride": 1, "layers": "*"} | options
+        request, _ = enqueue_sensitivity(self.folder, SensitivityOptions(**values), self.fleet)  # type: ignore[arg-type]
+        return request.tasks(RUN)
+
+    def report(self) -> str:
+        (path,) = self.collector.write_results(self.collector.collect())
+        return Path(path).read_text()
+
+
+@pytest.fixture
+def measured(tmp_path: Path, redis: Redis) -> Measured:
+    return Measured(tmp_path / "calib", redis)
+
+
+@pytest.mark.parametrize("images", [1, 2])
+def test_the_report_shows_the_images_that_were_measured_on(measured: Measured, images: int) -> None:
+    (task,) = measured.enqueue(max_images=images)
+    assert isinstance(task, SensitivityTask)
+    measured.leave(task, exact_shard(task, images).to_bytes())
+    report = measured.report()
+    shown = [prompt for prompt in RUN.prompts if f"<figcaption>{prompt}</figcaption>" in report]
+    assert shown == list(RUN.prompts[:images])
+
+
+def test_an_incomplete_sketch_says_what_is_missing_and_what_it_has(measured: Measured) -> None:
+    tasks = measured.enqueue(sketch=True, bits=[2, 4], probes=3)
+    assert len(tasks) == 3 * SETTINGS.num_steps
+    for task in tasks[:5]:
+        assert isinstance(task, SketchTask)
+        measured.leave(task, sketch_shard(task).to_bytes())
+    report = measured.report()
+    assert "incomplete" in report
+    assert "from 5 / 12 sketches" in report
+    assert "Missing: 7 of 12 sketches</h2>" in report
+    (place,) = measured.folder.sensitivities()
+    results = decode_results(place.results_path.read_bytes())
+    assert [sketch.sample for sketch in results.missing_sketches] == list(range(5, 12))
+    assert {sketch.reason for sketch in results.missing_sketches} == {"queued"}
+    assert {host.kind for host in results.hosts} == {"calibration", "sketch"}
+
+
+def test_an_exact_result_beside_a_sketch_that_has_not_begun_is_incomplete(measured: Measured) -> None:
+    (exact,) = measured.enqueue()
+    assert isinstance(exact, SensitivityTask)
+    measured.leave(exact, exact_shard(exact, 3).to_bytes())
+    measured.enqueue(sketch=True, probes=3)
+    report = measured.report()
+    assert "from 0 / 12 sketches" in report
+    assert "<b>1 / 1</b><span>(layer, bits) measured</span>" in report
+    assert "incomplete" in report
