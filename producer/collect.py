@@ -3,17 +3,13 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from redis import Redis
-
-from producer.collect_calibration import collect_calibration
-from producer.collect_sensitivity import choose_pairs_to_verify, collect_sensitivity, write_results
-from producer.collected_images import collected_images
-from producer.folder.calib_folder import CalibFolder, RequestFile, RunFile, SensitivityFolder, read_records
-from producer.folder.intake import Intake
-from producer.jobs.progress import Part, part_of
-from producer.jobs.reconcile import reconcile
+from producer.folder.intake import Intake, take_in
+from producer.kinds.part import Part
+from producer.ledger import Ledger, PartState
 from shared.kinds.kind import Task
+from shared.stores.records import Record
 from shared.stores.store import ShardStore
 
 POLL_SECONDS = 1.0
@@ -25,95 +21,68 @@ MAX_PROBLEMS = 50
 class Collector:
     """Takes what is finished, enqueues what got lost, and says how far everything is."""
 
-    folder: CalibFolder
-    connection: Redis
-    store: ShardStore
+    ledger: Ledger
     complain: Callable[[str], None]
     """Told of each dropped shard, in one line."""
     told: Callable[[Task], None] = lambda task: None
     """Told of each shard taken in."""
     problems: int = field(default=0, init=False)
 
-    def collect(self) -> list[Part]:
-        """One pass over calibration and every sensitivity run of the folder."""
-        run = self.folder.require_run()
-        intake = collect_calibration(self.folder, run, self.store, self.told)
-        parts = [self._part("calibration", run.tasks(), frozenset(self.folder.read_records()), intake)]
-        card = self.folder.read_model()
-        for place in self.folder.sensitivities():
-            request = place.require_request()
-            if card is None:
-                break
-            intake = collect_sensitivity(place, request, run, card, self.store, self.told)
-            request = choose_pairs_to_verify(place, request, run, card)
-            done = frozenset(read_records(place.records_dir))
-            self._keep_samples(place, request, len(done) < len(request.tasks(run)))
-            part = self._part(f"sensitivity {request.settings.id}", request.tasks(run), done, intake)
-            parts.append(part)
-            if part.complete:
-                self.store.discard_blob(request.settings.sample_set_sha256)
-        return parts
+    def collect(self) -> list[PartState]:
+        """One pass over every part of the folder; another one where what came in asks for more."""
+        states, more = [], False
+        for part in self.ledger.parts():
+            state, asks = self._collect_part(part)
+            states.append(state)
+            more = more or asks
+        return self.collect() if more else states
+
+    def _collect_part(self, part: Part) -> tuple[PartState, bool]:
+        collected, intake = collect_part(part, self.ledger.store, self.told)
+        for problem in intake.problems:
+            self.complain(problem)
+        self.problems += len(intake.problems)
+        if len(collected) < len(part.tasks()):
+            part.supply(self.ledger.store)
+        enqueue = self.problems <= MAX_PROBLEMS
+        state = self.ledger.reconcile(part, frozenset(collected), enqueue=enqueue)
+        if state.complete:
+            part.clear_away(self.ledger.store)
+        return state, part.ask_for_more(collected)
 
     def collect_until_settled(
-        self, show: Callable[[list[Part]], None], checks: Sequence[Callable[[], None]] = ()
-    ) -> list[Part]:
+        self, show: Callable[[list[PartState]], None], checks: Sequence[Callable[[], None]] = ()
+    ) -> list[PartState]:
         """Pass after pass; each of `checks` may raise to end the wait."""
         while True:
             started = time.monotonic()
-            parts = self.collect()
-            show(parts)
-            if all(part.settled for part in parts):
-                return parts
+            states = self.collect()
+            show(states)
+            if all(state.settled for state in states):
+                return states
             for check in checks:
                 check()
             # A pass over a large folder takes its time: most of a wait should be waiting.
             time.sleep(max(POLL_SECONDS, 3 * (time.monotonic() - started)))
 
-    def write_results(self, parts: Sequence[Part]) -> list[str]:
-        """Write results and report of every sensitivity run that has any; return the reports' paths."""
-        card = self.folder.read_model()
-        reports = []
-        for place in self.folder.sensitivities():
-            reasons = {task_id: why for part in parts for task_id, why in part.reasons.items()}
-            if card is not None and write_results(self.folder, place, card, reasons):
-                reports.append(str(place.report_path))
-        return reports
-
-    def _keep_samples(self, place: SensitivityFolder, request: RequestFile, needed: bool) -> None:
-        """A wiped Redis lost the sample set too, and without it no worker can serve the tasks."""
-        digest = request.settings.sample_set_sha256
-        if needed and not self.store.has_blob(digest):
-            self.store.put_blob(digest, place.samples_path.read_bytes())
-
-    def _part(self, title: str, tasks: Sequence[Task], done: frozenset[str], intake: Intake) -> Part:
-        for problem in intake.problems:
-            self.complain(problem)
-        self.problems += len(intake.problems)
-        reconciled = reconcile(
-            tasks,
-            done,
-            connection=self.connection,
-            store=self.store,
-            retry_failed=False,
-            enqueue=self.problems <= MAX_PROBLEMS,
-        )
-        return part_of(title, list(tasks), reconciled, self.connection, self.store.id)
+    def write_results(self, states: Sequence[PartState]) -> list[Path]:
+        """Write what is made of all that was collected; return the files to read first."""
+        reasons = {task_id: why for state in states for task_id, why in state.reasons.items()}
+        written = [part.write_results(reasons) for part in self.ledger.parts()]
+        return [path for path in written if path is not None]
 
 
-def survey(folder: CalibFolder, connection: Redis, store: ShardStore) -> list[Part]:
-    """How far everything is, changing nothing."""
-    run: RunFile = folder.require_run()
-    groups: list[tuple[str, Sequence[Task], frozenset[str]]] = [
-        ("calibration", run.tasks(), frozenset(collected_images(folder, run)[0]))
-    ]
-    for place in folder.sensitivities():
-        request = place.require_request()
-        done = frozenset(read_records(place.records_dir))
-        groups.append((f"sensitivity {request.settings.id}", request.tasks(run), done))
-    parts = []
-    for title, tasks, done in groups:
-        reconciled = reconcile(
-            tasks, done, connection=connection, store=store, retry_failed=False, enqueue=False
-        )
-        parts.append(part_of(title, list(tasks), reconciled, connection, store.id))
-    return parts
+def collect_part(
+    part: Part, store: ShardStore, told: Callable[[Task], None] = lambda task: None
+) -> tuple[dict[str, Record], Intake]:
+    """Take a part's finished shards out of the store; return the records of all that is there whole.
+
+    What is not as it was collected does not count any more, and is among the intake's problems.
+    """
+    collected = part.collected(closely=True)
+    for task_id in collected.damages:
+        part.drop(task_id)
+    intake = take_in(part.tasks(), collected.records, store, part.keep, told)
+    intake.problems[:0] = collected.damages.values()
+    part.summarize(collected.records)
+    return collected.records, intake

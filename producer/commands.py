@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from producer.collect import Collector, survey
+from producer.collect import Collector
 from producer.console import Bars, err, out, print_missing, print_parts, print_workers
 from producer.enqueue import Fleet, SensitivityOptions
 from producer.enqueue import enqueue_calibration as ask_for_images
@@ -13,9 +13,9 @@ from producer.folder.calib_folder import CalibFolder
 from producer.folder.sample_selection import DEFAULT_MAX_IMAGES, default_step_stride
 from producer.interrupts import Interrupts
 from producer.jobs.local_fleet import LocalWorkers, local_redis
-from producer.jobs.progress import Part
 from producer.jobs.reconcile import Reconciled
 from producer.jobs.workers import live_workers
+from producer.ledger import Ledger, PartState
 from producer.prompts import read_prompts
 from producer.settings import run_settings
 from shared.errors import InputError, WrongStoreError
@@ -177,7 +177,7 @@ def status(calib_dir: Path, fleet: Fleet) -> None:
     run = folder.require_run()
     _check_store(run.store_id, run.store, fleet)
     out.print(f"run {run.settings.id} of {run.settings.model} in {calib_dir}")
-    print_parts(survey(folder, fleet.connection, fleet.store))
+    print_parts(Ledger(folder, fleet.connection, fleet.store).survey())
     if isinstance(fleet.store, RelayStore):
         used, limit = fleet.store.used_bytes, fleet.store.limit_bytes
         out.print(f"the relay holds {format_size(used)} of {format_size(limit)}")
@@ -198,7 +198,7 @@ def collect(
     _check_store(run.store_id, run.store, fleet)
     folder.check_writable()
     with Bars() as bars:
-        collector = Collector(folder, fleet.connection, fleet.store, complain=_complain)
+        collector = Collector(Ledger(folder, fleet.connection, fleet.store), complain=_complain)
         if wait:
             checks = (interrupts.check, alive or _NobodyWorks(fleet).check)
             parts = collector.collect_until_settled(bars.show, checks)
@@ -233,7 +233,7 @@ def _complain(problem: str) -> None:
     err.print(problem, markup=False)
 
 
-def _say_collected(folder: CalibFolder, parts: Sequence[Part]) -> None:
+def _say_collected(folder: CalibFolder, parts: Sequence[PartState]) -> None:
     for part in parts:
         missing = "" if part.complete else f", {part.total - part.done} missing"
         detail = [f"{part.in_flight} queued or running"] if part.in_flight else []

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from producer.jobs.progress import Part
 from producer.jobs.workers import WorkerInfo
+from producer.ledger import PartState
 
 LINE_SECONDS = 10.0
 MAX_FAILURES = 10
@@ -44,7 +44,7 @@ class Bars:
     ) -> None:
         self._progress.stop()
 
-    def show(self, parts: Sequence[Part]) -> None:
+    def show(self, parts: Sequence[PartState]) -> None:
         """Bring the bars up to date, or print a line if something moved."""
         for part in parts:
             if part.title not in self._tasks:
@@ -55,7 +55,7 @@ class Bars:
         if not sys.stderr.isatty():
             self._print_line(parts)
 
-    def _print_line(self, parts: Sequence[Part]) -> None:
+    def _print_line(self, parts: Sequence[PartState]) -> None:
         line = ", ".join(f"{part.title} {part.done}/{part.total}" for part in parts)
         settled = all(part.settled for part in parts)
         if line != self._last[0] and (settled or time.monotonic() - self._last[1] > LINE_SECONDS):
@@ -63,7 +63,7 @@ class Bars:
             self._last = (line, time.monotonic())
 
 
-def print_parts(parts: Sequence[Part]) -> None:
+def print_parts(parts: Sequence[PartState]) -> None:
     """A table of how far each part is, then what failed."""
     table = Table("", "tasks", "done", "to collect", "queued or running", "failed", box=None, pad_edge=False)
     for column in table.columns[1:]:
@@ -76,7 +76,7 @@ def print_parts(parts: Sequence[Part]) -> None:
         print_missing(part)
 
 
-def print_missing(part: Part) -> None:
+def print_missing(part: PartState) -> None:
     """What is not there and why, failures first."""
     for failure in part.failures[:MAX_FAILURES]:
         out.print(f"failed: {failure}", markup=False)

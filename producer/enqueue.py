@@ -7,16 +7,11 @@ from fnmatch import fnmatchcase
 import msgspec
 from redis import Redis
 
-from producer.collected_images import collected_images
-from producer.folder.calib_folder import (
-    CalibFolder,
-    RequestFile,
-    RunFile,
-    SketchRequest,
-    read_records,
-    union_in_order,
-)
+from producer.folder.calib_folder import CalibFolder
+from producer.folder.request_file import RequestFile, SketchRequest, union_in_order
+from producer.folder.run_file import RunFile
 from producer.folder.sample_selection import select_samples
+from producer.folder.tasks import calibration_tasks, exact_tasks, sketch_tasks
 from producer.jobs.reconcile import Reconciled, reconcile
 from producer.results.metrics import MIN_IMAGES
 from shared.errors import InputError
@@ -61,10 +56,11 @@ def enqueue_calibration(
     if old and old.settings != settings:
         # Nothing of it was collected, or the folder would have refused: nobody waits for it any more.
         queue = TaskQueue(queue_name(old.store_id), fleet.connection)
-        queue.withdraw([task.id for task in old.tasks()])
-    whole, _ = collected_images(folder, run)
+        queue.withdraw([task.id for task in calibration_tasks(old)])
+    tasks = calibration_tasks(run)
+    whole, _ = folder.images.look(folder, tasks)
     return run, reconcile(
-        run.tasks(), frozenset(whole), connection=fleet.connection, store=fleet.store, retry_failed=True
+        tasks, frozenset(whole), connection=fleet.connection, store=fleet.store, retry_failed=True
     )
 
 
@@ -115,10 +111,9 @@ def enqueue_sensitivity(
     write_atomically(place.samples_path, packed)
     place.write_request(request)
     fleet.store.put_blob(settings.sample_set_sha256, packed)
-    done = frozenset(read_records(place.records_dir))
-    return request, reconcile(
-        request.tasks(run), done, connection=fleet.connection, store=fleet.store, retry_failed=True
-    )
+    tasks = [*sketch_tasks(request, run), *exact_tasks(request, run)]
+    done = frozenset(place.records.read())
+    return request, reconcile(tasks, done, connection=fleet.connection, store=fleet.store, retry_failed=True)
 
 
 def _request(
@@ -181,8 +176,9 @@ def _matching_layers(card: ModelCard, pattern: str, group_size: int) -> list[str
 
 def _check_collected(folder: CalibFolder, run: RunFile, max_images: int) -> None:
     needed = min(max_images, len(run.prompts))
-    records, damages = collected_images(folder, run)
-    first = [task.id for task in run.tasks()[:needed]]
+    tasks = calibration_tasks(run)
+    records, damages = folder.images.look(folder, tasks)
+    first = [task.id for task in tasks[:needed]]
     if damaged := [damages[task_id] for task_id in first if task_id in damages]:
         raise InputError(f"{damaged[0]}; run `producer collect --wait` to have the image drawn again")
     if missing := [task_id for task_id in first if task_id not in records]:

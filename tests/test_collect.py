@@ -12,13 +12,16 @@ import numpy as np
 import pytest
 from redis import Redis
 
-from producer import collect_calibration, sample_seals
-from producer.collect_calibration import collect_calibration as collect
+from producer.collect import collect_part
 from producer.enqueue import Fleet, SensitivityOptions, enqueue_calibration, enqueue_sensitivity
-from producer.folder import calib_folder, manifest
-from producer.folder.calib_folder import CalibFolder, RunFile
+from producer.folder import json_file, manifest, record_folder, sample_seals
+from producer.folder.calib_folder import CalibFolder
 from producer.folder.intake import Intake
+from producer.folder.run_file import RunFile
 from producer.folder.sample_selection import default_step_stride, select_samples
+from producer.folder.tasks import calibration_tasks
+from producer.kinds import calibration
+from producer.kinds.calibration import CalibrationPart
 from shared.errors import InputError
 from shared.kinds.calibration import CalibrationShard, CalibrationTask
 from shared.layout import npz
@@ -30,7 +33,7 @@ from tests.tasks import SETTINGS, record_of
 
 STEPS = SETTINGS.num_steps
 RUN = RunFile(settings=SETTINGS, prompts=("a", "b", "c"), store_id="relay", store=None)
-TASKS = RUN.tasks()
+TASKS = calibration_tasks(RUN)
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -73,7 +76,7 @@ class Run:
         assert self.store.put(record_of(task, data, **changes), data) == "stored"
 
     def collect(self) -> Intake:
-        return collect(self.folder, RUN, self.store)
+        return collect_part(CalibrationPart(self.folder, RUN), self.store)[1]
 
     def collected(self) -> list[tuple[int, int]]:
         """As a reader finds them."""
@@ -207,7 +210,7 @@ def test_a_deleted_sample_makes_its_image_undone(run: Run, remaining: int) -> No
     intake = run.collect()
     assert f"{lost.label}: " in intake.problems[0]
     assert "is gone; the image is to be drawn again" in intake.problems[0]
-    assert lost.id not in run.folder.read_records()
+    assert lost.id not in run.folder.records.read()
     # The manifest lists what is there, even when that is nothing.
     written = read_manifest(run.folder.root)
     assert written.n_completed == remaining
@@ -319,7 +322,7 @@ def test_killed_at_every_write_the_next_pass_goes_on(
     tmp_path: Path, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After every kill the folder is readable and lists whole images only; the end is always the same."""
-    write = collect_calibration.write_atomically
+    write = calibration.write_atomically
     writes, limit = 0, 0
 
     def write_some(path: Path, data: bytes) -> None:
@@ -329,7 +332,7 @@ def test_killed_at_every_write_the_next_pass_goes_on(
         writes += 1
         write(path, data)
 
-    for module in (collect_calibration, calib_folder, manifest, sample_seals):
+    for module in (calibration, json_file, record_folder, manifest, sample_seals):
         monkeypatch.setattr(module, "write_atomically", write_some)
     for limit in range(1, 60):
         writes = 0
@@ -342,7 +345,7 @@ def test_killed_at_every_write_the_next_pass_goes_on(
             finished = True
         except _KilledError:
             finished = False
-        whole = len(run.folder.read_records())
+        whole = len(run.folder.records.read())
         if run.folder.manifest_path.exists():
             assert run.collected() == all_steps(*range(read_manifest(run.folder.root).n_completed))
         assert len(run.waiting()) >= 2 - whole, "nothing is forgotten before it is kept"

@@ -8,7 +8,10 @@ from redis import Redis
 
 from producer.collect import Collector
 from producer.enqueue import Fleet, SensitivityOptions, enqueue_sensitivity
-from producer.folder.calib_folder import CalibFolder, RunFile
+from producer.folder.calib_folder import CalibFolder
+from producer.folder.run_file import RunFile
+from producer.folder.tasks import calibration_tasks, exact_tasks, sketch_tasks
+from producer.ledger import Ledger
 from producer.results.results import decode_results
 from shared.kinds.kind import Task
 from shared.kinds.sensitivity import SensitivityShard, SensitivityTask
@@ -63,9 +66,9 @@ class Measured:
         self.folder, self.store = CalibFolder(root), RelayStore(redis)
         self.fleet = Fleet(connection=redis, store=self.store, store_url=None)
         self.folder.write_run(RUN)
-        for task in RUN.tasks():
+        for task in calibration_tasks(RUN):
             self.leave(task, calibration_shard(task.image_index).to_bytes())
-        self.collector = Collector(self.folder, redis, self.store, complain=self.complain)
+        self.collector = Collector(Ledger(self.folder, redis, self.store), complain=self.complain)
         self.collector.collect()
 
     def complain(self, problem: str) -> None:
@@ -77,7 +80,7 @@ class Measured:
     def enqueue(self, **options: object) -> list[SensitivityTask | SketchTask]:
         values = {"bits": [4], "group_size": 64, "max_images": 3, "step_stride": 1, "layers": "*"} | options
         request, _ = enqueue_sensitivity(self.folder, SensitivityOptions(**values), self.fleet)  # type: ignore[arg-type]
-        return request.tasks(RUN)
+        return [*sketch_tasks(request, RUN), *exact_tasks(request, RUN)]
 
     def report(self) -> str:
         (path,) = self.collector.write_results(self.collector.collect())

@@ -22,8 +22,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis import Redis
 
-from producer.collect_calibration import collect_calibration
-from producer.folder.calib_folder import CalibFolder, RunFile
+from producer.collect import collect_part
+from producer.folder.calib_folder import CalibFolder
+from producer.folder.run_file import RunFile
+from producer.folder.tasks import calibration_tasks
+from producer.kinds.calibration import CalibrationPart
 from shared.errors import TaskRefusedError
 from shared.jobs.history import read_events
 from shared.jobs.task_queue import is_job_id
@@ -190,7 +193,7 @@ def test_a_decoded_task_is_within_its_limits(text: tuple[str, str]) -> None:
 
 SHARD = calibration_shard().to_bytes()
 RUN = RunFile(settings=SETTINGS, prompts=("a circle",), store_id="relay", store=None)
-IMAGE = RUN.tasks()[0]
+IMAGE = calibration_tasks(RUN)[0]
 
 
 @st.composite
@@ -266,7 +269,7 @@ def test_shards_and_records(redis: Redis, tmp_path: Path, data: bytes, record: A
     if record is not None:
         redis.hset(f"bitfleet:records:{IMAGE.group}", IMAGE.id, record)
     with nothing_forbidden(folder.root):
-        intake = collect_calibration(folder, RUN, store)
+        intake = collect_part(CalibrationPart(folder, RUN), store)[1]
     assert store.record_ids(IMAGE.group) == set(), "it is asked for again, or collected"
     if intake.merged:
         check_manifest_is_whole(folder)

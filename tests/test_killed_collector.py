@@ -19,7 +19,11 @@ from redis import Redis
 import shared.files
 from producer.cli import main
 from producer.collect import Collector
-from producer.folder.calib_folder import CalibFolder, RequestFile, RunFile
+from producer.folder.calib_folder import CalibFolder
+from producer.folder.request_file import RequestFile
+from producer.folder.run_file import RunFile
+from producer.folder.tasks import calibration_tasks, exact_tasks
+from producer.ledger import Ledger
 from shared.jobs.connection import connect
 from shared.kinds.kind import Task
 from shared.layout.reader import read_manifest, read_samples
@@ -61,7 +65,7 @@ def prepare(root: Path, store: ShardStore, shards: dict[str, bytes]) -> CalibFol
 
 
 def tasks_of(run: RunFile) -> list[Task]:
-    return [*run.tasks(), *REQUEST.tasks(run)]
+    return [*calibration_tasks(run), *exact_tasks(REQUEST, run)]
 
 
 @pytest.fixture(scope="module")
@@ -71,9 +75,9 @@ def shards(make_example: Any) -> dict[str, bytes]:
     store = type("Nowhere", (), {"id": "relay"})()
     images = {
         f"cal{task.label}": calibration_shard(task.image_index, RUN.num_steps).to_bytes()
-        for task in run_file(store).tasks()
+        for task in calibration_tasks(run_file(store))
     }
-    return images | {f"sen{REQUEST.tasks(run_file(store))[0].label}": pair.to_bytes()}
+    return images | {f"sen{exact_tasks(REQUEST, run_file(store))[0].label}": pair.to_bytes()}
 
 
 @pytest.fixture(params=["relay", "folder"])
@@ -155,7 +159,7 @@ class HalfWriter:
 
 
 def collect(folder: CalibFolder, store: ShardStore, redis: Redis) -> Any:
-    return Collector(folder, redis, store, complain=_fail).collect()
+    return Collector(Ledger(folder, redis, store), complain=_fail).collect()
 
 
 def _fail(problem: str) -> None:
@@ -194,11 +198,11 @@ def check_manifest(folder: CalibFolder) -> None:
 
 def check_records(folder: CalibFolder) -> None:
     """A record's existence means done: all that it vouches for is there."""
-    for record in folder.read_records().values():
+    for record in folder.records.read().values():
         for step in range(RUN.num_steps):
             assert (folder.root / folder.sample_name(record.task.image_index, step)).is_file()  # type: ignore[union-attr]
     place = folder.sensitivity(SENSITIVITY.id)
-    for path in place.records_dir.glob("*.json"):
+    for path in place.records.root.glob("*.json"):
         assert place.shard_path(path.stem).is_file()
 
 
@@ -283,10 +287,10 @@ class TestDisk:
         assert ".tmp" not in line
         check_manifest(folder)
         check_records(folder)
-        collected = len(folder.read_records())
+        collected = len(folder.records.read())
         assert len(store.record_ids(RUN.id)) >= 2 - collected
         (disk / "ballast").unlink()
-        Collector(folder, store._redis, store, complain=_fail).collect()
+        Collector(Ledger(folder, store._redis, store), complain=_fail).collect()
         assert read_manifest(folder.root).n_completed == 2
         check_manifest(folder)
         assert not list(folder.root.rglob("*.tmp"))
@@ -299,7 +303,7 @@ class TestDisk:
         assert "Read-only file system; nothing that was finished is lost" in result.output
         assert len(store.record_ids(RUN.id)) == 2
         remount(disk, "rw")
-        Collector(folder, store._redis, store, complain=_fail).collect()
+        Collector(Ledger(folder, store._redis, store), complain=_fail).collect()
         assert json.loads(folder.manifest_path.read_text())["n_completed"] == 2
 
 

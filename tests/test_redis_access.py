@@ -16,6 +16,7 @@ from producer.collect import Collector
 from producer.enqueue import Fleet, enqueue_calibration
 from producer.folder.calib_folder import CalibFolder
 from producer.jobs.workers import live_workers
+from producer.ledger import Ledger
 from shared.cli import _one_line
 from shared.errors import RedisUnavailableError
 from shared.jobs.connection import connect
@@ -139,7 +140,7 @@ class TestUsers:
             assert live_workers(theirs, store.id) == []
             _lose_a_worker(server, admin)
             work(server, fails={1: 1})
-            collector = Collector(folder, theirs, store, complain=pytest.fail)
+            collector = Collector(Ledger(folder, theirs, store), complain=pytest.fail)
             (part,) = collector.collect()
             assert part.complete
             store.put_blob("0" * 64, b"")
@@ -154,12 +155,12 @@ class TestUsers:
             folder = CalibFolder(tmp_path)
             enqueue_calibration(folder, SETTINGS, ["a circle"], 1, fleet)
             work(server, fails={0: 99})
-            (part,) = Collector(folder, theirs, store, complain=pytest.fail).collect()
+            (part,) = Collector(Ledger(folder, theirs, store), complain=pytest.fail).collect()
             assert len(part.failures) == 1
             # Asked for again, it has another life.
             enqueue_calibration(folder, SETTINGS, ["a circle"], 1, fleet)
             work(server)
-            (part,) = Collector(folder, theirs, store, complain=pytest.fail).collect()
+            (part,) = Collector(Ledger(folder, theirs, store), complain=pytest.fail).collect()
             assert part.complete
         assert refusals(admin) == []
 

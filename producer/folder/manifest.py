@@ -1,38 +1,65 @@
 """manifest.json: what has been collected, as other people's notebooks read it."""
 
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
 import msgspec
 
-from producer.folder.calib_folder import CalibFolder, RunFile
+from producer.folder.json_file import Stamp, stamp_of
+from producer.folder.run_file import RunFile
 from shared.files import write_atomically
 from shared.kinds.calibration import CalibrationTask
 from shared.stores.records import Record
 
+ReadSigmas = Callable[[CalibrationTask], list[float]]
 
-def write_manifest(
-    folder: CalibFolder, run: RunFile, records: dict[str, Record], sigmas: list[float]
-) -> None:
-    """Write the manifest of the collected images, in the layout's order, if it would change.
 
-    It is derived from the records alone, each of which was written after its image's samples: a manifest
-    never lists a sample that is not there whole.
+class Manifest:
+    """Derived from the records alone, each of which was written after its image's samples.
+
+    So it never lists a sample that is not there whole. Names of samples are written image by image: a run
+    of 10,000 images of 50 steps has half a million.
     """
-    tasks = [record.task for record in records.values() if isinstance(record.task, CalibrationTask)]
-    tasks.sort(key=lambda task: task.image_index)
-    steps = run.settings.num_steps
-    content = {
-        "n_completed": len(tasks),
-        "num_steps": steps,
-        "sample_files": [
-            folder.sample_name(task.image_index, step) for task in tasks for step in range(steps)
-        ],
-        "run_id": run.settings.id,
-        "settings": run.settings,
-        "sigmas": sigmas,
-        "images": [
-            {"image_index": task.image_index, "prompt": task.prompt, "seed": task.seed} for task in tasks
-        ],
-        "fingerprint": next((record.fingerprint for record in records.values()), None),
-    }
-    data = msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n"
-    if not folder.manifest_path.exists() or folder.manifest_path.read_bytes() != data:
-        write_atomically(folder.manifest_path, data)
+
+    def __init__(self, path: Path, sample_name: Callable[[int, int], str]) -> None:
+        self._path = path
+        self._sample_name = sample_name
+        self._written: tuple[tuple[str, ...], int, Stamp | None] | None = None
+
+    def update(self, run: RunFile, records: dict[str, Record], read_sigmas: ReadSigmas) -> None:
+        """Write the manifest of the collected images, in the layout's order, if it would change."""
+        state = tuple(records), len(run.prompts), stamp_of(self._path)
+        if state == self._written:
+            return
+        if not self._is(self._chunks(run, records, read_sigmas)):
+            write_atomically(self._path, self._chunks(run, records, read_sigmas))
+        self._written = *state[:2], stamp_of(self._path)
+
+    def _is(self, chunks: Iterator[bytes]) -> bool:
+        """Whether the file holds just this already."""
+        try:
+            with self._path.open("rb") as file:
+                return all(file.read(len(chunk)) == chunk for chunk in chunks) and not file.read(1)
+        except FileNotFoundError:
+            return False
+
+    def _chunks(self, run: RunFile, records: dict[str, Record], read_sigmas: ReadSigmas) -> Iterator[bytes]:
+        tasks = [record.task for record in records.values() if isinstance(record.task, CalibrationTask)]
+        tasks.sort(key=lambda task: task.image_index)
+        steps = run.settings.num_steps
+        yield f'{{\n  "n_completed": {len(tasks)},\n  "num_steps": {steps},\n  "sample_files": ['.encode()
+        for number, task in enumerate(tasks):
+            names = [self._sample_name(task.image_index, step) for step in range(steps)]
+            text = ",".join(f'\n    "{name}"' for name in names)
+            yield f"{',' if number else ''}{text}".encode()
+        rest = {
+            "run_id": run.settings.id,
+            "settings": run.settings,
+            "sigmas": read_sigmas(tasks[0]) if tasks else [],
+            "images": [
+                {"image_index": task.image_index, "prompt": task.prompt, "seed": task.seed} for task in tasks
+            ],
+            "fingerprint": next((record.fingerprint for record in records.values()), None),
+        }
+        yield b"\n  ],\n"
+        yield msgspec.json.format(msgspec.json.encode(rest), indent=2).removeprefix(b"{\n") + b"\n"

@@ -14,7 +14,7 @@ from shared.kinds.kind import Task
 from shared.stores.store import ShardStore
 
 LOCK_SECONDS = 30
-"""After which a killed producer holds up nobody any more."""
+"""Lock timeout: how long a killed producer can hold up others."""
 BATCH = 500
 
 
@@ -28,6 +28,8 @@ class Reconciled:
     """Finished, waiting to be collected."""
     in_flight: frozenset[str]
     """Queued or running."""
+    running: frozenset[str]
+    """Those of them that a worker has started."""
     failed: frozenset[str]
     """Gave up after their retries."""
     enqueued: tuple[str, ...]
@@ -50,14 +52,15 @@ def reconcile(
 ) -> Reconciled:
     """Enqueue what is neither done nor on its way; all tasks are of one group and store.
 
-    `retry_failed` gives failed tasks another life; without it they are only told.
+    `retry_failed` enqueues failed tasks again; without it they are only reported.
     """
     queue = TaskQueue(queue_name(store.id), connection)
     wanted = {task.id for task in tasks}
     # Two producers at once would both find the same tasks missing.
     with connection.lock(f"bitfleet:reconcile:{queue.name}", timeout=LOCK_SECONDS) as lock:
         # In this order: a task that moves on meanwhile is seen at its old place or at its new one.
-        in_flight = queue.in_flight().ids & wanted
+        on_their_way = queue.in_flight()
+        in_flight = on_their_way.ids & wanted
         failed = (queue.failed_ids() & wanted) - in_flight
         in_store = (store.record_ids(tasks[0].group) & wanted if tasks else set()) - done
         known = done | in_store | in_flight | (set() if retry_failed else failed)
@@ -72,6 +75,7 @@ def reconcile(
         done=frozenset(wanted & done),
         in_store=frozenset(in_store),
         in_flight=frozenset(in_flight - in_store),
+        running=frozenset(on_their_way.started & in_flight - in_store),
         failed=frozenset() if retry_failed and enqueue else frozenset(failed - done - in_store),
         enqueued=tuple(task.id for task in rest) if enqueue else (),
     )

@@ -1,0 +1,62 @@
+"""A JSON file that holds one struct, read again only when it has changed."""
+
+from pathlib import Path
+from typing import Generic, NamedTuple, TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from shared.errors import InputError
+from shared.files import write_atomically
+
+AnyStruct = TypeVar("AnyStruct", bound=Struct)
+
+
+class Stamp(NamedTuple):
+    """What changes when a file does."""
+
+    mtime_ns: int
+    size: int
+
+
+def stamp_of(path: Path) -> Stamp | None:
+    """The stamp of a file; None if there is none."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return Stamp(status.st_mtime_ns, status.st_size)
+
+
+class JsonFile(Generic[AnyStruct]):
+    """One struct in one file; an unchanged file gives the very object that it gave before."""
+
+    def __init__(self, path: Path, kind: type[AnyStruct]) -> None:
+        self.path = path
+        self._kind = kind
+        self._known: tuple[Stamp, AnyStruct] | None = None
+
+    def read(self) -> AnyStruct | None:
+        """Return what it holds; None if there is no such file.
+
+        Raises:
+            InputError: the file is damaged.
+        """
+        stamp = stamp_of(self.path)
+        if stamp is None:
+            return None
+        if self._known is None or self._known[0] != stamp:
+            self._known = stamp, self._decoded()
+        return self._known[1]
+
+    def write(self, content: AnyStruct) -> None:
+        """Replace what it holds."""
+        write_atomically(self.path, msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n")
+
+    def _decoded(self) -> AnyStruct:
+        try:
+            return msgspec.json.decode(self.path.read_bytes(), type=self._kind)
+        except (msgspec.DecodeError, UnicodeError) as error:
+            raise InputError(
+                f"{self.path} can't be read: {error}; restore it, or use another --calib-dir"
+            ) from None

@@ -1,0 +1,56 @@
+"""The records of what has been collected: one small JSON file a task, its existence means done."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from producer.folder.json_file import Stamp
+from shared.errors import ShardCorruptError
+from shared.files import write_atomically
+from shared.stores.records import Record, decode_record, encode_record
+
+
+class RecordFolder:
+    """Records by task id. Each file is read once, and again only when its time or size changes."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._known: dict[str, tuple[Stamp, Record | None]] = {}
+
+    def read(self) -> dict[str, Record]:
+        """Return all records in the order of their ids; an unreadable one means not done."""
+        found = {}
+        for name, stamp in sorted(self._files()):
+            known = self._known.get(name)
+            if known is None or known[0] != stamp:
+                known = stamp, self._decoded(name)
+            found[name] = known
+        self._known = found
+        return {record.id: record for _, record in found.values() if record is not None}
+
+    def write(self, record: Record) -> None:
+        """Keep a record: from now on its task is done."""
+        write_atomically(self.root / f"{record.id}.json", encode_record(record))
+
+    def drop(self, task_id: str) -> None:
+        """The task is not done after all. Nothing happens when it was not."""
+        (self.root / f"{task_id}.json").unlink(missing_ok=True)
+
+    def _files(self) -> Iterator[tuple[str, Stamp]]:
+        if not self.root.is_dir():
+            return
+        with os.scandir(self.root) as entries:
+            for entry in entries:
+                if entry.name.endswith(".json") and not entry.name.startswith("."):
+                    try:
+                        status = entry.stat()
+                    except FileNotFoundError:
+                        continue
+                    yield entry.name, Stamp(status.st_mtime_ns, status.st_size)
+
+    def _decoded(self, name: str) -> Record | None:
+        try:
+            record = decode_record((self.root / name).read_bytes())
+        except (ShardCorruptError, OSError):
+            return None
+        return record if f"{record.id}.json" == name else None

@@ -1,0 +1,110 @@
+"""Calibration: which images are wanted, and the samples that a finished one becomes."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+
+from producer.folder.calib_folder import CalibFolder
+from producer.folder.collected_images import sample_paths
+from producer.folder.run_file import RunFile
+from producer.folder.sample_seals import write_seals
+from producer.folder.tasks import calibration_tasks
+from producer.kinds.part import Collected, Part
+from shared.errors import RunMismatchError, ShardCorruptError
+from shared.files import write_atomically
+from shared.kinds.calibration import CalibrationShard, CalibrationTask
+from shared.layout import npz
+from shared.layout.npz import Array
+from shared.layout.sample_file import SampleFile
+from shared.model_card import ModelCard, decode_model_card, encode_model_card
+from shared.stores.records import Record
+
+
+def find_parts(folder: CalibFolder) -> list[Part]:
+    """One: the run's images."""
+    return [CalibrationPart(folder, folder.require_run())]
+
+
+class CalibrationPart(Part):
+    """A shard becomes the per-step samples of the calibration layout, and a preview."""
+
+    def __init__(self, folder: CalibFolder, run: RunFile) -> None:
+        self._folder, self._run = folder, run
+        self._tasks = calibration_tasks(run)
+
+    @property
+    def title(self) -> str:
+        return "calibration"
+
+    def tasks(self) -> Sequence[CalibrationTask]:
+        return self._tasks
+
+    def collected(self, *, closely: bool = False) -> Collected:
+        records, damages = self._folder.images.look(self._folder, self._tasks, renew=closely)
+        lines = {task_id: f"{damage}; the image is to be drawn again" for task_id, damage in damages.items()}
+        return Collected(records=records, damages=lines)
+
+    def drop(self, task_id: str) -> None:
+        self._folder.drop_image(task_id)
+
+    def keep(self, record: Record, shard: bytes) -> None:
+        task = record.task
+        assert isinstance(task, CalibrationTask)
+        image = CalibrationShard.from_bytes(shard)
+        _check_shard(self._run, image)
+        _check_model(self._folder, record, decode_model_card(image.model_json.tobytes()))
+        paths = sample_paths(self._folder, task)
+        for step, path in enumerate(paths):
+            write_atomically(path, npz.pack(_sample(image, step)))
+        write_seals(self._folder.seal_path(task.id), paths)
+        write_atomically(self._folder.preview_path(task.image_index), image.preview_png.tobytes())
+        self._folder.records.write(record)
+        self._folder.images.wrote(self._folder)
+
+    def summarize(self, records: dict[str, Record]) -> None:
+        """Write a manifest of the images that are there whole, if it would differ."""
+        # Also when the last image is gone: a manifest lists nothing that is not there.
+        if records or self._folder.manifest_path.exists():
+            self._folder.manifest.update(self._run, records, partial(_sigmas, self._folder))
+
+
+def _sample(shard: CalibrationShard, step: int) -> dict[str, Array]:
+    return {
+        "x": shard.x[step : step + 1],
+        "timestep": np.asarray(shard.timestep[step], dtype=np.float32),
+        "sigma": np.asarray(shard.sigma[step], dtype=np.float32),
+        "conditioning": shard.conditioning,
+        "pooled_conditioning": shard.pooled_conditioning,
+        "step_index": np.asarray(step, dtype=np.int64),
+    }
+
+
+def _check_shard(run: RunFile, shard: CalibrationShard) -> None:
+    steps, (height, width) = run.settings.num_steps, run.settings.latent_size
+    if len(shard.timestep) != steps or shard.x.shape[1:3] != (height, width):
+        raise ShardCorruptError(f"latents {shard.x.shape} are not those of {steps} steps of {height}x{width}")
+    if not shard.preview_png.tobytes().startswith(b"\x89PNG"):
+        raise ShardCorruptError("its preview is no PNG")
+
+
+def _check_model(folder: CalibFolder, record: Record, card: ModelCard) -> None:
+    known = folder.read_model()
+    if card.fingerprint != record.fingerprint:
+        raise ShardCorruptError("its model card is not that of its record")
+    if known is None:
+        write_atomically(folder.model_path, encode_model_card(card))
+    elif known.fingerprint != card.fingerprint:
+        raise RunMismatchError(
+            f"{record.host} has other model files (fingerprint {card.fingerprint[:12]}, the run's is "
+            f"{known.fingerprint[:12]}); give that machine the same checkpoint"
+        )
+
+
+def _sigmas(folder: CalibFolder, task: CalibrationTask) -> list[float]:
+    """The schedule, as an image's samples have it; DiffusionKit's all end at 0."""
+    sigmas = []
+    for path in sample_paths(folder, task):
+        with SampleFile(path) as sample:
+            sigmas.append(float(sample.load(task.image_index, sample.step_index).sigma))
+    return [*sigmas, 0.0]

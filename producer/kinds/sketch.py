@@ -1,0 +1,52 @@
+"""Sketch: which samples are sketched, and which pairs are then to be verified."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from producer.folder.calib_folder import CalibFolder
+from producer.folder.tasks import sketch_tasks
+from producer.kinds.part import Part
+from producer.kinds.sampled import SampledPart
+from producer.results.sketch import estimate
+from producer.results.verify import pairs_to_verify
+from producer.results.write import finished_sketches, write_results
+from shared.stores.records import Record
+
+
+def find_parts(folder: CalibFolder) -> Sequence[Part]:
+    """One a sensitivity run that asks for a sketch."""
+    if folder.read_model() is None:
+        return []
+    run = folder.require_run()
+    requests = [(place, place.require_request()) for place in folder.sensitivities()]
+    return [
+        SketchPart(folder, place, request, tasks)
+        for place, request in requests
+        if (tasks := sketch_tasks(request, run))
+    ]
+
+
+class SketchPart(SampledPart):
+    """The sketch of one sensitivity run."""
+
+    @property
+    def title(self) -> str:
+        return f"sketch {self.request.settings.id}"
+
+    def ask_for_more(self, records: dict[str, Record]) -> bool:
+        """Once the sketch is complete: ask for its most consequential pairs to be measured exactly."""
+        request, card = self.request, self.folder.read_model()
+        if request.sketch is None or not request.sketch.verify or request.verify or card is None:
+            return False
+        if len(records) < len(self.tasks()):
+            return False
+        shards = [done.shard for done in finished_sketches(self.place, request, self.folder.require_run())]
+        pairs = pairs_to_verify(estimate(shards), card, request.sketch.verify)
+        self.place.write_request(msgspec.structs.replace(request, verify=tuple(pairs)))
+        return bool(pairs)
+
+    def write_results(self, reasons: dict[str, str]) -> Path | None:
+        """Where the run asks for exact measurements, too, they write the results of both."""
+        return None if self.request.pairs() else write_results(self.folder, self.place, reasons)

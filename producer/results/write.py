@@ -1,0 +1,104 @@
+"""Results and report of a sensitivity run, written from the shards that lie in its folder."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from producer.folder.calib_folder import CalibFolder, SensitivityFolder
+from producer.folder.request_file import RequestFile
+from producer.folder.run_file import RunFile
+from producer.folder.tasks import exact_tasks, sketch_tasks
+from producer.report.render import render_report
+from producer.results.merge import FinishedTask, merge_results
+from producer.results.merge_sketch import FinishedSketch, merge_sketch
+from producer.results.results import MissingSketch, MissingTask, encode_results, results_csv
+from shared.files import write_atomically
+from shared.kinds.kind import Task
+from shared.kinds.sensitivity import SensitivityShard, SensitivityTask
+from shared.kinds.sketch import SketchShard, SketchTask
+
+MAX_PREVIEWS = 8
+
+
+def write_results(folder: CalibFolder, place: SensitivityFolder, reasons: dict[str, str]) -> Path | None:
+    """Write results.json, results.csv and report.html from what is there; return the report's path.
+
+    Args:
+        folder: the calibration.
+        place: the sensitivity run.
+        reasons: task id to why it is not there.
+
+    Returns:
+        None while nothing is there, or not even the model's layers are known.
+    """
+    run, request, card = folder.require_run(), place.require_request(), folder.read_model()
+    if card is None:
+        return None
+    exact, sketches = finished_pairs(place, request, run), finished_sketches(place, request, run)
+    if not exact and not sketches:
+        return None
+    there = {pair.task.id for pair in exact} | {sketch.task.id for sketch in sketches}
+    absent = [
+        task for task in [*sketch_tasks(request, run), *exact_tasks(request, run)] if task.id not in there
+    ]
+    told = {task.id: reasons.get(task.id, "not enqueued") for task in absent}
+    merge = partial(merge_sketch, sketches) if sketches else merge_results
+    results = merge(
+        exact,
+        run=run.settings,
+        sensitivity=request.settings,
+        card=card,
+        missing=[
+            MissingTask(layer=task.layer, bits=task.bits, reason=told[task.id])
+            for task in absent
+            if isinstance(task, SensitivityTask)
+        ],
+        missing_sketches=[
+            MissingSketch(sample=task.sample, probe_group=task.probe_group, reason=told[task.id])
+            for task in absent
+            if isinstance(task, SketchTask)
+        ],
+        calibration_records=list(folder.records.read().values()),
+    )
+    measured_on = [
+        *(pair.shard.image_index for pair in exact),
+        *(done.shard.image_index for done in sketches),
+    ]
+    images = sorted({int(image) for index in measured_on for image in np.ravel(index)})
+    write_atomically(place.results_path, encode_results(results))
+    write_atomically(place.csv_path, results_csv(results).encode())
+    write_atomically(place.report_path, render_report(results, _previews(folder, images)).encode())
+    return place.report_path
+
+
+def finished_pairs(place: SensitivityFolder, request: RequestFile, run: RunFile) -> list[FinishedTask]:
+    records = place.records.read()
+    return [
+        FinishedTask(task=task, shard=SensitivityShard.from_bytes(data), record=records[task.id])
+        for task in exact_tasks(request, run)
+        if task.id in records and (data := _read_shard(place, task)) is not None
+    ]
+
+
+def finished_sketches(place: SensitivityFolder, request: RequestFile, run: RunFile) -> list[FinishedSketch]:
+    records = place.records.read()
+    return [
+        FinishedSketch(task=task, shard=SketchShard.from_bytes(data), record=records[task.id])
+        for task in sketch_tasks(request, run)
+        if task.id in records and (data := _read_shard(place, task)) is not None
+    ]
+
+
+def _read_shard(place: SensitivityFolder, task: Task) -> bytes | None:
+    """None when it vanished since the last pass; the next one has it computed again."""
+    path = place.shard_path(task.id)
+    return path.read_bytes() if path.is_file() else None
+
+
+def _previews(folder: CalibFolder, images: Sequence[int]) -> list[tuple[str, bytes]]:
+    """Prompt and PNG of the first of these images."""
+    prompts = folder.require_run().prompts
+    paths = [(prompts[image], folder.preview_path(image)) for image in images[:MAX_PREVIEWS]]
+    return [(prompt, path.read_bytes()) for prompt, path in paths if path.is_file()]
