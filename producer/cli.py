@@ -241,6 +241,19 @@ def collect(calib_dir: Path, store: str | None, redis_url: str, wait: bool) -> N
 
 
 @main.command()
+@calib_dir_option
+@explain_errors
+def report(calib_dir: Path) -> None:
+    """Write results and reports again, from the folder alone.
+
+    No Redis and no worker is needed. `producer collect` and `producer run` do the same at their end.
+    """
+    from producer import commands
+
+    commands.report(calib_dir)
+
+
+@main.command()
 @calibration_options
 @sensitivity_options
 @calib_dir_option

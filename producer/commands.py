@@ -15,6 +15,7 @@ from producer.interrupts import Interrupts
 from producer.jobs.local_fleet import LocalWorkers, local_redis
 from producer.jobs.reconcile import Reconciled
 from producer.jobs.workers import live_workers
+from producer.kinds.registry import parts_of
 from producer.ledger import Ledger, PartState
 from producer.prompts import read_prompts
 from producer.settings import run_settings
@@ -242,6 +243,23 @@ def _say_collected(folder: CalibFolder, parts: Sequence[PartState]) -> None:
         out.print(f"{part.title}: {part.done} of {part.total}{missing}{note}")
         print_missing(part)
     out.print(f"manifest: {folder.manifest_path}", markup=False)
+
+
+def report(calib_dir: Path) -> None:
+    """Write what is made of all that was collected, and print where it is.
+
+    Raises:
+        InputError: nothing was measured yet.
+    """
+    written = [part.write_results({}) for part in parts_of(CalibFolder(calib_dir))]
+    if not any(written):
+        raise InputError(
+            f"{calib_dir} holds no measurement yet; ask for one with `producer enqueue-sensitivity`, then "
+            "run `producer collect`"
+        )
+    for path in written:
+        if path is not None:
+            out.print(f"report: {path}", markup=False)
 
 
 def _check_store(store_id: str, label: str | None, fleet: Fleet) -> None:

@@ -69,5 +69,6 @@ def test_a_folder_that_cannot_be_written_is_named_with_its_cure(producer: Produc
     options = ("--model", "tiny-sd3", "--num-images", "1", "--prompt-csv", prompts, "--calib-dir", calib)
     output = producer(command, *options, code=2)
     assert output == (
-        f"Error: {calib} can't be written: Not a directory; name another folder with --calib-dir\n"
+        f"Error: {calib} can't be written: Not a directory; nothing that was finished is lost: mend that, "
+        "or name another folder with --calib-dir\n"
     )

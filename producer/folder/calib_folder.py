@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from producer.folder.collected_images import CollectedImages
-from producer.folder.json_file import JsonFile, Stamp
+from producer.folder.json_file import JsonFile, Stamp, stamp_of
 from producer.folder.manifest import Manifest
 from producer.folder.record_folder import RecordFolder
 from producer.folder.request_file import RequestFile
@@ -34,6 +34,7 @@ class CalibFolder:
         """Of collected images."""
         self.images = CollectedImages()
         self.manifest = Manifest(self.manifest_path, self.sample_name)
+        self._model: tuple[Stamp, ModelCard] | None = None
         self._run = JsonFile(self.run_path, RunFile)
         self._sensitivities: dict[str, SensitivityFolder] = {}
 
@@ -49,7 +50,8 @@ class CalibFolder:
                 pass
         except OSError as error:
             raise InputError(
-                f"{self.root} can't be written: {error.strerror}; name another folder with --calib-dir"
+                f"{self.root} can't be written: {error.strerror}; nothing that was finished is lost: mend "
+                "that, or name another folder with --calib-dir"
             ) from None
 
     def sample_name(self, image_index: int, step_index: int) -> str:
@@ -121,12 +123,17 @@ class CalibFolder:
 
     def read_model(self) -> ModelCard | None:
         """The model's layers; None before the first image was collected."""
-        if not self.model_path.exists():
+        stamp = stamp_of(self.model_path)
+        if stamp is None:
             return None
-        try:
-            return decode_model_card(self.model_path.read_bytes())
-        except ShardCorruptError as error:
-            raise InputError(f"{self.model_path}: {error}; delete it and run `producer collect`") from None
+        if self._model is None or self._model[0] != stamp:
+            try:
+                self._model = stamp, decode_model_card(self.model_path.read_bytes())
+            except ShardCorruptError as error:
+                raise InputError(
+                    f"{self.model_path}: {error}; delete it and run `producer collect`"
+                ) from None
+        return self._model[1]
 
     def drop_image(self, task_id: str) -> None:
         """The image is not done after all."""
