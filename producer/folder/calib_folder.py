@@ -130,7 +130,8 @@ class CalibFolder:
             try:
                 self._model = stamp, decode_model_card(self.model_path.read_bytes())
             except ShardCorruptError as error:
-                raise InputError(
+                message = f"{self.model_path}: {error}; delete it and run `producer collect`"
+                raise InputError(message) from None
                     f"{self.model_path}: {error}; delete it and run `producer collect`"
                 ) from None
         return self._model[1]
