@@ -132,8 +132,6 @@ class CalibFolder:
             except ShardCorruptError as error:
                 message = f"{self.model_path}: {error}; delete it and run `producer collect`"
                 raise InputError(message) from None
-                    f"{self.model_path}: {error}; delete it and run `producer collect`"
-                ) from None
         return self._model[1]
 
     def drop_image(self, task_id: str) -> None:
