@@ -8,8 +8,8 @@ from redis import Redis
 
 from producer.collect_calibration import collect_calibration
 from producer.collect_sensitivity import choose_pairs_to_verify, collect_sensitivity, write_results
-from producer.collected_images import collected_images
 from producer.folder.calib_folder import CalibFolder, RequestFile, RunFile, SensitivityFolder, read_records
+from producer.folder.collected_images import collected_images
 from producer.folder.intake import Intake
 from producer.jobs.progress import Part, part_of
 from producer.jobs.reconcile import reconcile
@@ -33,6 +33,8 @@ class Collector:
     told: Callable[[Task], None] = lambda task: None
     """Told of each shard taken in."""
     problems: int = field(default=0, init=False)
+    told_unreadable: set[str] = field(default_factory=set, init=False)
+    """Said once, not by every pass of a wait."""
 
     def collect(self) -> list[Part]:
         """One pass over calibration and every sensitivity run of the folder."""
@@ -88,6 +90,9 @@ class Collector:
     def _part(self, title: str, tasks: Sequence[Task], done: frozenset[str], intake: Intake) -> Part:
         for problem in intake.problems:
             self.complain(problem)
+        for line in {*intake.unreadable.values()} - self.told_unreadable:
+            self.complain(f"{line}; mend that and collect again, the rest goes on")
+            self.told_unreadable.add(line)
         self.problems += len(intake.problems)
         reconciled = reconcile(
             tasks,
@@ -97,7 +102,7 @@ class Collector:
             retry_failed=False,
             enqueue=self.problems <= MAX_PROBLEMS,
         )
-        return part_of(title, list(tasks), reconciled, self.connection, self.store.id)
+        return part_of(title, list(tasks), reconciled, self.connection, self.store.id, intake.unreadable)
 
 
 def survey(folder: CalibFolder, connection: Redis, store: ShardStore) -> list[Part]:
@@ -115,5 +120,5 @@ def survey(folder: CalibFolder, connection: Redis, store: ShardStore) -> list[Pa
         reconciled = reconcile(
             tasks, done, connection=connection, store=store, retry_failed=False, enqueue=False
         )
-        parts.append(part_of(title, list(tasks), reconciled, connection, store.id))
+        parts.append(part_of(title, list(tasks), reconciled, connection, store.id, {}))
     return parts

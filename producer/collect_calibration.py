@@ -4,11 +4,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from producer.collected_images import collected_images, sample_paths
 from producer.folder.calib_folder import CalibFolder, RunFile
+from producer.folder.collected_images import collected_images, sample_paths
 from producer.folder.intake import Intake, take_in
 from producer.folder.manifest import write_manifest
-from producer.sample_seals import write_seals
+from producer.folder.sample_seals import write_seals
 from shared.errors import RunMismatchError, ShardCorruptError
 from shared.files import write_atomically
 from shared.kinds.calibration import CalibrationShard, CalibrationTask
@@ -55,7 +55,8 @@ def _keep_image(folder: CalibFolder, run: RunFile, record: Record, shard: Calibr
     for step, path in enumerate(paths):
         write_atomically(path, npz.pack(_sample(shard, step)))
     write_seals(folder.seal_path(task.id), paths)
-    write_atomically(folder.preview_path(task.image_index), shard.preview_png.tobytes())
+    if shard.preview_png.size:
+        write_atomically(folder.preview_path(task.image_index), shard.preview_png.tobytes())
     folder.write_record(record)
 
 
@@ -74,7 +75,8 @@ def _check_shard(run: RunFile, shard: CalibrationShard) -> None:
     steps, (height, width) = run.settings.num_steps, run.settings.latent_size
     if len(shard.timestep) != steps or shard.x.shape[1:3] != (height, width):
         raise ShardCorruptError(f"latents {shard.x.shape} are not those of {steps} steps of {height}x{width}")
-    if not shard.preview_png.tobytes().startswith(b"\x89PNG"):
+    # A worker whose VAE failed sends none.
+    if shard.preview_png.size and not shard.preview_png.tobytes().startswith(b"\x89PNG"):
         raise ShardCorruptError("its preview is no PNG")
 
 
@@ -84,11 +86,18 @@ def _check_model(folder: CalibFolder, record: Record, card: ModelCard) -> None:
         raise ShardCorruptError("its model card is not that of its record")
     if known is None:
         write_atomically(folder.model_path, encode_model_card(card))
-    elif known.fingerprint != card.fingerprint:
+        return
+    if known.fingerprint != card.fingerprint:
         raise RunMismatchError(
             f"{record.host} has other model files (fingerprint {card.fingerprint[:12]}, the run's is "
             f"{known.fingerprint[:12]}); give that machine the same checkpoint"
         )
+    for part in known.parts.keys() & card.parts.keys():
+        if known.parts[part] != card.parts[part]:
+            raise RunMismatchError(
+                f"{record.host} has other files of the {part} (fingerprint {card.parts[part][:12]}, "
+                f"the run's is {known.parts[part][:12]}); delete them from that machine's Hugging Face cache"
+            )
 
 
 def _sigmas(folder: CalibFolder, records: dict[str, Record]) -> list[float]:

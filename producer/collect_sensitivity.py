@@ -20,7 +20,7 @@ from producer.report.render import render_report
 from producer.results.merge import FinishedTask, merge_results
 from producer.results.merge_sketch import FinishedSketch, merge_sketch
 from producer.results.results import MissingSketch, MissingTask, Results, encode_results, results_csv
-from producer.results.sketch import estimate
+from producer.results.sketch import as_the_card_has_it, estimate
 from producer.results.verify import pairs_to_verify
 from shared.errors import RunMismatchError
 from shared.files import write_atomically
@@ -89,7 +89,7 @@ def choose_pairs_to_verify(
         return request
     if {task.id for task in request.sketch_tasks(run)} - read_records(place.records_dir).keys():
         return request
-    finished = _finished_sketches(place, request, run)
+    finished = _finished_sketches(place, request, run, card)
     pairs = pairs_to_verify(estimate(done.shard for done in finished), card, sketch.verify)
     request = msgspec.structs.replace(request, verify=tuple(pairs))
     place.write_request(request)
@@ -108,7 +108,8 @@ def write_results(
         reasons: task id to why it is not there.
     """
     run, request = folder.require_run(), place.require_request()
-    exact, sketches = _finished_pairs(place, request, run), _finished_sketches(place, request, run)
+    exact = _finished_pairs(place, request, run)
+    sketches = _finished_sketches(place, request, run, card)
     if not exact and not sketches:
         return None
     there = {pair.task.id for pair in exact} | {sketch.task.id for sketch in sketches}
@@ -132,10 +133,8 @@ def write_results(
         ],
         calibration_records=list(folder.read_records().values()),
     )
-    measured_on = [
-        *(pair.shard.image_index for pair in exact),
-        *(done.shard.image_index for done in sketches),
-    ]
+    measured_on = [pair.shard.image_index for pair in exact]
+    measured_on += [sketch.shard.image_index for sketch in sketches]
     images = sorted({int(image) for index in measured_on for image in np.ravel(index)})
     write_atomically(place.results_path, encode_results(results))
     write_atomically(place.csv_path, results_csv(results).encode())
@@ -152,10 +151,14 @@ def _finished_pairs(place: SensitivityFolder, request: RequestFile, run: RunFile
     ]
 
 
-def _finished_sketches(place: SensitivityFolder, request: RequestFile, run: RunFile) -> list[FinishedSketch]:
+def _finished_sketches(
+    place: SensitivityFolder, request: RequestFile, run: RunFile, card: ModelCard
+) -> list[FinishedSketch]:
     records = read_records(place.records_dir)
     return [
-        FinishedSketch(task=task, shard=SketchShard.from_bytes(data), record=records[task.id])
+        FinishedSketch(
+            task=task, shard=as_the_card_has_it(SketchShard.from_bytes(data), card), record=records[task.id]
+        )
         for task in request.sketch_tasks(run)
         if task.id in records and (data := _read_shard(place, task)) is not None
     ]

@@ -5,6 +5,7 @@ BitfleetError                  exit code 2, one line, no traceback
 ├── RedisUnavailableError      no Redis answers at the URL
 ├── RunMismatchError           settings, model or protocol differ from the run's
 ├── ModelUnavailableError      a checkpoint is missing, gated or of another kind
+├── MachineTooSmallError       what a run needs in memory, this machine doesn't have
 ├── TaskRefusedError           a job that this worker will not run
 ├── ClockError                 this machine's clock differs from that of Redis
 ├── LeaseLostError             the job was given to another worker meanwhile
@@ -36,6 +37,10 @@ class RunMismatchError(BitfleetError):
 
 class ModelUnavailableError(BitfleetError):
     """A checkpoint is missing, gated or of another kind."""
+
+
+class MachineTooSmallError(BitfleetError):
+    """What a run needs in memory, this machine doesn't have."""
 
 
 class TaskRefusedError(BitfleetError):

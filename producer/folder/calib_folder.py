@@ -149,7 +149,7 @@ class CalibFolder:
         return self.root / "previews" / f"image-{image_index:05d}.png"
 
     def seal_path(self, task_id: str) -> Path:
-        """What an image's samples were when they were collected; see producer.sample_seals."""
+        """What an image's samples were when they were collected; see producer.folder.sample_seals."""
         return self.root / "records" / f"{task_id}.seal"
 
     def sensitivity(self, sensitivity_id: str) -> "SensitivityFolder":

@@ -1,5 +1,6 @@
 """How far each part of a run is: from the folder, the store and the queue."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from redis import Redis
@@ -27,6 +28,8 @@ class Part:
     """Task id to why it is not done."""
     failures: list[str]
     """One line a task that gave up."""
+    unreadable: int
+    """Finished, but their files in the store can't be read."""
 
     @property
     def complete(self) -> bool:
@@ -36,11 +39,21 @@ class Part:
     @property
     def settled(self) -> bool:
         """Nothing more will come by itself."""
-        return self.done + len(self.failures) == self.total
+        return self.done + len(self.failures) + self.unreadable == self.total
 
 
-def part_of(title: str, tasks: list[Task], reconciled: Reconciled, connection: Redis, store_id: str) -> Part:
-    """Describe a part; the reasons name what runs where, and how failed tasks ended."""
+def part_of(
+    title: str,
+    tasks: list[Task],
+    reconciled: Reconciled,
+    connection: Redis,
+    store_id: str,
+    unreadable: Mapping[str, str],
+) -> Part:
+    """Describe a part; the reasons name what runs where, and how failed tasks ended.
+
+    `unreadable` says why the files of some finished tasks can't be read.
+    """
     progress = read_progress(connection, queue_name(store_id))
     started = TaskQueue(queue_name(store_id), connection).in_flight().started
     labels = {task.id: task.label for task in tasks}
@@ -48,6 +61,8 @@ def part_of(title: str, tasks: list[Task], reconciled: Reconciled, connection: R
     for task_id in labels.keys() - reconciled.done:
         if task_id in reconciled.failed:
             reasons[task_id] = _ending(read_events(connection, task_id))
+        elif task_id in unreadable:
+            reasons[task_id] = unreadable[task_id]
         elif task_id in reconciled.in_store:
             reasons[task_id] = "finished, not collected yet"
         elif task_id in started:
@@ -65,6 +80,7 @@ def part_of(title: str, tasks: list[Task], reconciled: Reconciled, connection: R
         in_flight=len(reconciled.in_flight) + len(reconciled.enqueued),
         enqueued=len(reconciled.enqueued),
         reasons=reasons,
+        unreadable=len(unreadable),
         failures=[f"{labels[task_id]}: {reasons[task_id]}" for task_id in sorted(reconciled.failed)],
     )
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from producer.folder.calib_folder import CalibFolder, RunFile
-from producer.sample_seals import first_damage
+from producer.folder.sample_seals import first_damage
 from shared.kinds.calibration import CalibrationTask
 from shared.stores.records import Record
 
