@@ -15,7 +15,7 @@ import mlx.core as mx
 from benchmarks.random_mmdit import draw_samples, random_pipeline
 from benchmarks.report import Report, print_report
 from worker.engine.exact import ExactEngine
-from worker.engine.memory import default_memory_limit
+from worker.engine.limits import default_memory_limit
 from worker.engine.sketch import SketchEngine
 from worker.engine.steps import forward_steps, start_of
 from worker.model.layers import linear_layers

@@ -3,7 +3,7 @@
     python -m benchmarks.recovery [--rounds 5]
 
 machine   worker and supervisor die together, as when a Mac loses power: the lease has to run out
-worker    the worker process dies, its supervisor lives: it ends the lease and starts another worker
+worker    the worker process dies, its supervisor lives: it returns the job and starts another worker
 
 From the kill to the moment that another worker starts the job. Real processes on a Redis of their own;
 only the model is left out. The kill comes at any time between two beats.
@@ -71,7 +71,7 @@ def _recovery_seconds(options: WorkerOptions, index: int, *, whole_machine: bool
         with _machine(options):
             # The other is ready, and the fleet past the first seconds, in which it judges no lease.
             _wait(lambda: redis.scard(f"rq:workers:{queue.name}") == 2)
-            _wait(lambda: not redis.exists(f"bitfleet:watched:{queue.name}:pause"))
+            _wait(lambda: float(redis.get(f"bitfleet:grace:{queue.name}") or 0) < time.time())
             # At any time between two beats.
             time.sleep(random.uniform(0, options.beat_seconds))
             workers = _children(victim.pid)
@@ -80,7 +80,7 @@ def _recovery_seconds(options: WorkerOptions, index: int, *, whole_machine: bool
                 os.kill(pid, signal.SIGKILL)
             _wait(lambda: _starts(redis, task) == 2)
             elapsed = time.monotonic() - start
-    lists = (queue.key, queue.intermediate_queue_key, queue.started_job_registry.key)
+    lists = (queue.key, queue.started_job_registry.key)
     redis.delete(*lists, f"rq:workers:{queue.name}", TaskJob.key_for(task.id))
     return elapsed
 

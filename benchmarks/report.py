@@ -11,6 +11,8 @@ from typing import Any
 import click
 import mlx.core as mx
 
+from worker.service.blas import find_fast_blas
+
 
 @dataclass(slots=True)
 class Report:
@@ -43,6 +45,7 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "mlx": mx.__version__,
         "device": str(mx.default_device()),
+        "blas": str(find_fast_blas() or "MLX's own"),
         "preloaded": os.environ.get("LD_PRELOAD", ""),
     }
 

@@ -18,6 +18,7 @@ SENSITIVITY_NAMES = (
     "probes",
     "verify",
     "until",
+    "precision",
 )
 EXIT_INCOMPLETE = 3
 EXIT_INTERRUPTED = 130
@@ -72,9 +73,15 @@ relay_limit_option = click.option(
 )
 calibration_options = _options(
     click.option("--num-images", default=100, show_default=True, type=click.IntRange(1, 100_000)),
-    click.option("--num-steps", default=50, show_default=True, type=click.IntRange(1, 1000)),
     click.option(
-        "--cfg-weight", type=click.FloatRange(0, 100), help="Guidance. [default: 7.5; FLUX takes none]"
+        "--num-steps",
+        type=click.IntRange(1, 1000),
+        help="Of an image. [default: the model's: 50 for SD3 medium, 28 for SD3.5-large, 4 for schnell]",
+    ),
+    click.option(
+        "--cfg-weight",
+        type=click.FloatRange(0, 100),
+        help="Guidance. [default: the model's: 7.5 for SD3 medium, 3.5 for SD3.5-large; FLUX takes none]",
     ),
     click.option(
         "--prompt-csv",
@@ -100,6 +107,17 @@ calibration_options = _options(
         "--checkpoint",
         type=click.Path(exists=True, dir_okay=False, path_type=Path),
         help="A transformer checkpoint of your own, in the model's layout.",
+    ),
+    click.option(
+        "--guidance",
+        type=click.FloatRange(0, 100),
+        help="For the guidance embedding of FLUX.1-dev. [default: 3.5]",
+    ),
+    click.option(
+        "--reference",
+        type=click.Choice(["published", "diffusionkit"]),
+        help="Whose forward pass: that of the model's publishers, or DiffusionKit's, which differs by some "
+        "percent (docs/models.md). [default: published; the demo was made with DiffusionKit's]",
     ),
     click.option("--use-t5/--no-t5", default=None, help="The T5 text encoder. [default: none, but for FLUX]"),
 )
@@ -143,6 +161,14 @@ sensitivity_options = _options(
         type=click.FloatRange(0, 100, min_open=True),
         metavar="PERCENT",
         help="Stop an exact measurement once its relative error's 95% interval is that tight.",
+    ),
+    click.option(
+        "--precision",
+        type=click.Choice(["float32", "model"]),
+        default="float32",
+        show_default=True,
+        help="Run exact measurements in float32, weights as they are stored, or in the model's own: faster "
+        "on some machines, but small errors drown in rounding.",
     ),
 )
 

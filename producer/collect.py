@@ -27,6 +27,8 @@ class Collector:
     told: Callable[[Task], None] = lambda task: None
     """Told of each shard taken in."""
     problems: int = field(default=0, init=False)
+    told_unreadable: set[str] = field(default_factory=set, init=False)
+    """Said once, not by every pass of a wait."""
 
     def collect(self) -> list[PartState]:
         """One pass over every part of the folder; another one where what came in asks for more."""
@@ -41,11 +43,16 @@ class Collector:
         collected, intake = collect_part(part, self.ledger.store, self.told)
         for problem in intake.problems:
             self.complain(problem)
+        for line in {*intake.unreadable.values()} - self.told_unreadable:
+            self.complain(f"{line}; mend that and collect again, the rest goes on")
+            self.told_unreadable.add(line)
         self.problems += len(intake.problems)
         if len(collected) < len(part.tasks()):
             part.supply(self.ledger.store)
         enqueue = self.problems <= MAX_PROBLEMS
-        state = self.ledger.reconcile(part, frozenset(collected), enqueue=enqueue)
+        state = self.ledger.reconcile(
+            part, frozenset(collected), enqueue=enqueue, unreadable=intake.unreadable
+        )
         if state.complete:
             part.clear_away(self.ledger.store)
         return state, part.ask_for_more(collected)

@@ -21,6 +21,7 @@ from producer.prompts import read_prompts
 from producer.settings import run_settings
 from shared.errors import InputError, WrongStoreError
 from shared.jobs.connection import connect, safe_url
+from shared.models import Reference, model_spec
 from shared.runs import RunSettings
 from shared.sizes import format_size, parse_size
 from shared.stores.open_store import open_store
@@ -33,13 +34,15 @@ def read_settings(
     *,
     prompt_csv: Path,
     num_images: int,
-    num_steps: int,
+    num_steps: int | None,
     cfg_weight: float | None,
     seed: int,
     image_size: int | None,
     model: str,
     checkpoint: Path | None,
     use_t5: bool | None,
+    guidance: float | None = None,
+    reference: Reference | None = None,
 ) -> tuple[RunSettings, list[str]]:
     """Check everything that can be checked before a Redis is asked."""
     prompts = read_prompts(prompt_csv, num_images)
@@ -52,6 +55,8 @@ def read_settings(
         seed=seed,
         use_t5=use_t5,
         checkpoint=checkpoint,
+        guidance=guidance,
+        reference=reference,
     )
     return settings, prompts
 
@@ -67,10 +72,18 @@ def open_fleet(
     """
     limit = _relay_limit(relay_limit) if relay_limit is not None else None
     connection = connect(redis_url)
+    store_url = absolute_store(store_url)
     store = open_store(store_url, connection, create=create)
     if limit and isinstance(store, RelayStore):
         store.set_limit(limit)
     return Fleet(connection=connection, store=store, store_url=store_url)
+
+
+def absolute_store(store_url: str | None) -> str | None:
+    """A relative folder, made absolute: it is the same store from wherever a command is given."""
+    if store_url is None or "://" in store_url or "::" in store_url:
+        return store_url
+    return str(Path(store_url).absolute())
 
 
 def _relay_limit(text: str) -> int:
@@ -98,6 +111,7 @@ def open_fleet_for_run(
     folder = CalibFolder(calib_dir)
     folder.check_writable()
     run = folder.read_run()
+    store_url = absolute_store(store_url)
     known = run is not None and store_url is not None and run.store == safe_url(store_url)
     return open_fleet(redis_url, store_url, relay_limit, create=not known)
 
@@ -107,9 +121,12 @@ def enqueue_calibration(
 ) -> None:
     """Ask for images and say what became of the asking."""
     run, reconciled = ask_for_images(CalibFolder(calib_dir), settings, prompts, num_images, fleet)
+    guidance = "" if settings.guidance is None else f"guidance {settings.guidance:g}, "
     out.print(
-        f"run {settings.id}: {len(run.prompts)} images of {settings.model}, {settings.num_steps} steps, "
-        f"cfg {settings.cfg_weight:g}, {settings.image_size} px, seed {settings.seed}"
+        f"run {run.settings.id}: {len(run.prompts)} images of {settings.model}, {settings.num_steps} steps, "
+        f"cfg {settings.cfg_weight:g}, {guidance}{settings.image_size} px, seed {settings.seed}, "
+        f"{settings.reference} forward pass in {settings.precision} "
+        f"({format_size(model_spec(settings.model).weight_bytes)} of weights)"
     )
     _say_enqueued(reconciled, "images")
 
@@ -127,6 +144,10 @@ def enqueue_sensitivity(
     """Ask for every (layer, bits) and say what became of the asking."""
     if options["verify"] and method != "sketch":
         raise InputError("--verify goes with --method sketch; --method exact measures everything exactly")
+    if options["precision"] == "model" and method == "sketch":
+        raise InputError(
+            "a sketch is always computed in float32; leave out --precision model, or use --method exact"
+        )
     folder = CalibFolder(calib_dir)
     run = folder.require_run()
     _check_store(run.store_id, run.store, fleet)
@@ -197,7 +218,6 @@ def collect(
     folder = CalibFolder(calib_dir)
     run = folder.require_run()
     _check_store(run.store_id, run.store, fleet)
-    folder.check_writable()
     with Bars() as bars:
         collector = Collector(Ledger(folder, fleet.connection, fleet.store), complain=_complain)
         if wait:
@@ -239,6 +259,7 @@ def _say_collected(folder: CalibFolder, parts: Sequence[PartState]) -> None:
         missing = "" if part.complete else f", {part.total - part.done} missing"
         detail = [f"{part.in_flight} queued or running"] if part.in_flight else []
         detail += [f"{len(part.failures)} failed"] if part.failures else []
+        detail += [f"{part.unreadable} can't be read from the store"] if part.unreadable else []
         note = f" ({', '.join(detail)})" if detail else ""
         out.print(f"{part.title}: {part.done} of {part.total}{missing}{note}")
         print_missing(part)

@@ -20,11 +20,11 @@ from shared.jobs.connection import safe_url
 from shared.jobs.task_queue import TaskQueue, queue_name
 from shared.layout.sample_set import sample_set_digest
 from shared.model_card import ModelCard
-from shared.runs import RunSettings, SensitivitySettings
+from shared.runs import Compute, RunSettings, SensitivitySettings
 from shared.stores.store import ShardStore
 
-MEASURABLE_BITS = (2, 3, 4, 5, 6, 8)
-"""What `mlx.core.quantize` offers."""
+MEASURABLE_BITS = (1, 2, 3, 4, 5, 6, 8)
+"""What `mlx.core.quantize` offers; 1 since 0.32.4."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,14 +41,19 @@ def enqueue_calibration(
 ) -> tuple[RunFile, Reconciled]:
     """Ask for the first `num_images` images of a run; images asked for before stay asked for.
 
+    The folder's run goes on when its prompts are still the first of those given: more may follow.
+
     Raises:
         InputError: the folder holds another run.
     """
     old = folder.read_run()
-    wanted = max(num_images, len(old.prompts) if old and old.settings == settings else 0)
+    wanted = list(prompts[:num_images])
+    if old and _goes_on(old, settings, prompts):
+        settings = old.settings
+        wanted = max(wanted, list(old.prompts), key=len)
     run = RunFile(
         settings=settings,
-        prompts=tuple(prompts[:wanted]),
+        prompts=tuple(wanted),
         store_id=fleet.store.id,
         store=safe_url(fleet.store_url) if fleet.store_url else None,
     )
@@ -61,6 +66,14 @@ def enqueue_calibration(
     whole, _ = folder.images.look(folder, tasks)
     return run, reconcile(
         tasks, frozenset(whole), connection=fleet.connection, store=fleet.store, retry_failed=True
+    )
+
+
+def _goes_on(old: RunFile, settings: RunSettings, prompts: Sequence[str]) -> bool:
+    """Whether these settings differ from the run's by prompts at most, and by none that both have."""
+    same = msgspec.structs.replace(settings, prompts_sha256=old.settings.prompts_sha256)
+    return same == old.settings and all(
+        before == now for before, now in zip(old.prompts, prompts, strict=False)
     )
 
 
@@ -78,6 +91,7 @@ class SensitivityOptions:
     probes: int = 8
     verify: int = 0
     until: float | None = None
+    precision: Compute = "float32"
 
 
 def enqueue_sensitivity(
@@ -105,6 +119,7 @@ def enqueue_sensitivity(
         sample_set_sha256=sample_set_digest(packed),
         group_size=options.group_size,
         until=options.until,
+        compute=options.precision,
     )
     place = folder.sensitivity(settings.id)
     request = _request(place.read_request(), settings, options, card, len(samples))

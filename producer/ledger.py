@@ -4,8 +4,9 @@ Whoever wants to know how far a run is asks here. What a pass has read of the fo
 while it is unchanged.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from redis import Redis
 
@@ -17,6 +18,8 @@ from shared.jobs.history import Event, Progress, read_events, read_progress
 from shared.jobs.task_queue import queue_name
 from shared.kinds.kind import Task
 from shared.stores.store import ShardStore
+
+_NONE: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +40,8 @@ class PartState:
     """Task id to why it is not done."""
     failures: list[str]
     """One line a task that gave up."""
+    unreadable: int = 0
+    """Finished, but their files in the store can't be read."""
 
     @property
     def complete(self) -> bool:
@@ -46,7 +51,7 @@ class PartState:
     @property
     def settled(self) -> bool:
         """Nothing more will come by itself."""
-        return self.done + len(self.failures) == self.total
+        return self.done + len(self.failures) + self.unreadable == self.total
 
 
 class Ledger:
@@ -69,8 +74,13 @@ class Ledger:
             self.reconcile(part, frozenset(part.collected().records), enqueue=False) for part in self.parts()
         ]
 
-    def reconcile(self, part: Part, done: frozenset[str], *, enqueue: bool) -> PartState:
-        """How far a part is of which `done` is collected; `enqueue` what is neither done nor on its way."""
+    def reconcile(
+        self, part: Part, done: frozenset[str], *, enqueue: bool, unreadable: Mapping[str, str] = _NONE
+    ) -> PartState:
+        """How far a part is of which `done` is collected; `enqueue` what is neither done nor on its way.
+
+        `unreadable` says, by task id, why the files of some finished tasks can't be read.
+        """
         tasks = part.tasks()
         reconciled = reconcile(
             tasks,
@@ -80,7 +90,7 @@ class Ledger:
             retry_failed=False,
             enqueue=enqueue,
         )
-        reasons = self._reasons(tasks, reconciled)
+        reasons = self._reasons(tasks, reconciled) | dict(unreadable)
         labels = {task.id: task.label for task in tasks if task.id in reconciled.failed}
         return PartState(
             title=part.title,
@@ -90,6 +100,7 @@ class Ledger:
             in_flight=len(reconciled.in_flight) + len(reconciled.enqueued),
             enqueued=len(reconciled.enqueued),
             reasons=reasons,
+            unreadable=len(unreadable),
             failures=[f"{labels[task_id]}: {reasons[task_id]}" for task_id in sorted(labels)],
         )
 

@@ -2,23 +2,31 @@
 
 import csv
 import io
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from shared.errors import InputError
 
 COLUMN = "prompt"
 MAX_LENGTH = 10_000
 
+_SURPLUS = "\0surplus"
+"""Where the fields go that have no column: no header can hold this."""
+
 
 def read_prompts(path: Path, count: int) -> list[str]:
     """Return all prompts of a CSV with a column `prompt`; at least `count` of them.
 
+    Where `prompt` is the only column, a comma needs no quotes: the whole line is the prompt.
+
     Raises:
-        InputError: no such file, not UTF-8, empty, no such column, an empty prompt, or too few.
+        InputError: no such file, not UTF-8, empty, no such column or two of them, a line with more fields
+            than the header, an empty prompt, or too few.
     """
     text = _read_text(path)
     # Strict: a quote that is never closed would swallow all lines after it.
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    reader = csv.DictReader(io.StringIO(text, newline=""), restkey=_SURPLUS, strict=True)
     try:
         columns = reader.fieldnames
         if not columns:
@@ -28,7 +36,9 @@ def read_prompts(path: Path, count: int) -> list[str]:
             raise InputError(
                 f"{path} has no column {COLUMN!r}, it has {found}; rename the one that holds them"
             )
-        prompts = [_checked(row[COLUMN], path, reader.line_num) for row in reader]
+        if columns.count(COLUMN) > 1:
+            raise InputError(f"{path} has the column {COLUMN!r} more than once; rename or delete all but one")
+        prompts = [_prompt(row, columns, path, reader.line_num) for row in reader]
     except csv.Error as error:
         raise InputError(f"{path}, line {reader.reader.line_num}: not a CSV ({error})") from None
     if not prompts:
@@ -55,6 +65,19 @@ def _read_text(path: Path) -> str:
         # UTF-16 without its mark is UTF-8 by accident: every letter has a zero beside it.
         raise InputError(f"{path}, line 1: looks like UTF-16; save the file as CSV in UTF-8")
     return text
+
+
+def _prompt(row: dict[str, Any], columns: Sequence[str], path: Path, line: int) -> str:
+    surplus: list[str] = row.get(_SURPLUS, [])
+    # Commas at a line's end cut nothing: spreadsheets write them for columns that were emptied.
+    if not any(field.strip() for field in surplus):
+        return _checked(row[COLUMN], path, line)
+    if len(columns) > 1:
+        raise InputError(
+            f"{path}, line {line}: {len(columns) + len(surplus)} fields, but the header has {len(columns)}; "
+            'put quotes around a text with a comma, as "a cat, studio light"'
+        )
+    return _checked(",".join([row[COLUMN], *surplus]), path, line)
 
 
 def _checked(prompt: str | None, path: Path, line: int) -> str:

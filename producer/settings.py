@@ -8,7 +8,7 @@ import msgspec
 
 from shared.errors import InputError
 from shared.identity import digest_of
-from shared.models import model_spec
+from shared.models import Reference, model_spec, sampler_shift
 from shared.runs import RunSettings
 
 
@@ -16,12 +16,14 @@ def run_settings(
     *,
     model: str,
     prompts: Sequence[str],
-    num_steps: int,
+    num_steps: int | None,
     cfg_weight: float | None,
     image_size: int | None,
     seed: int,
     use_t5: bool | None,
     checkpoint: Path | None,
+    guidance: float | None = None,
+    reference: Reference | None = None,
 ) -> RunSettings:
     """Return checked settings of a run.
 
@@ -34,14 +36,26 @@ def run_settings(
     if image_size and image_size % 16:
         below = max(16, image_size - image_size % 16)
         raise InputError(f"--image-size {image_size} is no multiple of 16; use {below} or {below + 16}")
+    reference = reference or spec.reference
+    if guidance is not None and spec.guidance is None:
+        raise InputError(f"{model} has no guidance embedding; leave out --guidance")
+    if guidance is not None and reference == "diffusionkit":
+        raise InputError(
+            f"DiffusionKit runs {model} without its guidance; leave out --guidance or --reference"
+        )
+    if guidance is None and reference == "published":
+        guidance = spec.guidance
+    image_size = image_size or spec.image_size
     settings = RunSettings(
         model=model,
         checkpoint_sha256=_file_digest(checkpoint) if checkpoint else None,
-        num_steps=num_steps,
+        num_steps=spec.num_steps if num_steps is None else num_steps,
         cfg_weight=spec.cfg_weight if cfg_weight is None else cfg_weight,
-        image_size=spec.image_size if image_size is None else image_size,
+        image_size=image_size,
         seed=seed,
-        shift=spec.shift,
+        shift=sampler_shift(spec, image_size, reference),
+        reference=reference,
+        guidance=guidance,
         use_t5=(spec.text_encoder_t5 == "required") if use_t5 is None else use_t5,
         precision=spec.precision,
         prompts_sha256=digest_of(list(prompts)),

@@ -4,9 +4,11 @@ import errno
 import functools
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 REDIS_URL_HELP = (
     "Redis, as redis://[USER:PASSWORD@]HOST:PORT or rediss://… for TLS. A process list shows options to "
@@ -24,15 +26,44 @@ class OneLineError(click.ClickException):
 
 
 def redis_url_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    """--redis-url, or REDIS_URL."""
-    return click.option(
+    """--redis-url, or --redis-url-file, or REDIS_URL."""
+    function = click.option(
         "--redis-url",
         envvar="REDIS_URL",
         default=DEFAULT_REDIS_URL,
         show_default=True,
         show_envvar=True,
+        callback=_url_or_file,
         help=REDIS_URL_HELP,
     )(function)
+    return click.option(
+        "--redis-url-file",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        is_eager=True,
+        expose_value=False,
+        callback=_read_url,
+        help="A file that holds the URL and that only you can read (chmod 600), in place of --redis-url.",
+    )(function)
+
+
+def _read_url(context: click.Context, parameter: click.Parameter, path: Path | None) -> None:
+    if path is None:
+        return
+    if path.stat().st_mode & 0o077:
+        raise click.BadParameter(f"{path} holds a password and others may read it: chmod 600 {path}")
+    url = path.read_text(errors="replace").strip()
+    if not url or len(url.splitlines()) > 1:
+        raise click.BadParameter(f"{path} must hold one line, the URL of Redis")
+    context.meta["redis_url"] = url
+
+
+def _url_or_file(context: click.Context, parameter: click.Parameter, url: str) -> str:
+    given: str | None = context.meta.get("redis_url")
+    if given is None:
+        return url
+    if context.get_parameter_source("redis_url") is ParameterSource.COMMANDLINE:
+        raise click.BadParameter("give --redis-url or --redis-url-file, not both")
+    return given
 
 
 def debug_option(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -74,7 +105,7 @@ def _one_line(error: Exception) -> str:
         return f"Redis: {error}; start the same command again once Redis is back, nothing was lost"
     if isinstance(error, OSError) and error.filename:
         more = ""
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
             more = "; nothing that was finished is lost: mend that and start the same command again"
         return f"{error.filename}: {error.strerror}{more}"
     return str(error) or type(error).__name__

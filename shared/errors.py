@@ -5,6 +5,7 @@ BitfleetError                  exit code 2, one line, no traceback
 ├── RedisUnavailableError      no Redis answers at the URL
 ├── RunMismatchError           settings, model or protocol differ from the run's
 ├── ModelUnavailableError      a checkpoint is missing, gated or of another kind
+├── MachineTooSmallError       what a run needs in memory, this machine doesn't have
 ├── TaskRefusedError           a job that this worker will not run
 ├── UnknownKindError           a task of a kind that this revision does not know
 ├── ClockError                 this machine's clock differs from that of Redis
@@ -37,6 +38,10 @@ class RunMismatchError(BitfleetError):
 
 class ModelUnavailableError(BitfleetError):
     """A checkpoint is missing, gated or of another kind."""
+
+
+class MachineTooSmallError(BitfleetError):
+    """What a run needs in memory, this machine doesn't have."""
 
 
 class TaskRefusedError(BitfleetError):

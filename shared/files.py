@@ -1,5 +1,6 @@
 """Writing files so that a crash leaves the old one or the new one, never a torn one."""
 
+import errno
 import os
 import tempfile
 from collections.abc import Iterable
@@ -38,10 +39,14 @@ def _write(path: Path, data: bytes | Iterable[bytes]) -> None:
 
 
 def fsync_folder(folder: Path) -> None:
-    """Make renames in `folder` survive a power cut."""
+    """Make renames in `folder` survive a power cut, where its file system can do that for folders."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        # Network shares (SMB) and some FUSE file systems refuse it for folders; the files are safe already.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF, errno.EACCES):
+            raise
     finally:
         os.close(descriptor)
 

@@ -30,9 +30,11 @@ class ModelCard(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     model: str
     fingerprint: Digest
-    """sha256 over the model's files."""
+    """sha256 over the transformer's files; with DiffusionKit's forward pass over all of the model's."""
+    parts: dict[str, Digest] = {}
+    """sha256 over the files of each part that drew the image; empty in cards of older revisions."""
     parameters: Annotated[int, Meta(ge=0)]
-    """Of the whole transformer."""
+    """Of the whole transformer, without tables."""
     layers: tuple[LayerInfo, ...]
     """In the order of the forward pass: embedders, blocks, final layer."""
 

@@ -1,27 +1,47 @@
 """The models that a run can name, and what is known of each without loading it."""
 
+import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from shared.errors import InputError
 
 Family = Literal["sd3", "flux"]
-Precision = Literal["float16", "float32"]
+Precision = Literal["float16", "bfloat16", "float32"]
+Part = Literal["transformer", "text_encoder", "vae"]
+Reference = Literal["published", "diffusionkit"]
+"""Whose forward pass: that of the model's publishers, or DiffusionKit's; see docs/models.md."""
 
 DEFAULT_MODEL = "argmaxinc/mlx-stable-diffusion-3-medium"
+PARTS: tuple[Part, ...] = get_args(Part)
+QUANTIZED_SUFFIX = "-4bit-quantized"
+"""What DiffusionKit calls checkpoints that are quantized already."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
-    """A model's defaults. `family` decides the pipeline class, and whether CFG applies."""
+    """A model's defaults, as its publisher recommends. `family` decides the pipeline class, and whether CFG
+    applies."""
 
     id: str
     family: Family
+    num_steps: int
     image_size: int
+    """Pixels, of the square image."""
     cfg_weight: float
     shift: float
+    """Of the sampler's noise levels; see `sampler_shift`."""
+    shift_by_size: bool = False
+    """The published sampler shifts larger images more, and `shift` is DiffusionKit's."""
+    guidance: float | None = None
+    """For the guidance embedding of a distilled model; None where it has none."""
+    reference: Reference = "published"
+    """The forward pass that a run takes unless told otherwise."""
     precision: Precision
+    """Of weights and activations."""
     text_encoder_t5: Literal["optional", "required", "none"]
+    parameters: int
+    """Of the transformer, without tables."""
     built_in: bool = False
     """Made or shipped by this project: nothing is downloaded."""
     max_image_size: int | None = None
@@ -43,44 +63,72 @@ class ModelSpec:
         if not use_t5 and self.text_encoder_t5 == "required":
             raise InputError(f"{self.id} can't do without T5; leave out --no-t5")
 
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes that the transformer's weights take in this precision."""
+        return self.parameters * (4 if self.precision == "float32" else 2)
 
-def _sd3(model_id: str, image_size: int = 512) -> ModelSpec:
+
+def _sd3(model_id: str, parameters: int, *, num_steps: int, image_size: int, cfg_weight: float) -> ModelSpec:
     return ModelSpec(
         id=model_id,
         family="sd3",
+        num_steps=num_steps,
         image_size=image_size,
-        cfg_weight=7.5,
+        cfg_weight=cfg_weight,
         shift=3.0,
         precision="float16",
         text_encoder_t5="optional",
+        parameters=parameters,
         # 192 latent pixels a side, of 8 pixels each.
         max_image_size=1536,
     )
 
 
-def _flux(model_id: str) -> ModelSpec:
+def _flux(
+    model_id: str,
+    parameters: int,
+    *,
+    num_steps: int,
+    guidance: float | None = None,
+    shift_by_size: bool = False,
+) -> ModelSpec:
     # DiffusionKit's FluxPipeline ignores the negative prompt and always wants T5.
     return ModelSpec(
         id=model_id,
         family="flux",
-        image_size=512,
+        num_steps=num_steps,
+        image_size=1024,
         cfg_weight=0.0,
+        guidance=guidance,
         shift=1.0,
-        precision="float16",
+        shift_by_size=shift_by_size,
+        precision="bfloat16",
         text_encoder_t5="required",
+        parameters=parameters,
     )
 
 
-def _small(model_id: str, image_size: int, max_image_size: int, cfg_weight: float = 7.5) -> ModelSpec:
+def _small(
+    model_id: str,
+    parameters: int,
+    *,
+    max_image_size: int,
+    cfg_weight: float,
+    reference: Reference = "published",
+) -> ModelSpec:
     return ModelSpec(
         id=model_id,
         family="sd3",
-        image_size=image_size,
+        num_steps=50,
+        image_size=64,
         cfg_weight=cfg_weight,
         shift=3.0,
         precision="float32",
         text_encoder_t5="none",
+        parameters=parameters,
         built_in=True,
+        reference=reference,
         max_image_size=max_image_size,
     )
 
@@ -88,25 +136,47 @@ def _small(model_id: str, image_size: int, max_image_size: int, cfg_weight: floa
 MODELS: dict[str, ModelSpec] = {
     spec.id: spec
     for spec in (
-        _sd3("argmaxinc/mlx-stable-diffusion-3-medium"),
-        _sd3("argmaxinc/mlx-stable-diffusion-3.5-large"),
-        _sd3("argmaxinc/mlx-stable-diffusion-3.5-large-4bit-quantized"),
-        _flux("argmaxinc/mlx-FLUX.1-schnell"),
-        _flux("argmaxinc/mlx-FLUX.1-schnell-4bit-quantized"),
-        _flux("argmaxinc/mlx-FLUX.1-dev"),
-        _small("tiny-sd3", image_size=64, max_image_size=128),
-        _small("demo", image_size=64, max_image_size=64, cfg_weight=3.0),
+        _sd3(DEFAULT_MODEL, 2_028_328_000, num_steps=50, image_size=512, cfg_weight=7.5),
+        _sd3(
+            "argmaxinc/mlx-stable-diffusion-3.5-large",
+            8_056_627_520,
+            num_steps=28,
+            image_size=1024,
+            cfg_weight=3.5,
+        ),
+        _flux("argmaxinc/mlx-FLUX.1-schnell", 11_891_295_296, num_steps=4),
+        _flux("argmaxinc/mlx-FLUX.1-dev", 11_901_525_056, num_steps=50, guidance=3.5, shift_by_size=True),
+        _small("tiny-sd3", 706_112, max_image_size=128, cfg_weight=7.5),
+        # Trained in DiffusionKit's modules: their forward pass is the one that its publishers run.
+        _small("demo", 4_003_392, max_image_size=64, cfg_weight=3.0, reference="diffusionkit"),
     )
 }
+
+
+def sampler_shift(spec: ModelSpec, image_size: int, reference: Reference) -> float:
+    """The shift s of noise levels s t / (1 + (s - 1) t) for a square image of `image_size` pixels.
+
+    FLUX.1-dev: s = exp(mu), mu linear in the image's tokens of 16 x 16 pixels, 0.5 at 256 and 1.15 at 4096
+    (`get_schedule` in Black Forest Labs' flux/sampling.py). Six decimals, so that ids agree on all machines.
+    """
+    if not spec.shift_by_size or reference == "diffusionkit":
+        return spec.shift
+    tokens = (image_size // 16) ** 2
+    mu = 0.5 + (1.15 - 0.5) * (tokens - 256) / (4096 - 256)
+    return round(math.exp(mu), 6)
 
 
 def model_spec(model_id: str) -> ModelSpec:
     """Return what is known of `model_id`.
 
     Raises:
-        InputError: no such model.
+        InputError: no such model, or one that is quantized already.
     """
-    try:
+    if model_id in MODELS:
         return MODELS[model_id]
-    except KeyError:
-        raise InputError(f"no model named {model_id!r}; choose one of: {', '.join(MODELS)}") from None
+    original = model_id.removesuffix(QUANTIZED_SUFFIX)
+    if original != model_id and original in MODELS:
+        raise InputError(
+            f"{model_id} is quantized already, so none of its layers is left to measure; use {original}"
+        )
+    raise InputError(f"no model named {model_id!r}; choose one of: {', '.join(MODELS)}")

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 from msgspec import Meta, Struct
 
 from shared.identity import settings_id
-from shared.models import Precision
+from shared.models import Precision, Reference
 
 PROTOCOL = 2
 """Raised when an older worker would misread a job; workers of two protocols have queues of their own.
@@ -13,6 +13,7 @@ PROTOCOL = 2
 It is no part of a run's identity: a folder stays what it is under every revision.
 """
 
+Compute = Literal["float32", "model"]
 Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Identifier = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,80}\Z")]
 Seed = Annotated[int, Meta(ge=0, le=2**32 - 1)]
@@ -35,11 +36,15 @@ class RunSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     precision: Precision
     """Of weights and activations."""
     prompts_sha256: Digest
-    """Of all prompts, in order."""
+    """Of all prompts that the run was first enqueued with, in order; more may follow later."""
     protocol: Literal[1] = 1
     """Never raised: it has been part of every id since the first release. See PROTOCOL."""
+    reference: Reference = "diffusionkit"
+    """Whose forward pass the transformer runs."""
+    guidance: Annotated[float, Meta(ge=0, le=100)] | None = None
+    """What the model's guidance embedding is given; None where it has none, or isn't asked."""
 
-    added: ClassVar[frozenset[str]] = frozenset()
+    added: ClassVar[frozenset[str]] = frozenset({"reference", "guidance"})
     """Fields that came later; see shared.identity."""
 
     @property
@@ -63,8 +68,11 @@ class SensitivitySettings(Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Percent: an exact measurement stops once its relative error's 95% interval is that tight."""
     protocol: Literal[1] = 1
     """Never raised: it has been part of every id since the first release. See PROTOCOL."""
+    compute: Compute = "model"
+    """In what an exact measurement runs the model: float32, or the model's own precision. Sketches always
+    run in float32."""
 
-    added: ClassVar[frozenset[str]] = frozenset()
+    added: ClassVar[frozenset[str]] = frozenset({"compute"})
     """Fields that came later; see shared.identity."""
 
     @property

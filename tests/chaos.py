@@ -1,7 +1,12 @@
-"""A fleet of real worker processes on a real Redis, and the collector's part of the work beside it."""
+"""A fleet of real worker processes on a real Redis, and the collector's part of the work beside it.
+
+Faults come at times and in places that a seed decides. Each test prints it; BITFLEET_SEED repeats it.
+BITFLEET_CHAOS=full (`make chaos`) has many more of them.
+"""
 
 import itertools
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -22,12 +27,13 @@ from shared.kinds.calibration import CalibrationTask
 from shared.stores.records import Record
 from shared.stores.relay_store import RelayStore
 from tests.chaos_worker import shard_of
-from tests.tasks import image_task
+from tests.tasks import image_task, wait_until
 from worker.service.options import WorkerOptions
 
 ROOT = Path(__file__).parent.parent
 LEASE = 2
-POLL_SECONDS = 0.05
+FULL = os.environ.get("BITFLEET_CHAOS") == "full"
+PATIENCE_SECONDS = 60.0
 
 
 @dataclass
@@ -40,11 +46,15 @@ class Chaos:
     tasks: list[CalibrationTask] = field(default_factory=list)
     collected: dict[str, Record] = field(default_factory=dict)
     numbers: "itertools.count[int]" = field(default_factory=itertools.count)
+    chance: random.Random = field(default_factory=random.Random)
 
     def __post_init__(self) -> None:
         self.redis: Redis = connect(self.url)
         self.store = RelayStore(self.redis)
         self.queue = TaskQueue(queue_name(self.store.id), self.redis)
+        seed = os.environ.get("BITFLEET_SEED") or str(random.randrange(10**6))
+        self.chance.seed(seed)
+        print(f"these faults again: BITFLEET_SEED={seed}")  # noqa: T201 - pytest shows it of a red test
 
     def enqueue(self, count: int, prompt: str) -> None:
         first = len(self.tasks)
@@ -63,11 +73,16 @@ class Chaos:
         options = WorkerOptions(
             redis_url=url or self.url, lease_seconds=lease, with_parent=True, beat_seconds=0.4, hedge=hedge
         )
+        values = {
+            "CHAOS_SLOWNESS": str(slowness),
+            "CHAOS_SEED": str(self.chance.random()),
+            "PYTHONPATH": str(ROOT),
+        }
         with (self.folder / f"worker-{next(self.numbers)}.log").open("wb") as log:
             worker = subprocess.Popen(
                 [*prefix, sys.executable, "-m", "tests.chaos_worker", *arguments],
                 cwd=ROOT,
-                env=options.to_environment() | {"CHAOS_SLOWNESS": str(slowness)},
+                env=options.to_environment() | values,
                 stdout=log,
                 stderr=log,
             )
@@ -92,21 +107,21 @@ class Chaos:
         assert intake.problems == []
         return self.reconcile()
 
-    def collect_all(self, meanwhile: Callable[[], None] = lambda: None, seconds: float = 60) -> None:
+    def collect_all(self, meanwhile: Callable[[], None] = lambda: None) -> None:
         """Until every task is collected; `meanwhile` breaks things."""
-        deadline = time.monotonic() + seconds
-        while len(self.collected) < len(self.tasks):
-            missing = [task.id for task in self.tasks if task.id not in self.collected]
-            assert time.monotonic() < deadline, f"missing: {missing}\n{self.logs()[-5000:]}"
+
+        def all_collected() -> bool:
             meanwhile()
             with suppress(OutOfMemoryError):
                 reconciled = self.collect()
                 assert not reconciled.failed, f"failed: {reconciled.failed}\n{self.logs()[-5000:]}"
-            time.sleep(POLL_SECONDS)
+            return len(self.collected) == len(self.tasks)
+
+        self.wait_until(all_collected)
 
     def settle(self) -> None:
         """Workers leave; then nothing may be left over, neither jobs nor shards."""
-        self.wait_until_idle()
+        self.wait_until(lambda: not self.queue.in_flight().ids)
         leaving = self.alive()
         for worker in leaving:
             worker.send_signal(signal.SIGTERM)
@@ -123,18 +138,28 @@ class Chaos:
     def wipe(self) -> None:
         self.redis.flushall()
 
-    def wait_until_idle(self, seconds: float = 30) -> None:
-        deadline = time.monotonic() + seconds
-        while self.queue.in_flight().ids:
-            assert time.monotonic() < deadline, f"{self.queue.in_flight()}\n{self.logs()[-5000:]}"
-            time.sleep(POLL_SECONDS)
+    def wait_until(self, condition: Callable[[], object]) -> None:
+        """With the tasks that are missing, and the workers' last words, should it never be so."""
 
-    def wait_until_busy(self, count: int = 1, seconds: float = 30) -> None:
+        def tell() -> str:
+            missing = [task.id for task in self.tasks if task.id not in self.collected]
+            return f"missing: {missing}, on their way: {self.queue.in_flight()}\n{self.logs()[-5000:]}"
+
+        wait_until(condition, PATIENCE_SECONDS, tell)
+
+    def wait_until_busy(self, count: int = 1) -> None:
         """Until so many jobs run."""
-        deadline = time.monotonic() + seconds
-        while self.redis.zcard(self.queue.started_job_registry.key) < count:
-            assert time.monotonic() < deadline, self.logs()[-5000:]
-            time.sleep(POLL_SECONDS)
+        self.wait_until(lambda: self.redis.zcard(self.queue.started_job_registry.key) >= count)
+
+    def leases(self) -> set[bytes]:
+        return set(self.redis.zrange(self.queue.started_job_registry.key, 0, -1))
+
+    def lease_of(self, worker: subprocess.Popen[bytes]) -> bytes | None:
+        """The lease of the job that a worker process runs."""
+        for key in self.redis.smembers("rq:workers"):
+            if self.redis.hget(key, "pid") == str(worker.pid).encode():
+                return next(iter(self.redis.smembers(key + b":executions")), None)
+        return None
 
     def alive(self) -> list[subprocess.Popen[bytes]]:
         return [worker for worker in self.workers if worker.poll() is None]
@@ -150,3 +175,23 @@ class Chaos:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
         self.redis.close()
+
+
+class Every:
+    """Does something at random intervals, in seconds, so many times."""
+
+    def __init__(
+        self, low: float, high: float, act: Callable[[], None], *, times: int, chance: random.Random
+    ) -> None:
+        self._low, self._high, self._act, self._chance = low, high, act, chance
+        self._left = times
+        self._next = self._draw()
+
+    def _draw(self) -> float:
+        return time.monotonic() + self._chance.uniform(self._low, self._high)
+
+    def __call__(self) -> None:
+        if self._left and time.monotonic() >= self._next:
+            self._left -= 1
+            self._act()
+            self._next = self._draw()

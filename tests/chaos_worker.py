@@ -23,7 +23,7 @@ from rq.queue import Queue
 from shared.jobs.task_queue import queue_name
 from shared.kinds.calibration import CalibrationTask
 from shared.kinds.kind import Task
-from worker.jobs import lease
+from worker.jobs import lease, lease_worker
 from worker.jobs.job_context import JobContext
 from worker.jobs.lease_worker import LeaseWorker
 from worker.service import process, supervisor
@@ -61,38 +61,44 @@ class FakeRuntime(Runtime):
         return shard_of(task)
 
 
+CHANCE = random.Random(os.environ.get("CHAOS_SEED"))
+
+
 class SlowToStart(LeaseWorker):
-    """Now and then takes its time between popping a job and starting it, for a signal to find it there."""
+    """Now and then takes its time before and after taking a job, for a signal to find it there."""
 
-    def execute_job(self, job: Job, queue: Queue) -> None:
+    def _take(self, job: Job, queue: Queue) -> Any:
         self._dawdle()
-        super().execute_job(job, queue)
-
-    def prepare_execution(self, job: Job) -> Any:
-        execution = super().prepare_execution(job)
+        execution = super()._take(job, queue)
         self._dawdle()
         return execution
 
     def _dawdle(self) -> None:
-        if random.random() < 0.1:
+        if CHANCE.random() < 0.1:
             time.sleep(GAP_SECONDS)
 
 
 def work() -> int:
     """A worker process as it is, with the model replaced."""
-    lease.TIMEOUT_GRACE_SECONDS = 1.0
+    lease.TIMEOUT_GRACE_SECONDS = 0.2
+    lease_worker.TROUBLE_SECONDS = lease_worker.FULL_POLL_SECONDS = 0.3
     process.Runtime = FakeRuntime  # type: ignore[misc]
     process.LeaseWorker = SlowToStart  # type: ignore[misc]
     return process.main()
 
 
+class QuickSupervisor(supervisor.Supervisor):
+    """Starts these workers, and the next one soon."""
+
+    module = "tests.chaos_worker"
+    first_backoff = max_backoff = 0.1
+
+
 def supervise(count: int) -> int:
     """A supervisor as it is, with the worker process replaced."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)
-    supervisor.FIRST_BACKOFF_SECONDS = supervisor.MAX_BACKOFF_SECONDS = 0.2
-    supervisor.Supervisor.module = "tests.chaos_worker"
     options = WorkerOptions.from_environment()
-    return supervisor.Supervisor(options, count, queue_name=queue_name("relay")).run()
+    return QuickSupervisor(options, count, queue_name=queue_name("relay")).run()
 
 
 if __name__ == "__main__":

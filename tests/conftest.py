@@ -1,5 +1,6 @@
 """A real Redis for the tests, and finished sensitivity tasks as a worker would leave them."""
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -15,8 +16,12 @@ from shared.model_card import LayerInfo, ModelCard
 from shared.runs import RunSettings, SensitivitySettings
 from shared.stores.records import Record
 from tests.redis_process import RedisProcess, short_folder
+from worker.service.blas import use_fast_blas
 
 pytest.register_assert_rewrite("tests.store_contract", "tests.lease_fleet", "tests.job_fleet", "tests.tasks")
+
+# Before any test imports MLX.
+use_fast_blas(int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
 
 # A busy machine is no failure.
 settings.register_profile("bitfleet", deadline=None)

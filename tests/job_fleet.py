@@ -1,5 +1,6 @@
 """A queue, and a worker in this process, for the tests of jobs."""
 
+import time
 from typing import Any
 
 from redis import Redis
@@ -8,7 +9,6 @@ from shared.jobs.history import read_events
 from shared.jobs.task_queue import TaskQueue, queue_name
 from shared.kinds.kind import Task
 from worker.jobs.lease_worker import LeaseWorker
-from worker.jobs.maintenance import leases_are_current
 
 QUEUE = queue_name("relay")
 KEY = f"rq:queue:{QUEUE}"
@@ -20,9 +20,8 @@ class Fleet:
     def __init__(self, redis: Redis, url: str) -> None:
         self.redis, self.url = redis, url
         self.queue = TaskQueue(QUEUE, redis)
-        # As if maintained just now: no pause for leases that nobody could renew.
-        leases_are_current(redis, QUEUE, 30)
-        redis.delete(f"bitfleet:watched:{QUEUE}:pause")
+        # As if a worker had looked just now: no grace period.
+        redis.set(f"bitfleet:looked:{QUEUE}", time.time())
         self.ran: list[str] = []
         self.workers = 0
 

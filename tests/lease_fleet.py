@@ -2,7 +2,9 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import cast
 
 from redis import Redis
 from rq.job import Job, JobStatus
@@ -15,7 +17,8 @@ from tests.tasks import image_task, wait_until
 
 ROOT = Path(__file__).parent.parent
 QUEUE = queue_name("relay")
-LEASE = 2
+LEASE = 30
+"""Longer than any test waits: a test that wants one over says so with `expire_leases`."""
 
 
 class Fleet:
@@ -66,7 +69,34 @@ class Fleet:
         wait_until(lambda: f"{name} starts {task.id}" in self.ran())
         return process, task
 
+    def start_by_hand(self, task: Task, lease: str, *, until: float) -> None:
+        """A job of somebody who is not there, leased until a time (seconds since 1970)."""
+        self.queue.enqueue_tasks([task])
+        self.redis.lrem(self.queue.key, 0, task.id)
+        self.redis.hset(f"rq:job:{task.id}", "status", JobStatus.STARTED)
+        self.redis.zadd(f"rq:wip:{QUEUE}", {f"{task.id}:{lease}": until})
+
+    def lease(self) -> bytes:
+        """The one lease that there is."""
+        (lease,) = self.redis.zrange(f"rq:wip:{QUEUE}", 0, -1)
+        return cast(bytes, lease)
+
+    def end_lease(self, lease: bytes) -> None:
+        """Expire a lease until a worker noticed: a last beat of its holder may have been on its way."""
+
+        def is_gone() -> bool:
+            self._end(lease)
+            return self.redis.zscore(f"rq:wip:{QUEUE}", lease) is None
+
+        wait_until(is_gone)
+
     def expire_leases(self) -> None:
-        """As if the lease's seconds were over."""
-        for entry in self.redis.zrange(f"rq:wip:{QUEUE}", 0, -1):
-            self.redis.zadd(f"rq:wip:{QUEUE}", {entry: 1})
+        """As if the seconds of every lease were over; whoever had them must be dead."""
+        for lease in self.redis.zrange(f"rq:wip:{QUEUE}", 0, -1):
+            self._end(lease)
+
+    def _end(self, lease: bytes) -> None:
+        # And no grace period holds up whoever looks.
+        self.redis.set(f"bitfleet:looked:{QUEUE}", time.time())
+        self.redis.delete(f"bitfleet:grace:{QUEUE}")
+        self.redis.zadd(f"rq:wip:{QUEUE}", {lease: 1}, xx=True)

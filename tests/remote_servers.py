@@ -1,4 +1,4 @@
-"""A real OpenSSH server and a local S3 server for tests; where one can't be had, a skip that says why."""
+"""OpenSSH's server, where it is installed, and a local S3 server for tests."""
 
 import getpass
 import os
@@ -17,14 +17,18 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-class SshServer:
+def find_sshd() -> str | None:
+    """OpenSSH's server, where it is installed and keys can be made for it."""
+    return shutil.which("ssh-keygen") and shutil.which(
+        "sshd", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin"
+    )
+
+
+class OpenSsh:
     """sshd on loopback with keys of its own; a context manager. `home` is the client's home directory."""
 
     def __init__(self, folder: Path) -> None:
-        pytest.importorskip("paramiko", reason="paramiko is not installed: pip install 'bitfleet[sftp]'")
-        self._sshd = shutil.which("sshd", path=os.environ["PATH"] + ":/usr/sbin:/usr/local/sbin")
-        if self._sshd is None or shutil.which("ssh-keygen") is None:
-            pytest.skip("no sshd to start: apt install openssh-server")
+        self._sshd = find_sshd()
         self.folder = folder
         self.home = folder / "home"
         self.port = free_port()
@@ -34,14 +38,14 @@ class SshServer:
     def address(self) -> str:
         return f"sftp://{getpass.getuser()}@127.0.0.1:{self.port}"
 
-    def __enter__(self) -> "SshServer":
+    def __enter__(self) -> "OpenSsh":
         ssh = self.home / ".ssh"
         ssh.mkdir(parents=True, mode=0o700)
         for key in (self.folder / "host_key", ssh / "id_ed25519"):
             command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)]
             subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
-        shutil.copy(ssh / "id_ed25519.pub", self.folder / "authorized_keys")
-        self.trust()
+        self.let_in(True)
+        self.trust(True)
         (self.folder / "config").write_text(
             f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {self.folder}/host_key\nPidFile none\n"
             f"AuthorizedKeysFile {self.folder}/authorized_keys\nStrictModes no\nUsePAM no\n"
@@ -53,10 +57,17 @@ class SshServer:
     def __exit__(self, *_: object) -> None:
         self.kill()
 
-    def trust(self, key: Path | None = None) -> None:
-        """Make the client know this server, or take another for it."""
-        kind, blob, *_ = (key or self.folder / "host_key.pub").read_text().split()
-        (self.home / ".ssh/known_hosts").write_text(f"[127.0.0.1]:{self.port} {kind} {blob}\n")
+    def trust(self, this: bool | None) -> None:
+        """Let the client know this server, take it for another one (False), or know none (None)."""
+        public = self.folder / "host_key.pub" if this else self.home / ".ssh/id_ed25519.pub"
+        kind, blob, *_ = public.read_text().split()
+        line = "" if this is None else f"[127.0.0.1]:{self.port} {kind} {blob}\n"
+        (self.home / ".ssh/known_hosts").write_text(line)
+
+    def let_in(self, client: bool) -> None:
+        """Whether the client's key opens the door."""
+        public = (self.home / ".ssh/id_ed25519.pub").read_text()
+        (self.folder / "authorized_keys").write_text(public if client else "")
 
     def start(self) -> None:
         if os.geteuid() == 0:

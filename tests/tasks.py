@@ -50,9 +50,14 @@ def record_of(task: Task, shard: bytes, **changes: Any) -> Record:
     return Record(**values | changes)
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 20.0) -> None:
-    """Return as soon as `condition` holds; fail after `seconds`, many times what it should take."""
+def wait_until(
+    condition: Callable[[], object], seconds: float = 20.0, tell: Callable[[], str] = lambda: ""
+) -> None:
+    """Return as soon as `condition` holds; fail after `seconds`, many times what it should take.
+
+    `tell` says, on failure, what there is instead.
+    """
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, f"still not so after {seconds} s"
+        assert time.monotonic() < deadline, f"still not so after {seconds} s; {tell()}"
         time.sleep(0.02)

@@ -87,11 +87,21 @@ def test_other_files_are_refused(redis: Redis) -> None:
         compare_with_first(redis, SETTINGS, canary("air", [1, 2], fingerprint="e" * 64))
 
 
-@pytest.mark.parametrize("output", [[1.0, 2.01], [1.0], [float("inf"), 2.0]])
+@pytest.mark.parametrize("output", [[1.0, 2.01], [1.0]])
 def test_beyond_the_tolerance(redis: Redis, output: list[float]) -> None:
     compare_with_first(redis, SETTINGS, canary("studio", [1.0, 2.0]))
     with pytest.raises(RunMismatchError, match="computes otherwise than studio"):
         compare_with_first(redis, SETTINGS, canary("air", output))
+
+
+@pytest.mark.parametrize("lost", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_called_so_and_held_against_nobody(redis: Redis, lost: float) -> None:
+    with pytest.raises(RunMismatchError, match=r"not finite on this machine \(mlx 0.32.4.*1 of 2 values"):
+        compare_with_first(redis, SETTINGS, canary("broken", [lost, 2.0]))
+    # It is not the first, then.
+    assert compare_with_first(redis, SETTINGS, canary("studio", [1.0, 2.0])) == 0
+    with pytest.raises(RunMismatchError, match="not finite"):
+        compare_with_first(redis, SETTINGS, canary("broken", [lost, 2.0]))
 
 
 def test_tolerance(redis: Redis) -> None:

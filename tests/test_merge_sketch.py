@@ -10,7 +10,7 @@ from producer.report.render import render_report
 from producer.results.merge import FinishedTask
 from producer.results.merge_sketch import FinishedSketch, merge_sketch
 from producer.results.results import MissingSketch, MissingTask, decode_results, encode_results
-from producer.results.sketch import estimate
+from producer.results.sketch import as_the_card_has_it, estimate
 from producer.results.verify import pairs_to_verify
 from shared.errors import RunMismatchError
 from shared.kinds.calibration import CalibrationTask
@@ -215,3 +215,16 @@ def test_a_task_survives_its_json_and_other_probes_are_other_tasks(make_example)
         for name, value in (("sample", 1), ("probe_group", 1), ("probes", 9), ("bits", (2, 4)))
     }
     assert len(ids) == 5
+
+
+def test_a_card_from_before_the_patch_embedding_was_measured_still_fits(make_example):
+    example = make_example()
+    layers = len(example.card.layers)
+    u, rng = changes(layers=layers + 1, samples=1), np.random.default_rng(1)
+    shard = sketch_shard(u, 0, 2, rng)
+    fitted = as_the_card_has_it(shard, example.card)
+    # After the embedders: context, two of the timestep, one of the pooled text.
+    others = [index for index in range(layers + 1) if index != 4]
+    assert np.array_equal(fitted.products, shard.products[others])
+    assert fitted.bits_per_weight.shape == (layers, len(BITS))
+    assert as_the_card_has_it(fitted, example.card) is fitted

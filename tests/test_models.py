@@ -1,5 +1,7 @@
 """Models are loaded by DiffusionKit's own loaders, built-in ones included."""
 
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -110,12 +112,11 @@ def test_prompts_differ_in_the_output() -> None:
     assert np.abs(np.array(red[1] - blue[1])).max() > 0.1
 
 
-def test_vae_goes_from_image_to_latent_and_back_in_shape() -> None:
+def test_the_vae_draws_an_image_of_a_latent() -> None:
     pipeline = load_model(SETTINGS).pipeline
     image = pipeline.decode_latents_to_image(mx.random.normal((1, 16, 16, 16), key=mx.random.key(0)))
     assert image.shape == (1, 128, 128, 3)
     assert 0.02 < np.array(image).std() < 0.45
-    assert pipeline.encoder(image).shape == (1, 16, 16, 32)
 
 
 def test_half_precision_loads_in_half_precision() -> None:
@@ -259,7 +260,7 @@ def test_t5_that_transformers_cannot_fetch_is_named(monkeypatch: pytest.MonkeyPa
 def test_a_damaged_cache_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiny_checkpoint, "user_cache_path", lambda name: tmp_path / name)
     (tiny_sd3_folder() / WEIGHTS_FILE).write_bytes(b"no weights")
-    with pytest.raises(ModelUnavailableError, match="delete that folder"):
+    with pytest.raises(ModelUnavailableError, match=r"no whole safetensors file.*install bitfleet again"):
         load_model(SETTINGS)
 
 
@@ -299,3 +300,16 @@ def test_tiny_flux_is_alive_in_every_layer(tmp_path: Path) -> None:
     )
     assert dead_layers(mmdit, lambda: velocity(mmdit, pooled, text, latent)) == set()
     assert len(mmdit.unified_transformer_blocks) == len(mmdit.multimodal_transformer_blocks) == 2
+
+
+def test_retries_of_a_download_are_told_once() -> None:
+    code = """
+import logging
+logging.basicConfig(format="worker: %(message)s")
+from worker.model.quiet_imports import quiet_imports
+with quiet_imports():
+    import huggingface_hub.utils
+logging.getLogger("huggingface_hub.utils._http").warning("Retrying in 1s [Retry 1/5].")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == "worker: Retrying in 1s [Retry 1/5].\n"

@@ -11,21 +11,23 @@ import pytest
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import OutOfMemoryError
-from rq.job import JobStatus
 
 import worker.jobs.lease_worker
 from producer.jobs.workers import live_workers
 from shared.errors import ClockError, StoreTroubleError
-from shared.jobs.task_job import MAX_RETRIES, TaskJob
+from shared.jobs.task_job import MAX_RETRIES
+from shared.jobs.task_queue import TaskQueue
 from shared.kinds.kind import Task
-from tests.lease_fleet import LEASE, QUEUE, Fleet
+from tests.lease_fleet import QUEUE, Fleet
 from tests.tasks import image_task
 from worker.jobs.job_context import JobContext
+from worker.jobs.lease_scripts import take_job
 from worker.jobs.lease_worker import LeaseWorker
-from worker.jobs.maintenance import leases_are_current, return_lost_jobs
+from worker.jobs.post_mortem import report_death
 from worker.service.process import check_clock
 
 TASK = image_task(0)
+METAL = "[METAL] Command buffer execution failed: "
 
 
 @pytest.fixture
@@ -35,7 +37,9 @@ def fleet(redis_url: str, tmp_path: Path) -> Iterator[Fleet]:
     fleet.close()
 
 
-def new_worker(fleet: Fleet, function: Callable[[Task, JobContext], dict[str, Any]]) -> LeaseWorker:
+def new_worker(
+    fleet: Fleet, function: Callable[[Task, JobContext], Any], clock: Callable[[], float] = time.time
+) -> LeaseWorker:
     worker = LeaseWorker(
         QUEUE,
         connection=Redis.from_url(fleet.url),
@@ -43,6 +47,7 @@ def new_worker(fleet: Fleet, function: Callable[[Task, JobContext], dict[str, An
         functions={"calibration": function},
         host="here",
         name=f"worker-{os.urandom(4).hex()}",
+        clock=clock,
     )
     # Signal handlers are the process's, and that is pytest's.
     worker._install_signal_handlers = lambda: None  # type: ignore[method-assign]
@@ -74,24 +79,45 @@ def test_trouble_with_store_or_redis_costs_no_attempt(
     assert one.fatal is None
 
 
-def test_a_metal_error_fails_the_attempt_and_ends_the_process(fleet: Fleet) -> None:
+def test_a_gpu_that_failed_costs_an_attempt_and_the_process(fleet: Fleet) -> None:
     def fail(task: Task, context: JobContext) -> dict[str, Any]:
-        raise RuntimeError("[METAL] Command buffer execution failed: Insufficient Memory")
+        raise RuntimeError(f"{METAL}Caused GPU Hang Error (00000003:kIOGPUCommandBufferCallbackErrorHang)")
 
     fleet.queue.enqueue_tasks([TASK])
     one = new_worker(fleet, fail)
     one.work(burst=True, logging_level="CRITICAL")
     assert one.broken
-    assert not one.left_in_order
+    assert not one.exited_cleanly
     # One attempt, and the rest for a process with a GPU that works.
     assert fleet.outcomes(TASK) == ["started", "failed"]
     assert fleet.queue.in_flight().queued == (TASK.id,)
     assert fleet.job(TASK).retries_left == MAX_RETRIES - 1
 
 
+@pytest.mark.parametrize(
+    ("text", "broken"),
+    [
+        ("[metal::malloc] Resource limit (499000) exceeded.", False),
+        (f"{METAL}Insufficient Memory (00000008:kIOGPUCommandBufferCallbackErrorOutOfMemory)", True),
+    ],
+)
+def test_too_little_memory_costs_no_attempt(fleet: Fleet, text: str, broken: bool) -> None:
+    def fail(task: Task, context: JobContext) -> dict[str, Any]:
+        raise RuntimeError(text)
+
+    fleet.queue.enqueue_tasks([TASK])
+    one = new_worker(fleet, fail)
+    one.work(burst=True, logging_level="CRITICAL")
+    assert one.broken == broken
+    assert one.exited_cleanly != broken
+    assert fleet.outcomes(TASK) == ["started", "handed back"]
+    assert fleet.queue.in_flight().queued == (TASK.id,)
+    assert fleet.job(TASK).retries_left == MAX_RETRIES
+
+
 def test_any_other_runtime_error_only_fails(fleet: Fleet) -> None:
     def fail(task: Task, context: JobContext) -> dict[str, Any]:
-        raise RuntimeError("[metal::malloc] Attempting to allocate too much")
+        raise RuntimeError("[matmul] Last dimension of first input with shape (2,3) must match")
 
     fleet.queue.enqueue_tasks([TASK])
     one = new_worker(fleet, fail)
@@ -100,62 +126,86 @@ def test_any_other_runtime_error_only_fails(fleet: Fleet) -> None:
     assert fleet.queue.failed_ids() == {TASK.id}
 
 
-def test_a_worker_that_slept_between_pop_and_start_leaves_the_job_to_others(fleet: Fleet) -> None:
+def test_a_worker_that_slept_before_it_took_a_job_leaves_it_to_others(fleet: Fleet) -> None:
     ran: list[str] = []
     sleeper = new_worker(fleet, lambda task, context: ran.append(task.id) or {})
     fleet.queue.enqueue_tasks([TASK])
-    fleet.redis.lmove(fleet.queue.key, fleet.queue.intermediate_queue_key)
-    job = sleeper.job_class.fetch(TASK.id, connection=sleeper.connection, serializer=sleeper.serializer)
-    # Meanwhile others returned it.
-    fleet.redis.lmove(fleet.queue.intermediate_queue_key, fleet.queue.key)
-    sleeper.execute_job(job, sleeper.queues[0])
+    job, queue = TaskQueue.dequeue_any(
+        sleeper.queues, None, sleeper.connection, sleeper.job_class, sleeper.serializer
+    )  # type: ignore[misc]
+    fleet.redis.lpop(fleet.queue.key)
+    before = fleet.redis.hgetall(job.key)
+    sleeper.execute_job(job, queue)
     assert ran == []
-    assert fleet.queue.in_flight().started == frozenset()
-    assert fleet.queue.in_flight().queued == (TASK.id,)
+    assert fleet.queue.in_flight().ids == frozenset()
+    assert fleet.redis.hgetall(job.key) == before
+    assert fleet.outcomes(TASK) == []
+    assert sleeper.get_state() == "idle"
 
 
-def test_a_worker_killed_while_it_starts_a_job_loses_it_not(fleet: Fleet) -> None:
-    """Leased, and still among the popped: neither pass of maintenance may forget it."""
+def test_an_answer_that_was_lost_with_the_connection_is_given_again(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """redis-py then sends the command again: the job that is taken already is ours nevertheless."""
+
+    def twice(*arguments: Any) -> bool:
+        take_job(*arguments)
+        return take_job(*arguments)
+
+    monkeypatch.setattr(worker.jobs.lease_worker, "take_job", twice)
     fleet.queue.enqueue_tasks([TASK])
-    fleet.redis.lmove(fleet.queue.key, fleet.queue.intermediate_queue_key)
-    return_lost_jobs(fleet.redis, QUEUE, LEASE)
-    fleet.redis.hset(f"bitfleet:stuck:{QUEUE}", TASK.id, 1)
-    fleet.redis.zadd(f"rq:wip:{QUEUE}", {f"{TASK.id}:x": 2**33})
-    return_lost_jobs(fleet.redis, QUEUE, LEASE)
-    fleet.expire_leases()
-    return_lost_jobs(fleet.redis, QUEUE, LEASE)
+    ran: list[list[str]] = []
+    one = new_worker(fleet, lambda task, context: ran.append(fleet.outcomes(TASK)) or {})
+    one.work(burst=True, logging_level="CRITICAL")
+    assert ran == [["started"]]
+    assert fleet.is_done(TASK)
+
+
+def test_a_job_that_an_error_interrupts_is_returned_by_the_supervisor(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error in the worker itself: its process ends, and takes its leave from RQ."""
+
+    def broken(*_: object) -> None:
+        raise TypeError("a bug")
+
+    monkeypatch.setattr(LeaseWorker, "_finalize_failure", broken)
+    fleet.queue.enqueue_tasks([TASK])
+    one = new_worker(fleet, lambda task, context: 1 / 0)
+    one.work(burst=True, logging_level="CRITICAL")
+    assert not one.exited_cleanly
+    assert fleet.queue.in_flight().started == {TASK.id}
+    report_death(fleet.url, QUEUE, one.name, 1)
     assert fleet.queue.in_flight().queued == (TASK.id,)
+    assert fleet.outcomes(TASK) == ["started", "crashed"]
 
 
-class TestPause:
-    """After an outage, those who live renew their leases before any is judged."""
+def test_a_second_signal_counts_while_the_first_is_dealt_with(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = new_worker(fleet, lambda task, context: {})
+    one._state = "busy"
 
-    def test_comes_after_a_lease_in_which_nobody_looked(self, fleet: Fleet) -> None:
-        assert not leases_are_current(fleet.redis, QUEUE, LEASE)
-        assert not leases_are_current(fleet.redis, QUEUE, LEASE)
-        fleet.redis.delete(f"bitfleet:watched:{QUEUE}:pause")
-        assert leases_are_current(fleet.redis, QUEUE, LEASE)
-        fleet.redis.delete(f"bitfleet:watched:{QUEUE}")
-        assert not leases_are_current(fleet.redis, QUEUE, LEASE)
+    def interrupted(*_: object) -> None:
+        monkeypatch.undo()
+        monkeypatch.setattr("signal.signal", lambda *_: None)
+        one.request_stop(2, None)
 
-    def test_lasts_for_half_a_lease(self, fleet: Fleet) -> None:
-        leases_are_current(fleet.redis, QUEUE, LEASE)
-        watched = f"bitfleet:watched:{QUEUE}"
-        assert LEASE * 250 < fleet.redis.pttl(f"{watched}:pause") <= LEASE * 500
-        assert LEASE * 500 < fleet.redis.pttl(watched) <= LEASE * 1000
+    monkeypatch.setattr("signal.signal", interrupted)
+    one.request_stop(15, None)
+    assert one._context.hand_back
 
-    def test_keeps_leases_that_ran_out(self, fleet: Fleet) -> None:
-        fleet.queue.enqueue_tasks([TASK])
-        fleet.redis.delete(fleet.queue.key)
-        fleet.redis.hset(TaskJob.key_for(TASK.id), "status", JobStatus.STARTED)
-        fleet.redis.zadd(f"rq:wip:{QUEUE}", {f"{TASK.id}:x": 1})
-        one = new_worker(fleet, lambda task, context: {})
-        one.register_birth()
-        one._maintain(one.connection)
-        assert fleet.queue.in_flight().started == {TASK.id}
-        fleet.redis.delete(f"bitfleet:watched:{QUEUE}:pause")
-        one._maintain(one.connection)
-        assert fleet.queue.in_flight().queued == (TASK.id,)
+
+def test_after_an_outage_leases_that_ran_out_are_left_alone_for_a_while(fleet: Fleet) -> None:
+    now = 1_800_000_000.0
+    fleet.start_by_hand(TASK, "x", until=now - 1)
+    one = new_worker(fleet, lambda task, context: {}, clock=lambda: now)
+    one.register_birth()
+    one._maintain(one.connection)
+    assert fleet.queue.in_flight().started == {TASK.id}
+    now += one.lease_seconds / 2
+    one._maintain(one.connection)
+    assert fleet.queue.in_flight().queued == (TASK.id,)
 
 
 def test_a_wiped_redis_knows_the_worker_again_after_a_beat(fleet: Fleet) -> None:

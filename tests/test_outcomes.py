@@ -5,11 +5,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from redis import Redis
 
 from shared.errors import (
     LeaseLostError,
+    MachineTooSmallError,
     ModelUnavailableError,
     RunMismatchError,
     ShardCorruptError,
@@ -20,7 +22,7 @@ from shared.jobs.history import read_events
 from shared.jobs.task_job import MAX_RETRIES
 from shared.kinds.kind import Task
 from tests.lease_fleet import QUEUE, Fleet
-from tests.tasks import image_task, wait_until
+from tests.tasks import SETTINGS, image_task, layer_task, wait_until
 from worker.jobs.job_context import HandBackError, JobContext
 from worker.jobs.lease_worker import LeaseWorker
 
@@ -39,7 +41,7 @@ Behaviour = Callable[[Task, JobContext], dict[str, Any]]
 def work(fleet: Fleet) -> Callable[..., LeaseWorker]:
     """Run all that is queued in this process, every task by the function given."""
 
-    def act(function: Behaviour, beat_seconds: float = 5) -> LeaseWorker:
+    def act(function: Behaviour, beat_seconds: float = 5, alone: bool = False) -> LeaseWorker:
         worker = LeaseWorker(
             QUEUE,
             connection=Redis.from_url(fleet.url),
@@ -49,6 +51,7 @@ def work(fleet: Fleet) -> Callable[..., LeaseWorker]:
             name=f"worker-{os.urandom(4).hex()}",
             lease_seconds=30,
             beat_seconds=beat_seconds,
+            alone=alone,
         )
         # Signal handlers are the process's, and that is pytest's.
         worker._install_signal_handlers = lambda: None  # type: ignore[method-assign]
@@ -102,19 +105,61 @@ def test_what_no_machine_ever_will_is_not_tried_again(fleet: Fleet, work: Any, k
     assert [event.detail for event in read_events(fleet.redis, TASK.id)] == ["", "never"]
 
 
-@pytest.mark.parametrize("kind", [ModelUnavailableError, RunMismatchError, WrongStoreError])
-def test_what_this_machine_can_not_is_handed_back(fleet: Fleet, work: Any, kind: Any) -> None:
-    error = kind("not here")
+NOT_HERE = [
+    ModelUnavailableError("not here"),
+    RunMismatchError("not here"),
+    WrongStoreError("not here"),
+    MachineTooSmallError("not here"),
+    MemoryError("not here"),
+]
+OTHER_RUN = image_task(0, run=msgspec.structs.replace(SETTINGS, seed=1))
+
+
+@pytest.mark.parametrize("error", NOT_HERE, ids=lambda error: type(error).__name__)
+def test_what_this_machine_can_not_keeps_its_place_and_all_else_goes_on(
+    fleet: Fleet, work: Any, error: Exception
+) -> None:
+    ran = []
 
     def elsewhere(task: Task, context: JobContext) -> dict[str, Any]:
-        raise error
+        ran.append(task.id)
+        if task.group == TASK.group:
+            raise error
+        return {}
 
-    fleet.queue.enqueue_tasks([TASK, image_task(1)])
+    fleet.queue.enqueue_tasks([TASK, image_task(1), OTHER_RUN, layer_task(run=OTHER_RUN.run)])
     worker = work(elsewhere)
-    assert worker.fatal is error
+    # One was tried; by its group the others are known before they are fetched.
+    assert ran == [TASK.id, OTHER_RUN.id, layer_task().id]
+    assert worker.fatal is None
+    assert "not here" in worker.set_aside.reasons()[0]
     assert fleet.queue.in_flight().queued == (TASK.id, image_task(1).id)
     assert fleet.queue.in_flight().started == frozenset()
     assert fleet.job(TASK).retries_left == MAX_RETRIES
+    assert fleet.outcomes(TASK) == ["started", "handed back"]
+
+
+@pytest.mark.parametrize("error", NOT_HERE, ids=lambda error: type(error).__name__)
+def test_a_worker_that_is_alone_leaves_over_it(fleet: Fleet, work: Any, error: Exception) -> None:
+    def elsewhere(task: Task, context: JobContext) -> dict[str, Any]:
+        raise error
+
+    fleet.queue.enqueue_tasks([TASK, OTHER_RUN])
+    worker = work(elsewhere, alone=True)
+    assert "not here" in worker.fatal
+    assert fleet.queue.in_flight().queued == (TASK.id, OTHER_RUN.id)
+    assert fleet.job(TASK).retries_left == MAX_RETRIES
+
+
+def test_alone_a_gpu_that_ran_out_of_memory_is_tried_again_in_a_new_process(fleet: Fleet, work: Any) -> None:
+    def fail(task: Task, context: JobContext) -> dict[str, Any]:
+        raise RuntimeError("[METAL] Command buffer execution failed: Insufficient Memory")
+
+    fleet.queue.enqueue_tasks([TASK])
+    worker = work(fail, alone=True)
+    assert worker.broken
+    assert worker.fatal is None
+    assert fleet.outcomes(TASK) == ["started", "failed"]
 
 
 def test_no_except_exception_in_a_task_swallows_handing_back() -> None:
@@ -156,9 +201,9 @@ def test_a_job_given_to_another_meanwhile_is_left_alone(fleet: Fleet, work: Any)
 
 
 def test_a_burst_that_is_over_leaves_in_order(fleet: Fleet, work: Any) -> None:
-    assert work(lambda task, context: {}).left_in_order
+    assert work(lambda task, context: {}).exited_cleanly
     fleet.queue.enqueue_tasks([TASK])
-    assert work(lambda task, context: {}).left_in_order
+    assert work(lambda task, context: {}).exited_cleanly
 
 
 def test_an_error_in_the_worker_itself_is_no_order(
@@ -169,9 +214,9 @@ def test_an_error_in_the_worker_itself_is_no_order(
     def broken(*args: Any) -> None:
         raise TypeError("a bug")
 
-    monkeypatch.setattr(LeaseWorker, "_note", broken)
+    monkeypatch.setattr(LeaseWorker, "_take", broken)
     fleet.queue.enqueue_tasks([TASK])
-    assert not work(lambda task, context: {}).left_in_order
+    assert not work(lambda task, context: {}).exited_cleanly
 
 
 def test_an_error_in_maintenance_does_not_end_the_beat(

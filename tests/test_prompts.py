@@ -33,7 +33,7 @@ def refusal(path: Path, count: int = 1) -> str:
         "\ufeffprompt\na cat\na dog",
         "id,prompt,note\n1,a cat,x\n2, a dog ,\n",
         'prompt\n"a cat"\n\n\n"a dog"\n',
-        "prompt,id\na cat\na dog,2,3\n",
+        "prompt,id\na cat\na dog,2,,\n",
     ],
     ids=["plain", "windows", "byte order mark", "other columns", "blank lines", "short and long rows"],
 )
@@ -74,6 +74,26 @@ def test_no_such_column(tmp_path: Path, content: str) -> None:
     message = refusal(write(tmp_path, content))
     assert "no column 'prompt'" in message
     assert repr(content.splitlines()[0]) in message
+
+
+def test_a_comma_needs_no_quotes_where_the_prompt_is_all_there_is(tmp_path: Path) -> None:
+    lines = 'prompt\na cat, studio light\n"a dog, running"\nplain\na "big" one, red,blue\n'
+    assert read_prompts(write(tmp_path, lines), 1) == [
+        "a cat, studio light",
+        "a dog, running",
+        "plain",
+        'a "big" one, red,blue',
+    ]
+
+
+def test_more_fields_than_the_header_has_are_refused(tmp_path: Path) -> None:
+    """The prompt would be cut at its comma."""
+    message = refusal(write(tmp_path, "id,prompt\n1,a cat\n2,a dog, running\n"))
+    assert "line 3: 3 fields, but the header has 2; put quotes around" in message
+
+
+def test_two_columns_of_that_name_are_refused(tmp_path: Path) -> None:
+    assert "'prompt' more than once" in refusal(write(tmp_path, "prompt,prompt\na,b\n"))
 
 
 def test_too_few(tmp_path: Path) -> None:

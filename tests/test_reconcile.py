@@ -90,10 +90,10 @@ def test_a_producer_that_died_holds_up_nobody_for_ever(producer: Producer) -> No
     assert 0 < producer.redis.ttl(f"bitfleet:reconcile:{QUEUE}") <= module.LOCK_SECONDS
 
 
-def test_running_popped_and_finished_tasks_are_left_alone(producer: Producer) -> None:
+def test_running_and_finished_tasks_are_left_alone(producer: Producer) -> None:
     producer()
     producer.start(TASKS[0])
-    producer.redis.lmove(producer.queue.key, producer.queue.intermediate_queue_key)
+    producer.start(TASKS[1])
     producer.finish(TASKS[2])
     result = producer()
     assert result.enqueued == ()
@@ -133,8 +133,9 @@ def test_a_job_whose_hash_expired_is_enqueued_once_a_worker_came_by(producer: Pr
 
     producer()
     producer.redis.delete(TaskJob.key_for(IDS[0]))
-    producer.redis.lmove(producer.queue.key, producer.queue.intermediate_queue_key)
-    return_lost_jobs(producer.redis, QUEUE, 30)
+    producer.redis.lrem(producer.queue.key, 0, IDS[0])
+    producer.redis.zadd(f"rq:wip:{QUEUE}", {f"{IDS[0]}:x": 10})
+    return_lost_jobs(producer.redis, QUEUE, 11)
     assert producer().enqueued == (IDS[0],)
 
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -205,7 +206,7 @@ def work(server: TlsRedis, fails: dict[int, int] | None = None) -> None:
         )
         worker._install_signal_handlers = lambda: None  # type: ignore[method-assign]
         worker.work(burst=True, logging_level="CRITICAL")
-        return_lost_jobs(beat, QUEUE, 30)
+        return_lost_jobs(beat, QUEUE, time.time())
 
 
 def _lose_a_worker(server: TlsRedis, admin: Redis) -> None:
@@ -223,11 +224,11 @@ def _lose_a_worker(server: TlsRedis, admin: Redis) -> None:
         )
         worker.register_birth()
         job, _ = worker.dequeue_job_and_maintain_ttl(1, max_idle_time=1)  # type: ignore[misc]
-        execution = worker.prepare_execution(job)
-        worker.prepare_job_execution(job)
+        execution = worker._take(job, worker.queues[0])
+        assert execution
         # Long ago.
         admin.zadd(job.started_job_registry.key, {execution.composite_key: 1}, xx=True)
-        return_lost_jobs(connection, QUEUE, 30)
+        return_lost_jobs(connection, QUEUE, time.time())
         assert job.id in TaskQueue(QUEUE, connection).in_flight().queued
         worker.register_death()
 

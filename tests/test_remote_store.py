@@ -1,4 +1,5 @@
-"""Folder stores behind a network: SFTP on a real OpenSSH server, S3 on a local server; the same contract."""
+"""Folder stores behind a network keep the contract: SFTP on a server in this process, and on OpenSSH where
+it is installed; S3 on moto's server."""
 
 import logging
 import subprocess
@@ -11,22 +12,28 @@ import fsspec
 import pytest
 
 from shared.errors import StoreError, WrongStoreError
+from shared.stores.filesystems import open_filesystem
 from shared.stores.folder_store import FolderStore
 from shared.stores.store import ShardStore
-from tests.remote_servers import S3Server, SshServer
+from tests.remote_servers import OpenSsh, S3Server, find_sshd
+from tests.sftp_server import InProcessSftp
 from tests.store_contract import RECORD, SHARD, TASK
 from tests.tasks import image_task, record_of
 from tests.test_folder_store import FolderContract, shards_on
 
+SSH_SERVERS = [InProcessSftp, *([OpenSsh] if find_sshd() else [])]
 
-@pytest.fixture(scope="module")
-def ssh_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SshServer]:
-    with SshServer(tmp_path_factory.mktemp("ssh")) as server:
+
+@pytest.fixture(scope="module", params=SSH_SERVERS)
+def ssh_server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[InProcessSftp | OpenSsh]:
+    with request.param(tmp_path_factory.mktemp("ssh")) as server:
         yield server
 
 
 @pytest.fixture
-def ssh(ssh_server: SshServer, monkeypatch: pytest.MonkeyPatch) -> SshServer:
+def ssh(ssh_server: InProcessSftp | OpenSsh, monkeypatch: pytest.MonkeyPatch) -> InProcessSftp | OpenSsh:
     monkeypatch.setenv("HOME", str(ssh_server.home))
     monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
     logging.getLogger("paramiko").setLevel(logging.CRITICAL)
@@ -35,7 +42,7 @@ def ssh(ssh_server: SshServer, monkeypatch: pytest.MonkeyPatch) -> SshServer:
 
 class TestSftpStore(FolderContract):
     @pytest.fixture
-    def url(self, ssh: SshServer, tmp_path: Path) -> str:
+    def url(self, ssh: InProcessSftp | OpenSsh, tmp_path: Path) -> str:
         return f"{ssh.address}{tmp_path}/store"
 
     @pytest.fixture
@@ -51,7 +58,7 @@ class TestSftpStore(FolderContract):
         assert (tmp_path / "store" / TASK.group / f"{TASK.id}.json").is_file()
         assert not list((tmp_path / "store").rglob("*.tmp"))
 
-    def test_a_cut_connection_is_made_again(self, ssh: SshServer, store: FolderStore) -> None:
+    def test_a_cut_connection_is_made_again(self, ssh: InProcessSftp | OpenSsh, store: FolderStore) -> None:
         store.put(RECORD, SHARD)
         ssh.kill()
         with pytest.raises(StoreError, match=r"127\.0\.0\.1"):
@@ -62,56 +69,57 @@ class TestSftpStore(FolderContract):
         assert store.put(record_of(other, SHARD), SHARD) == "stored"
         assert store.record_ids(TASK.group) == {TASK.id, other.id}
 
-    def test_an_unknown_server_is_not_talked_to(self, ssh: SshServer, url: str) -> None:
-        known = ssh.home / ".ssh/known_hosts"
-        text = known.read_text()
+    def test_an_unknown_server_is_not_talked_to(self, ssh: InProcessSftp | OpenSsh, url: str) -> None:
         try:
-            known.write_text("")
+            ssh.trust(None)
             with pytest.raises(StoreError, match=r"not in .*known_hosts"):
                 FolderStore.open(url, create=True)
             # And one that pretends to be the known one.
-            ssh.trust(ssh.home / ".ssh/id_ed25519.pub")
+            ssh.trust(False)
             with pytest.raises(StoreError, match="known_hosts"):
                 FolderStore.open(url, create=True)
         finally:
-            known.write_text(text)
+            ssh.trust(True)
 
-    def test_a_key_that_is_not_let_in(self, ssh: SshServer, url: str) -> None:
-        allowed = ssh.folder / "authorized_keys"
-        text = allowed.read_text()
+    def test_a_key_that_is_not_let_in(self, ssh: InProcessSftp | OpenSsh, url: str) -> None:
         try:
-            allowed.write_text("")
+            ssh.let_in(False)
             with pytest.raises(StoreError, match="Authentication failed"):
                 FolderStore.open(url)
         finally:
-            allowed.write_text(text)
+            ssh.let_in(True)
 
-    def test_no_server(self, tmp_path: Path, ssh: SshServer) -> None:
+    def test_no_server(self, tmp_path: Path, ssh: InProcessSftp | OpenSsh) -> None:
         with pytest.raises(StoreError, match=r"sftp://127\.0\.0\.1:1"):
             FolderStore.open(f"sftp://127.0.0.1:1{tmp_path}")
 
-    def test_a_folder_of_somebody_else(self, ssh: SshServer) -> None:
+    def test_a_folder_of_somebody_else(self, ssh: InProcessSftp | OpenSsh) -> None:
         with pytest.raises(StoreError):
             FolderStore.open(f"{ssh.address}/proc/store", create=True)
 
 
+def forget_s3() -> None:
+    """fsspec keeps instances: one of another endpoint, or without credentials, must not be used again."""
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+
+
 @pytest.fixture(scope="module")
-def s3_server() -> Iterator[S3Server]:
-    with S3Server() as server:
-        yield server
+def s3() -> Iterator[None]:
+    """An S3 server, and clients that talk to it. Their session takes a second to make: one for all tests."""
+    with S3Server() as server, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", server.endpoint)
+        patch.setenv("AWS_ACCESS_KEY_ID", "tests")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "tests-secret")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        forget_s3()
+        yield
+        forget_s3()
 
 
 @pytest.fixture
-def bucket(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server.endpoint)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "tests")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "tests-secret")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+def bucket(s3: None) -> str:
     name = f"bucket-{uuid4().hex[:12]}"
-    # fsspec keeps instances: one from before these variables were set knows no credentials.
-    fsspec.get_filesystem_class("s3").clear_instance_cache()
-    filesystem = fsspec.filesystem("s3")
-    filesystem.mkdir(name)
+    open_filesystem(f"s3://{name}", name)[0].mkdir(name)
     return name
 
 
@@ -158,14 +166,12 @@ def test_no_server_behind_s3(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "tests")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "tests-secret")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    # Another endpoint than the other tests'.
-    forget = fsspec.get_filesystem_class("s3").clear_instance_cache
-    forget()
+    forget_s3()
     try:
         with pytest.raises(StoreError, match="s3://bucket/x") as caught:
             FolderStore.open("s3://bucket/x")
     finally:
-        forget()
+        forget_s3()
     assert "tests-secret" not in str(caught.value)
 
 

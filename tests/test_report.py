@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 from itertools import pairwise
 from typing import Any
 
+import msgspec
 import pytest
 
 from producer.report import formatting
@@ -209,6 +210,16 @@ def test_the_report_says_why_there_are_no_intervals(make_example: Make) -> None:
     text = Page(render_report(merged(make_example(images=3)))).text
     assert "No intervals: 3 images were measured on, and fewer than 4 don’t tell" in text
     assert "without intervals: they take 4 images" in text
+
+
+def test_the_forward_pass_and_a_guidance_are_told(results: Results) -> None:
+    run = msgspec.structs.replace(results.run, reference="published", guidance=3.25)
+    text = render_report(msgspec.structs.replace(results, run=run))
+    assert "<dt>Forward pass</dt><dd>published</dd>" in text
+    assert "<dt>Guidance embedding</dt><dd>3.25</dd>" in text
+    plain = render_report(results)
+    assert "<dt>Forward pass</dt><dd>diffusionkit</dd>" in plain
+    assert "Guidance embedding" not in plain
 
 
 def test_nothing_collected_yet(make_example: Make) -> None:

@@ -12,6 +12,7 @@ from shared.errors import RunMismatchError
 from shared.kinds.sketch import SketchShard
 from worker.engine.batches import Batch, batch_inputs, guided_velocity
 from worker.engine.exact import ExactEngine
+from worker.engine.memory import memory_of_weights
 from worker.engine.quantize import quantize_layer, swapped
 from worker.engine.sketch import SketchEngine, probe_signs
 from worker.engine.steps import forward_steps, run_steps
@@ -84,7 +85,8 @@ def test_the_mean_square_over_probes_is_the_exact_squared_error(name):
 
 @pytest.mark.parametrize("name", CASES)
 def test_memory_decides_how_not_what(name):
-    ample, scarce = new_engine(name).measure(0, 0, 4), new_engine(name, memory_limit=1).measure(0, 0, 4)
+    ample = new_engine(name).measure(0, 0, 4)
+    scarce = new_engine(name, memory_limit=memory_of_weights(case(name)[0].mmdit) + 1).measure(0, 0, 4)
     scale = np.abs(ample.products).max(axis=-1, keepdims=True) + 1e-9
     np.testing.assert_allclose(scarce.products / scale, ample.products / scale, atol=1e-3)
     assert np.array_equal(scarce.weight_squared_error, ample.weight_squared_error)
@@ -116,7 +118,7 @@ def test_a_shard_knows_its_sample_and_survives_its_bytes():
     assert shard.output_size == samples.x[0].size
     candidate = quantize_layer(pipeline.mmdit, paths("sd3")[0], bits=4, group_size=GROUP)
     assert shard.weight_squared_error[0, 1] == candidate.squared_error
-    assert shard.bits_per_weight[0].tolist() == [4, 6, 10]
+    assert shard.bits_per_weight[0].tolist() == [3, 5, 9]
     again = SketchShard.from_bytes(shard.to_bytes())
     assert all(np.array_equal(getattr(again, name), getattr(shard, name)) for name in shard._layout)
 

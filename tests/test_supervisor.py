@@ -2,22 +2,24 @@
 
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from redis import Redis
 
-from shared.jobs.history import Event, add_crash, add_event, read_events
-from shared.jobs.task_queue import TaskQueue, queue_name
-from tests.chaos import Chaos
-from tests.tasks import image_task, wait_until
+import worker.service.supervisor
+from shared.jobs.history import Event, add_event, read_events
+from shared.jobs.task_job import MAX_RETRIES
+from tests.chaos import ROOT, Chaos
+from tests.lease_fleet import QUEUE, Fleet
+from tests.tasks import image_task
 from worker.jobs.lease import EXIT_TIMEOUT
 from worker.jobs.post_mortem import cause_of_death, report_death
-from worker.service.supervisor import with_openblas
+from worker.service.options import WorkerOptions
+from worker.service.supervisor import LAUNCHER, Supervisor
 
-QUEUE = queue_name("relay")
 TASK = image_task(0)
 
 
@@ -31,49 +33,69 @@ def test_cause_of_death(code: int, words: str) -> None:
 
 class TestReport:
     @pytest.fixture
-    def queue(self, redis: Redis) -> TaskQueue:
-        """A job that a worker named `dead` runs, as it said itself."""
-        queue = TaskQueue(QUEUE, redis)
-        entry = f"{TASK.id}:x"
-        redis.sadd("rq:worker:dead:executions", entry)
-        redis.zadd(queue.started_job_registry.key, {entry: 2**33})
-        add_event(redis, TASK.id, Event(outcome="started", host="studio", worker="dead"))
-        return queue
+    def fleet(self, redis_url: str, tmp_path: Path) -> Iterator[Fleet]:
+        """A job that a worker named `dead` runs, as it said itself; its lease holds for long."""
+        fleet = Fleet(redis_url, tmp_path)
+        fleet.start_by_hand(TASK, "x", until=2**33)
+        fleet.redis.hset(f"rq:job:{TASK.id}", "worker_name", "dead")
+        fleet.redis.sadd("rq:worker:dead:executions", f"{TASK.id}:x")
+        add_event(fleet.redis, TASK.id, Event(outcome="started", host="studio", worker="dead"))
+        yield fleet
+        fleet.close()
 
-    def test_is_in_the_history_and_ends_the_lease(
-        self, queue: TaskQueue, redis: Redis, redis_url: str
-    ) -> None:
-        report_death(redis_url, QUEUE, "dead", -signal.SIGSEGV)
-        event = read_events(redis, TASK.id)[-1]
+    def test_is_in_the_history_and_returns_the_job(self, fleet: Fleet) -> None:
+        report_death(fleet.url, QUEUE, "dead", -signal.SIGSEGV)
+        event = read_events(fleet.redis, TASK.id)[-1]
         assert (event.outcome, event.host, event.worker) == ("crashed", "studio", "dead")
         assert event.detail == "signal SIGSEGV"
-        assert redis.zscore(queue.started_job_registry.key, f"{TASK.id}:x") == 0
-        # Whoever returns the job knows less of it.
-        assert add_crash(redis, TASK.id, "dead", "gave no sign of life") == "signal SIGSEGV"
-        assert len(read_events(redis, TASK.id)) == 2
+        assert fleet.queue.in_flight().queued == (TASK.id,)
+        assert fleet.queue.in_flight().started == frozenset()
+        assert fleet.job(TASK).retries_left == MAX_RETRIES - 1
 
-    def test_is_not_given_for_a_job_that_others_have(
-        self, queue: TaskQueue, redis: Redis, redis_url: str
-    ) -> None:
-        redis.delete(queue.started_job_registry.key)
-        report_death(redis_url, QUEUE, "dead", -9)
-        assert [event.outcome for event in read_events(redis, TASK.id)] == ["started"]
-        assert not redis.exists(queue.started_job_registry.key)
+    def test_is_not_given_for_a_job_that_others_have(self, fleet: Fleet) -> None:
+        leases = fleet.queue.started_job_registry.key
+        fleet.redis.delete(leases)
+        fleet.redis.zadd(leases, {f"{TASK.id}:y": 2**33})
+        report_death(fleet.url, QUEUE, "dead", -9)
+        assert fleet.outcomes(TASK) == ["started"]
+        assert fleet.redis.zrange(leases, 0, -1) == [f"{TASK.id}:y".encode()]
+        assert fleet.queue.in_flight().queued == ()
 
-    def test_of_garbage(self, queue: TaskQueue, redis: Redis, redis_url: str) -> None:
-        redis.sadd("rq:worker:dead:executions", b"\xff:\xff", "", "a b:c")
-        report_death(redis_url, QUEUE, "dead", -9)
-        assert redis.zcard(queue.started_job_registry.key) == 1
+    def test_of_garbage(self, fleet: Fleet) -> None:
+        fleet.redis.sadd("rq:worker:dead:executions", b"\xff:\xff", "", "a b:c")
+        report_death(fleet.url, QUEUE, "dead", -9)
+        assert fleet.queue.in_flight().queued == (TASK.id,)
 
     def test_without_a_redis(self, tmp_path: Path) -> None:
         report_death(f"unix://{tmp_path}/none", QUEUE, "dead", -9)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
-def test_openblas_is_preloaded_unless_something_is() -> None:
-    assert with_openblas({"LD_PRELOAD": "mine"})["LD_PRELOAD"] == "mine"
-    library = with_openblas({}).get("LD_PRELOAD")
-    assert library is None or Path(library).is_file()
+class FakeProcess:
+    """One that lives, and notes the signals that it gets."""
+
+    def __init__(self) -> None:
+        self.signals: list[int] = []
+
+    def poll(self) -> None:
+        return None
+
+    def send_signal(self, number: int) -> None:
+        self.signals.append(number)
+
+
+def test_two_signals_at_once_reach_a_worker_as_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second arrives while the first is handed on. Of one kind, they would be one to a busy process."""
+    supervisor = Supervisor(WorkerOptions(redis_url="none"), 1, queue_name=QUEUE)
+    process = FakeProcess()
+    supervisor._slots[0].process = process  # type: ignore[assignment]
+
+    def interrupted(text: str) -> None:
+        if supervisor._signals == 1:
+            supervisor._hand_on(signal.SIGINT, None)
+
+    monkeypatch.setattr(worker.service.supervisor.logger, "warning", interrupted)
+    supervisor._hand_on(signal.SIGINT, None)
+    assert sorted(process.signals) == [signal.SIGINT, signal.SIGTERM]
 
 
 @pytest.mark.slow
@@ -84,27 +106,75 @@ class TestProcesses:
         yield chaos
         chaos.close()
 
-    def test_a_dead_workers_job_is_done_again_before_its_lease_is_over(self, chaos: Chaos) -> None:
-        """The lease is a minute here, and the test gives up before one is over."""
-        chaos.enqueue(1, "1")
-        supervisor = chaos.start("supervise", "1", lease=60)
+    def test_a_dead_workers_job_is_begun_again_before_its_lease_is_over(self, chaos: Chaos) -> None:
+        """The lease is ten minutes here."""
+        chaos.enqueue(1, "600")
+        supervisor = chaos.start("supervise", "1", lease=600)
         (job_id,) = (task.id for task in chaos.tasks)
-        wait_until(lambda: read_events(chaos.redis, job_id))
-        worker = next(event.worker for event in read_events(chaos.redis, job_id))
-        wait_until(lambda: chaos.redis.hget(f"rq:worker:{worker}", "pid"))
-        victim = int(chaos.redis.hget(f"rq:worker:{worker}", "pid"))
-        chaos.redis.delete(f"bitfleet:watched:{QUEUE}:pause")
-        os.kill(victim, signal.SIGKILL)
-        # Half a lease may pass while leases that nobody could renew are left alone.
-        chaos.collect_all(seconds=50)
-        assert "signal SIGKILL" in chaos.logs()
+
+        def outcomes() -> list[tuple[str, str]]:
+            return [(event.outcome, event.detail) for event in read_events(chaos.redis, job_id)]
+
+        chaos.wait_until(lambda: outcomes() == [("started", "")])
+        (key,) = chaos.redis.smembers("rq:workers")
+        os.kill(int(chaos.redis.hget(key, "pid")), signal.SIGKILL)
+        began = ("started", "")
+        chaos.wait_until(lambda: outcomes() == [began, ("crashed", "signal SIGKILL"), began])
         supervisor.send_signal(signal.SIGTERM)
+        supervisor.send_signal(signal.SIGINT)
         assert supervisor.wait(20) == 0
+        assert chaos.queue.in_flight().queued == (job_id,)
 
     def test_no_redis_is_no_reason_to_leave_for_good(self, chaos: Chaos) -> None:
         chaos.enqueue(1, "0")
         supervisor = chaos.start("supervise", "1", url="unix:///nonexistent/redis.sock")
-        wait_until(lambda: chaos.logs().count("out of reach") >= 2)
+        chaos.wait_until(lambda: chaos.logs().count("out of reach") >= 2)
         assert supervisor.poll() is None
         supervisor.send_signal(signal.SIGTERM)
         assert supervisor.wait(20) == 0
+
+    def test_a_worker_that_can_not_be_imported_is_not_started_again(self, tmp_path: Path) -> None:
+        (tmp_path / "broken_worker.py").write_text("import no_such_library\n")
+        code = (
+            "from worker.service.supervisor import Supervisor; "
+            "from worker.service.options import WorkerOptions; "
+            "Supervisor.module = 'broken_worker'; "
+            "options = WorkerOptions(redis_url='unix:///nonexistent'); "
+            "raise SystemExit(Supervisor(options, 1, queue_name='x').run())"
+        )
+        ended = self._python(tmp_path, "-c", code, PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}")
+        assert ended.returncode == 2
+        assert ended.stderr.count("\n") == 1
+        assert "No module named 'no_such_library'" in ended.stderr
+
+    def test_a_folder_with_files_of_the_same_names(self, redis_url: str, tmp_path: Path) -> None:
+        """`worker start` there runs ours: a user may well have a worker.py."""
+        (tmp_path / "shared").mkdir()
+        for name in ("worker.py", "shared/__init__.py", "rq.py", "logging.py"):
+            (tmp_path / name).write_text("raise SystemExit('taken for bitfleet')\n")
+        command = ("-P", str(LAUNCHER), "worker.cli", "start", "--burst", "--redis-url", redis_url)
+        ended = self._python(tmp_path, *command)
+        assert ended.returncode == 0, ended.stderr
+        assert "ready: queue" in ended.stderr
+        assert "taken for bitfleet" not in ended.stderr
+
+    def test_another_shared_on_the_path_is_named(self, tmp_path: Path) -> None:
+        (tmp_path / "shared").mkdir()
+        (tmp_path / "shared/__init__.py").touch()
+        path = f"{tmp_path}{os.pathsep}{ROOT}"
+        ended = self._python(tmp_path, "-P", "-m", "worker.cli", "start", PYTHONPATH=path)
+        assert ended.returncode == 2
+        assert ended.stderr.count("\n") == 1
+        assert f"another one ({tmp_path}/shared/__init__.py)" in ended.stderr
+
+    @staticmethod
+    def _python(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, *arguments],
+            cwd=folder,
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )

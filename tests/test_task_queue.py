@@ -65,10 +65,13 @@ def test_reading_changes_nothing(fleet: Fleet, redis: Redis) -> None:
     assert {key: redis.dump(key) for key in redis.keys("*")} == before
 
 
-def test_only_one_cleans_and_a_crashed_one_blocks_for_seconds_only(fleet: Fleet, redis: Redis) -> None:
-    assert fleet.queue.acquire_maintenance_lock()
-    assert not fleet.queue.acquire_maintenance_lock()
-    assert 0 < redis.ttl(fleet.queue.registry_cleaning_key) <= 30
+@pytest.mark.parametrize("timeout", [None, 1])
+def test_waiting_for_a_job_leaves_it_where_it_is(fleet: Fleet, redis: Redis, timeout: int | None) -> None:
+    fleet.queue.enqueue_tasks([GOOD, image_task(8)])
+    redis.lpush(KEY, b"\xff")
+    for _ in range(3):
+        assert TaskQueue.lmove(redis, KEY, timeout) == (KEY, GOOD.id.encode())
+        assert fleet.queue.in_flight().queued == (GOOD.id, image_task(8).id)
 
 
 def test_the_result_is_kept_for_days(fleet: Fleet, redis: Redis) -> None:

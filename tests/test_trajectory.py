@@ -1,6 +1,7 @@
-"""A trajectory is DiffusionKit's own, to the last bit, for the first image and for those after it."""
+"""DiffusionKit's pass: its trajectory to the last bit. The published pass: steps along its own velocity."""
 
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import msgspec
@@ -11,10 +12,13 @@ from diffusionkit.mlx.mmdit import MMDiT
 from diffusionkit.mlx.sampler import FluxSampler
 from mlx.utils import tree_flatten
 
-from shared.kinds.calibration import CalibrationTask
+from shared.errors import InputError
+from shared.kinds.calibration import CalibrationShard, CalibrationTask
 from tests.tasks import SETTINGS
 from tests.tiny_flux import load_tiny_flux
 from worker.calibrate import calibrate
+from worker.engine.batches import guided_velocity
+from worker.engine.steps import Inputs, forward_steps, run_steps
 from worker.model import model_files, tiny_checkpoint
 from worker.model.models import LoadedModel, load_model
 from worker.trajectory import Trajectory, denoise
@@ -114,6 +118,66 @@ def test_half_precision_keeps_what_the_transformer_sees(cache: object) -> None:
     shard = calibrate(task, load_model(settings), lambda progress: None)
     assert shard.x.dtype == shard.conditioning.dtype == np.float16
     assert np.isfinite(shard.x).all()
+
+
+def test_a_preview_that_fails_costs_a_warning_and_not_the_image(
+    model: LoadedModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    task = CalibrationTask(run=SETTINGS, store_id="relay", image_index=2, prompt=PROMPTS[1], seed=2)
+    whole = calibrate(task, model, lambda progress: None)
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("[malloc] Unable to allocate 9 bytes")
+
+    monkeypatch.setattr(model.pipeline, "decode_latents_to_image", fail)
+    shard = CalibrationShard.from_bytes(calibrate(task, model, lambda progress: None).to_bytes())
+    assert shard.preview_png.size == 0
+    assert np.array_equal(shard.x, whole.x)
+    assert "image 2 has no preview, its samples are kept: [malloc]" in caplog.text
+
+
+def test_the_published_pass_keeps_timesteps_whole_and_steps_along_the_velocity(cache: object) -> None:
+    settings = msgspec.structs.replace(SETTINGS, precision="float16", reference="published")
+    model = load_model(settings)
+    ours = draw(model, PROMPTS[0], 0, 7.5, steps=3)
+    assert ours.timesteps.dtype == mx.float32
+    assert np.array_equal(np.array(ours.timesteps), 1000 * np.array(ours.sigmas))
+    mmdit: Any = model.pipeline.mmdit
+    for step in range(3):
+        inputs = Inputs(
+            x=mx.repeat(ours.x[step], 2, axis=0).astype(mx.float16),
+            text=ours.conditioning[:, :, None, :],
+            pooled=ours.pooled_conditioning,
+            timesteps=mx.repeat(ours.timesteps[step][None], 2),
+        )
+        (output,) = run_steps(mmdit, forward_steps(mmdit), (), inputs)
+        assert output.dtype == mx.float16
+        v = np.array(guided_velocity(output, 7.5))
+        implied = np.array((ours.x[step + 1] - ours.x[step]) / (ours.sigmas[step + 1] - ours.sigmas[step]))
+        np.testing.assert_allclose(implied, v, atol=1e-2 * np.abs(v).max())
+
+
+def test_the_two_passes_differ_and_a_run_says_which(model: LoadedModel) -> None:
+    published = load_model(msgspec.structs.replace(SETTINGS, reference="published"))
+    # DiffusionKit's pass is of the whole model's files, as it was before parts were told apart.
+    parts = published.part_fingerprints()
+    assert parts == model.part_fingerprints()
+    assert parts["transformer"] == published.fingerprint != model.fingerprint
+    ours, theirs = (draw(m, PROMPTS[0], 0, 7.5).x[-1] for m in (published, model))
+    difference = float(mx.linalg.norm(ours - theirs).item() / mx.linalg.norm(theirs).item())
+    # float32, and no key biases in this model: only the GELU is another one.
+    assert 1e-6 < difference < 1e-2
+
+
+def test_a_guidance_that_the_pass_does_not_take_is_refused() -> None:
+    dev = msgspec.structs.replace(SETTINGS, model="argmaxinc/mlx-FLUX.1-dev", use_t5=True, cfg_weight=0.0)
+    for changes, says in (
+        ({"reference": "published"}, "needs a guidance"),
+        ({"guidance": 3.5}, "takes no guidance"),
+        ({"model": "tiny-sd3", "use_t5": False, "reference": "published", "guidance": 1.0}, "takes no"),
+    ):
+        with pytest.raises(InputError, match=says):
+            load_model(msgspec.structs.replace(dev, **changes))
 
 
 class _TinyFlux(FluxPipeline):

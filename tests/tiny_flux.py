@@ -1,7 +1,6 @@
 """A FLUX-shaped transformer with random weights, loaded by DiffusionKit's `load_flux`.
 
-Only the transformer: DiffusionKit takes the sizes and the tokenizer of FLUX's T5 from the network
-(`T5Config.from_pretrained`), and its T5 encoder asks Metal for the size of its memory.
+Only the transformer, in float32 if need be; tests.tiny_models has whole models under the public ids.
 """
 
 from pathlib import Path

@@ -1,22 +1,28 @@
 """Running a calibration task: one image's trajectory, as a shard."""
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
+from mlx import nn
 from mlx.utils import tree_flatten
 
 from shared.kinds.calibration import CalibrationShard, CalibrationTask
 from shared.layout.npz import Array
 from shared.model_card import ModelCard, encode_model_card
+from worker.jobs.failures import is_metal_error
 from worker.model.layers import linear_layers
 from worker.model.models import LoadedModel
 from worker.trajectory import Trajectory, decode_png, denoise, to_numpy
 
+logger = logging.getLogger("bitfleet.worker")
+
 
 def calibrate(task: CalibrationTask, model: LoadedModel, check: Callable[[str], None]) -> CalibrationShard:
     """Draw the task's image and return everything that a collector needs to write its samples."""
+    model.hold("text_encoder", "transformer")
     trajectory = denoise(
         model.pipeline,
         task.prompt,
@@ -28,12 +34,12 @@ def calibrate(task: CalibrationTask, model: LoadedModel, check: Callable[[str], 
     )
     check("decoding the preview")
     return CalibrationShard(
-        x=_latents(trajectory, task.run.precision),
+        x=_latents(trajectory, model.pipeline.activation_dtype),
         sigma=to_numpy(trajectory.sigmas),
         timestep=to_numpy(trajectory.timesteps[:-1].astype(mx.float32)),
         conditioning=to_numpy(trajectory.conditioning),
         pooled_conditioning=to_numpy(trajectory.pooled_conditioning),
-        preview_png=_bytes(decode_png(model.pipeline, trajectory.x[-1])),
+        preview_png=_bytes(_preview(task, model, trajectory)),
         model_json=_bytes(encode_model_card(model_card(model))),
     )
 
@@ -41,19 +47,39 @@ def calibrate(task: CalibrationTask, model: LoadedModel, check: Callable[[str], 
 def model_card(model: LoadedModel) -> ModelCard:
     """What the producer must know of a model to enqueue its layers."""
     mmdit = model.pipeline.mmdit
-    parameters: Any = tree_flatten(mmdit.parameters())
     return ModelCard(
         model=model.spec.id,
         fingerprint=model.fingerprint,
-        parameters=sum(array.size for _, array in parameters),
+        parts=model.part_fingerprints(),
+        parameters=count_parameters(mmdit),
         layers=tuple(linear_layers(mmdit)),
     )
 
 
-def _latents(trajectory: Trajectory, precision: str) -> Array:
-    # What the transformer sees is the latent in activation dtype: for float16 nothing is lost by it.
+def count_parameters(mmdit: Any) -> int:
+    """Numbers that were trained: tables, such as that of positions, are looked up and not counted."""
+    tables = {id(module.weight) for module in mmdit.modules() if isinstance(module, nn.Embedding)}
+    parameters: Any = tree_flatten(mmdit.parameters())
+    return sum(array.size for _, array in parameters if id(array) not in tables)
+
+
+def _preview(task: CalibrationTask, model: LoadedModel, trajectory: Trajectory) -> bytes:
+    """PNG, or nothing: the samples are worth keeping without it."""
+    try:
+        model.hold("vae")
+        return decode_png(model.pipeline, trajectory.x[-1])
+    except Exception as error:
+        if is_metal_error(error):
+            raise
+        logger.warning("%s has no preview, its samples are kept: %s", task.label, error)
+        return b""
+
+
+def _latents(trajectory: Trajectory, dtype: mx.Dtype) -> Array:
+    # What the transformer sees is the latent in activation dtype: for float16 nothing is lost by it. numpy
+    # has no bfloat16, and float16 would round a second time.
     latents = mx.concatenate(trajectory.x, axis=0)
-    return to_numpy(latents.astype(mx.float16) if precision == "float16" else latents)
+    return to_numpy(latents.astype(mx.float16) if dtype == mx.float16 else latents)
 
 
 def _bytes(data: bytes) -> Array:

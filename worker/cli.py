@@ -4,7 +4,11 @@ from pathlib import Path
 
 import click
 
-from shared.cli import explain_errors, redis_url_option
+from worker.launch import require_own_shared
+
+require_own_shared()
+
+from shared.cli import explain_errors, redis_url_option  # noqa: E402
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -37,8 +41,11 @@ def main() -> None:
 @click.option(
     "--memory-limit",
     metavar="SIZE",
+    envvar="BITFLEET_MEMORY_LIMIT",
+    show_envvar=True,
     help="Of each process, for weights, kept states and passes, as 12GB or 800MB "
-    "[default: its share of what the machine can spare]",
+    "[default: its share of what Metal recommends, on Linux of what is available]; a run that needs more "
+    "is left to other machines",
 )
 @click.option(
     "--canary-tolerance",
@@ -83,7 +90,8 @@ def start(
     """Start workers; they take jobs until told to stop.
 
     Ctrl-C once finishes the running jobs and leaves; twice hands them back to the queue now. A worker
-    that crashes is started again, and its job is given to another after --lease seconds.
+    that crashes is started again, and its job is given to another after --lease seconds. What this
+    machine can't do, for want of memory, disk or files, it leaves to others, and goes on with the rest.
     """
     import logging
     import sys
@@ -122,6 +130,7 @@ def start(
         beat_seconds=beat,
         burst=burst,
         with_parent=True,
+        alone=with_parent,
         log_level="WARNING" if quiet else "INFO",
     )
     sys.exit(Supervisor(options, workers, queue_name=queue, with_parent=with_parent).run())

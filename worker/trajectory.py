@@ -1,4 +1,4 @@
-"""A denoising trajectory: DiffusionKit's own sampler, step by step, on a pipeline that stays whole."""
+"""A denoising trajectory, step by step, on a pipeline that stays whole."""
 
 import io
 from collections.abc import Callable
@@ -10,8 +10,14 @@ import numpy as np
 from diffusionkit.mlx import CFGDenoiser, to_d
 from PIL import Image
 
+from shared.errors import TaskRefusedError
 from shared.layout.npz import Array
+from worker.engine.batches import guided_velocity
 from worker.model.modulation import clear_modulation, set_modulation
+from worker.model.published import PublishedMMDiT, published_timesteps
+
+Velocity = Callable[[mx.array, int], mx.array]
+"""Of a latent (1, H, W, C) at a step's number: (1, H, W, C) float32, guided."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +29,7 @@ class Trajectory:
     sigmas: mx.array
     """(N + 1,) float32."""
     timesteps: mx.array
-    """(N + 1,) in activation dtype."""
+    """(N + 1,): of the published pass of SD3 in float32, else in activation dtype."""
     conditioning: mx.array
     """(B, T, D) in activation dtype; B is 2 with CFG (text, negative), else 1."""
     pooled_conditioning: mx.array
@@ -42,9 +48,14 @@ def denoise(
 ) -> Trajectory:
     """Draw one image and keep every step.
 
-    Equal to DiffusionKit's `encode_text` and `denoise_latents` to the last bit: the same operations in
-    the same order (Algorithm 2 of Karras et al. 2022, without churn). Only the modulation is set without
-    emptying the weights that it comes from, so that the next image needs nothing from disk.
+    Euler steps (Algorithm 2 of Karras et al. 2022, without churn). With DiffusionKit's own pass the result
+    equals its `encode_text` and `denoise_latents` to the last bit: the same operations in the same order.
+    Only the modulation is set without emptying the weights that it comes from, so that the next image needs
+    nothing from disk. With the published pass a step takes the velocity as the transformer gives it, which
+    DiffusionKit first turns into a denoised latent and back.
+
+    Raises:
+        TaskRefusedError: the model's output is not finite.
     """
     conditioning, pooled_conditioning = _encode(pipeline, prompt, cfg_weight)
 
@@ -52,20 +63,23 @@ def denoise(
     x_T = pipeline.get_empty_latent(*latent_size)  # noqa: N806 - the paper's name
     noise = pipeline.get_noise(seed, x_T)
     sigmas = pipeline.get_sigmas(pipeline.sampler, num_steps)
-    timesteps = pipeline.sampler.timestep(sigmas).astype(pipeline.activation_dtype)
+    timesteps = _timesteps(pipeline, sigmas)
     set_modulation(pipeline.mmdit, pooled_conditioning, timesteps[:-1])
+    new_velocity = _published if _is_published(pipeline) else _diffusionkits
+    velocity = new_velocity(pipeline, sigmas, timesteps, conditioning, cfg_weight)
 
-    denoiser = CFGDenoiser(pipeline)
     x_t = pipeline.sampler.noise_scaling(sigmas[0], noise, x_T, pipeline.max_denoise(sigmas))
     x = [x_t]
     steps = len(sigmas) - 1
     for i in range(steps):
         check(f"step {i + 1}/{steps}")
-        denoised = denoiser(x_t, timesteps[i], sigmas[i], conditioning=conditioning, cfg_weight=cfg_weight)
-        d = to_d(x_t, sigmas[i], denoised)
         dt = sigmas[i + 1] - sigmas[i]
-        x_t = x_t + d * dt
-        mx.eval(x_t)
+        x_t = x_t + velocity(x_t, i) * dt
+        if not mx.isfinite(x_t).all().item():
+            dtype = str(pipeline.activation_dtype).removeprefix("mlx.core.")
+            raise TaskRefusedError(
+                f"step {i + 1}: the latent is no longer finite; this model overflows {dtype}"
+            )
         x.append(x_t)
     clear_modulation(pipeline.mmdit)
     return Trajectory(
@@ -75,6 +89,44 @@ def denoise(
         conditioning=conditioning,
         pooled_conditioning=pooled_conditioning,
     )
+
+
+def _is_published(pipeline: Any) -> bool:
+    return isinstance(pipeline.mmdit, PublishedMMDiT)
+
+
+def _timesteps(pipeline: Any, sigmas: mx.array) -> mx.array:
+    if _is_published(pipeline):
+        return published_timesteps(pipeline.sampler, sigmas, pipeline.activation_dtype)
+    timesteps: mx.array = pipeline.sampler.timestep(sigmas).astype(pipeline.activation_dtype)
+    return timesteps
+
+
+def _published(
+    pipeline: Any, sigmas: mx.array, timesteps: mx.array, conditioning: mx.array, cfg_weight: float
+) -> Velocity:
+    rows = len(conditioning)
+
+    def velocity(x_t: mx.array, step: int) -> mx.array:
+        x = mx.repeat(x_t, rows, axis=0).astype(pipeline.activation_dtype)
+        output = pipeline.mmdit(x, conditioning[:, :, None, :], mx.broadcast_to(timesteps[step], [rows]))
+        return guided_velocity(output, cfg_weight)
+
+    return velocity
+
+
+def _diffusionkits(
+    pipeline: Any, sigmas: mx.array, timesteps: mx.array, conditioning: mx.array, cfg_weight: float
+) -> Velocity:
+    denoiser = CFGDenoiser(pipeline)
+
+    def velocity(x_t: mx.array, step: int) -> mx.array:
+        sigma = sigmas[step]
+        denoised = denoiser(x_t, timesteps[step], sigma, conditioning=conditioning, cfg_weight=cfg_weight)
+        d: mx.array = to_d(x_t, sigma, denoised)
+        return d
+
+    return velocity
 
 
 def _encode(pipeline: Any, prompt: str, cfg_weight: float) -> tuple[mx.array, mx.array]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from shared.errors import RunMismatchError, ShardCorruptError
+from shared.errors import RunMismatchError, ShardCorruptError, StoreTroubleError
 from shared.kinds.kind import Task
 from shared.stores.records import Record
 from shared.stores.store import ShardStore
@@ -19,6 +19,8 @@ class Intake:
     """Task ids."""
     problems: list[str] = field(default_factory=list)
     """One line a shard that was dropped: which, and what is wrong with it."""
+    unreadable: dict[str, str] = field(default_factory=dict)
+    """Task id to why its file could not be read; it is left where it is, and tried again by the next pass."""
 
 
 def take_in(
@@ -33,6 +35,9 @@ def take_in(
     `keep` writes everything and the record last; it raises ShardCorruptError or RunMismatchError for a
     shard that does not belong. Such a shard is dropped from the store, so that its task is found missing
     and enqueued again. Killed at any point, the next pass goes on where this one was.
+
+    Raises:
+        StoreTroubleError: the store can't be read at all; a single file that can't is passed over.
     """
     intake = Intake()
     if not tasks:
@@ -49,6 +54,11 @@ def take_in(
                 told(task)
             except (ShardCorruptError, RunMismatchError) as error:
                 intake.problems.append(f"{task.label}: dropped, to be computed again: {_printable(error)}")
+            except StoreTroubleError as error:
+                # Raises what is wrong with the store, if it is not this file alone.
+                store.record_ids(group)
+                intake.unreadable[task.id] = _printable(error)
+                continue
         store.discard(group, task.id)
     return intake
 

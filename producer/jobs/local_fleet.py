@@ -16,6 +16,8 @@ from shared.errors import BitfleetError
 from shared.jobs.connection import connect
 from shared.jobs.task_queue import TaskQueue, queue_name
 
+# A path: the producer imports nothing of the worker's, and a user's `worker.py` must not be run instead.
+LAUNCHER = Path(__file__).resolve().parent.parent / "worker" / "launch.py"
 GRACE_SECONDS = 60.0
 
 
@@ -33,7 +35,7 @@ def local_redis(redis_url: str | None, state_dir: Path, store_id: str) -> Iterat
         connection = connect(server.url)
         # Nobody else uses this Redis and our workers are not up yet: what it takes for running is not.
         queue = TaskQueue(queue_name(store_id), connection)
-        connection.delete(queue.key, queue.intermediate_queue_key, queue.started_job_registry.key)
+        connection.delete(queue.key, queue.started_job_registry.key)
         yield server.url, connection
 
 
@@ -49,7 +51,7 @@ class LocalWorkers:
 
     def __enter__(self) -> "LocalWorkers":
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "worker.cli", "start", "--with-parent", *self._arguments],
+            [sys.executable, "-P", str(LAUNCHER), "worker.cli", "start", "--with-parent", *self._arguments],
             env={**os.environ, "REDIS_URL": self._url},
             stdin=subprocess.DEVNULL,
             # A terminal's Ctrl-C reaches only us; we hand it on once the queue is in order.

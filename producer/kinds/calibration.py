@@ -58,7 +58,8 @@ class CalibrationPart(Part):
         for step, path in enumerate(paths):
             write_atomically(path, npz.pack(_sample(image, step)))
         write_seals(self._folder.seal_path(task.id), paths)
-        write_atomically(self._folder.preview_path(task.image_index), image.preview_png.tobytes())
+        if image.preview_png.size:
+            write_atomically(self._folder.preview_path(task.image_index), image.preview_png.tobytes())
         self._folder.records.write(record)
         self._folder.images.wrote(self._folder)
 
@@ -84,7 +85,8 @@ def _check_shard(run: RunFile, shard: CalibrationShard) -> None:
     steps, (height, width) = run.settings.num_steps, run.settings.latent_size
     if len(shard.timestep) != steps or shard.x.shape[1:3] != (height, width):
         raise ShardCorruptError(f"latents {shard.x.shape} are not those of {steps} steps of {height}x{width}")
-    if not shard.preview_png.tobytes().startswith(b"\x89PNG"):
+    # A worker whose VAE failed sends none.
+    if shard.preview_png.size and not shard.preview_png.tobytes().startswith(b"\x89PNG"):
         raise ShardCorruptError("its preview is no PNG")
 
 
@@ -94,11 +96,18 @@ def _check_model(folder: CalibFolder, record: Record, card: ModelCard) -> None:
         raise ShardCorruptError("its model card is not that of its record")
     if known is None:
         write_atomically(folder.model_path, encode_model_card(card))
-    elif known.fingerprint != card.fingerprint:
+        return
+    if known.fingerprint != card.fingerprint:
         raise RunMismatchError(
             f"{record.host} has other model files (fingerprint {card.fingerprint[:12]}, the run's is "
             f"{known.fingerprint[:12]}); give that machine the same checkpoint"
         )
+    for part in known.parts.keys() & card.parts.keys():
+        if known.parts[part] != card.parts[part]:
+            raise RunMismatchError(
+                f"{record.host} has other files of the {part} (fingerprint {card.parts[part][:12]}, "
+                f"the run's is {known.parts[part][:12]}); delete them from that machine's Hugging Face cache"
+            )
 
 
 def _sigmas(folder: CalibFolder, task: CalibrationTask) -> list[float]:

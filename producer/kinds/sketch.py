@@ -42,7 +42,9 @@ class SketchPart(SampledPart):
             return False
         if len(records) < len(self.tasks()):
             return False
-        shards = [done.shard for done in finished_sketches(self.place, request, self.folder.require_run())]
+        shards = [
+            done.shard for done in finished_sketches(self.place, request, self.folder.require_run(), card)
+        ]
         pairs = pairs_to_verify(estimate(shards), card, request.sketch.verify)
         self.place.write_request(msgspec.structs.replace(request, verify=tuple(pairs)))
         return bool(pairs)

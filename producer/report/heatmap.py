@@ -126,13 +126,15 @@ def _cell(layer: str, bits: int, pair: Measurement | None, reason: str | None, s
         return Cell(bits=bits, state="missing", text="?", css="missing", hover=f"{title}: missing, {reason}")
     shown = tuple(_words(pair, pair.buckets.get(bucket), scale) for bucket in BUCKET_NAMES)
     first = shown[0] or ("", "unasked", "")
-    dead = ", dead: it can't influence the output" if pair.dead else ""
+    everywhere = pair.buckets.get("all")
+    noise = ", within the noise floor" if everywhere and everywhere.within_noise else ""
+    note = ", dead: it can't influence the output" if pair.dead else noise
     return Cell(
         bits=bits,
         state="dead" if pair.dead else "measured",
         text=first[0],
         css=first[1],
-        hover=f"{title}: {', '.join(first[2:4])}{dead}",
+        hover=f"{title}: {', '.join(first[2:4])}{note}",
         shown=shown,
     )
 
@@ -147,6 +149,8 @@ def _words(pair: Measurement, metrics: Metrics | None, scale: Scale) -> tuple[st
         text, css = "n/a", "undefined"
     else:
         text, css = percent_digits(error), f"c{scale.index(error)}"
+        if metrics.within_noise:
+            text, css = f"≈{text}", "noise"
     return (
         text,
         css,

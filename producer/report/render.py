@@ -17,6 +17,7 @@ from producer.report import formatting
 from producer.report.averages import by_depth, by_kind
 from producer.report.charts import averages_chart, viridis
 from producer.report.heatmap import COLOURS, heatmap, hover_data, scale_of
+from producer.report.numerics import numerics_warnings
 from producer.results.metrics import most_sensitive
 from producer.results.results import BUCKET_NAMES, LayerRow, Measurement, Results
 
@@ -63,6 +64,8 @@ def render_report(results: Results, previews: Sequence[Preview] = ()) -> str:
             ),
             rank_bits=rank_bits,
             ranking=_ranking(results, rank_bits),
+            noisy=_noisy(results),
+            noisy_at_rank_bits=_noisy(results, rank_bits),
             missing=_by_reason(
                 (task.reason, f"{task.layer} at {task.bits} bits") for task in results.missing
             ),
@@ -72,6 +75,7 @@ def render_report(results: Results, previews: Sequence[Preview] = ()) -> str:
             ),
             kinds=kinds,
             sketch=_sketch(results),
+            numerics=numerics_warnings(results.hosts),
             chart=Markup(averages_chart(depth, kinds, results.bits)) if kinds else None,
             previews=[(caption, base64.b64encode(png).decode()) for caption, png in previews],
         )
@@ -138,10 +142,19 @@ def _ranking(results: Results, bits: int | None) -> list[tuple[LayerRow, dict[in
     scores = [
         (pair.layer, pair.buckets["all"].relative_error)
         for pair in results.measurements
-        if pair.bits == bits and not pair.dead
+        if pair.bits == bits and not pair.dead and not pair.buckets["all"].within_noise
     ]
     rows = {layer.path: layer for layer in results.layers}
     return [(rows[path], by_layer[path]) for path in most_sensitive(scores, MOST_SENSITIVE)]
+
+
+def _noisy(results: Results, bits: int | None = None) -> int:
+    """How many pairs, of these bits or of all, are within twice the noise floor and not dead."""
+    return sum(
+        pair.buckets["all"].within_noise and not pair.dead
+        for pair in results.measurements
+        if bits is None or pair.bits == bits
+    )
 
 
 def _by_reason(missing: Iterable[tuple[str, str]]) -> list[tuple[str, list[str]]]:

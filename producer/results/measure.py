@@ -56,6 +56,7 @@ class _Stack:
         errors, references = self.squared_error[:, mask], self.squared_reference[:, mask]
         error, reference = errors.sum(axis=1), references.sum(axis=1)
         low, high = metrics.relative_error_interval(errors, references, self.image_index[mask], level=level)
+        floor = self.noise[:, mask].sum(axis=1)
         columns = {
             "mse": metrics.mean_squared_error(errors, self.output_size),
             "relative_error": metrics.relative_error(error, reference),
@@ -65,11 +66,13 @@ class _Stack:
             # NaN where a sketch doesn't know them.
             "cosine": self.cosine[:, mask].mean(axis=1),
             "max_abs": self.max_abs[:, mask].max(axis=1),
-            "noise_relative_error": metrics.relative_error(self.noise[:, mask].sum(axis=1), reference),
+            # No floor is 0: it was not measured.
+            "noise_relative_error": metrics.relative_error(np.where(floor > 0, floor, np.nan), reference),
         }
-        samples = int(mask.sum())
+        samples, within_noise = int(mask.sum()), metrics.is_within_noise(error, floor)
         rows = [
-            {"samples": samples} | {name: finite(column[row]) for name, column in columns.items()}
+            {"samples": samples, "within_noise": bool(within_noise[row])}
+            | {name: finite(column[row]) for name, column in columns.items()}
             for row in range(len(errors))
         ]
         return msgspec.convert(rows, list[Metrics])

@@ -179,7 +179,6 @@ def host_timings(records: Sequence[Record]) -> tuple[HostTimings, ...]:
 def _timings(kind: TaskKind, host: str, records: Sequence[Record]) -> HostTimings:
     # Sorted, so that the sum of floats does not depend on the order the records came in.
     seconds = sorted(record.seconds for record in records)
-    last = max(records, key=lambda record: (record.finished_at, record.id))
     return HostTimings(
         host=host,
         kind=kind,
@@ -188,6 +187,15 @@ def _timings(kind: TaskKind, host: str, records: Sequence[Record]) -> HostTiming
         seconds_total=sum(seconds),
         seconds_median=median(seconds),
         first_finished_at=min(record.finished_at for record in records),
-        last_finished_at=last.finished_at,
-        versions=dict(sorted(last.versions.items())),
+        last_finished_at=max(record.finished_at for record in records),
+        versions=_versions(records),
     )
+
+
+def _versions(records: Sequence[Record]) -> dict[str, str]:
+    """By name, all that this host had, for one that was brought up to date in between."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for record in records:
+        for name, version in record.versions.items():
+            found[name].add(version)
+    return {name: " and ".join(sorted(found[name])) for name in sorted(found)}

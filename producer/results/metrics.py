@@ -57,6 +57,13 @@ def sqnr_db(squared_error: Floats, squared_reference: Floats) -> Floats:
     return decibel
 
 
+def is_within_noise(squared_error: Floats, noise_squared_error: Floats) -> Booleans:
+    """Whether errors are at most twice the floor, both as sums of squares; never where no floor is known."""
+    known = noise_squared_error > 0
+    within: Booleans = known & (squared_error <= 4 * noise_squared_error)
+    return within
+
+
 def mean_squared_error(squared_error: Floats, output_size: int | Integers) -> Floats:
     """(..., n) squared errors to mse; `output_size` is the number of elements of one sample's output."""
     mse: Floats = squared_error.sum(axis=-1) / (squared_error.shape[-1] * np.asarray(output_size))

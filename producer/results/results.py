@@ -9,6 +9,7 @@ from typing import Literal
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import astuple
 
 from producer.results.layer_place import LayerPlace
 from producer.results.metrics import BUCKETS, Bucket
@@ -41,7 +42,10 @@ class Metrics(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_abs: float | None
     """Largest difference of an element; None in a sketch."""
     noise_relative_error: float | None
-    """The same measurement with the weight unchanged."""
+    """The same measurement with nothing but the last bits of a nearby layer's weight changed; None in a
+    sketch, and where it was not measured."""
+    within_noise: bool = False
+    """At most twice the noise floor: this says nothing of the layer, and ranks it nowhere."""
 
 
 class Measurement(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -50,7 +54,7 @@ class Measurement(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     layer: str
     bits: int
     bits_per_weight: float
-    """Bits, plus what scales and biases cost."""
+    """Bits, plus a scale and a bias a group, of 16 bits each: as a quantized model is shipped."""
     dead: bool
     """This layer can't influence the output: not the same as insensitive."""
     weight_relative_error: float | None
@@ -103,7 +107,7 @@ class VerifiedPair(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class NoiseFloor(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Relative error measured with the weights unchanged, over all pairs."""
+    """Relative error when nothing but last bits changed, over all pairs, in the precision of measuring."""
 
     median: float | None
     maximum: float | None
@@ -122,7 +126,7 @@ class HostTimings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """UTC, ISO 8601."""
     last_finished_at: str
     versions: dict[str, str]
-    """Of the record that finished last."""
+    """By name; several, joined by " and ", where they changed during the run."""
 
 
 class Intervals(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -210,5 +214,6 @@ def results_csv(results: Results) -> str:
         layer = (row.path, place.group, place.stream, place.kind, *row.shape, row.parameters)
         candidate = (pair.bits, pair.bits_per_weight, int(pair.dead), pair.weight_relative_error)
         for bucket, metrics in pair.buckets.items():
-            writer.writerow((*layer, *candidate, bucket, *msgspec.structs.astuple(metrics)))
+            cells = (int(cell) if cell is True or cell is False else cell for cell in astuple(metrics))
+            writer.writerow((*layer, *candidate, bucket, *cells))
     return buffer.getvalue()

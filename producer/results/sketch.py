@@ -6,7 +6,7 @@ of one sample, to first order. The mean of <r, dv>^2 over r is ||dv||^2 (Hutchin
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -14,6 +14,9 @@ from producer.results.metrics import Floats, Integers
 from shared.errors import RunMismatchError
 from shared.kinds.sensitivity import SensitivityShard
 from shared.kinds.sketch import SketchShard
+from shared.model_card import ModelCard
+
+PATCHES = "x_embedder.proj"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +76,18 @@ class Estimates:
             weight_squared_norm=self.example.weight_squared_norm[layer],
             bits_per_weight=self.example.bits_per_weight[layer, column],
         )
+
+
+def as_the_card_has_it(shard: SketchShard, card: ModelCard) -> SketchShard:
+    """The shard without the patch embedding, where a card was made before that was measured."""
+    if len(shard.products) != len(card.layers) + 1 or any(row.path == PATCHES for row in card.layers):
+        return shard
+    # Workers list it after all other embedders.
+    place = next(i for i, row in enumerate(card.layers) if "embedder" not in row.path.partition(".")[0])
+    by_layer = ("products", "dead", "measurable", "weight_squared_error", "weight_squared_norm")
+    return replace(
+        shard, **{name: np.delete(getattr(shard, name), place, 0) for name in (*by_layer, "bits_per_weight")}
+    )
 
 
 def estimate(shards: Iterable[SketchShard]) -> Estimates:

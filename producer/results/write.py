@@ -14,10 +14,12 @@ from producer.report.render import render_report
 from producer.results.merge import FinishedTask, merge_results
 from producer.results.merge_sketch import FinishedSketch, merge_sketch
 from producer.results.results import MissingSketch, MissingTask, encode_results, results_csv
+from producer.results.sketch import as_the_card_has_it
 from shared.files import write_atomically
 from shared.kinds.kind import Task
 from shared.kinds.sensitivity import SensitivityShard, SensitivityTask
 from shared.kinds.sketch import SketchShard, SketchTask
+from shared.model_card import ModelCard
 
 MAX_PREVIEWS = 8
 
@@ -36,7 +38,8 @@ def write_results(folder: CalibFolder, place: SensitivityFolder, reasons: dict[s
     run, request, card = folder.require_run(), place.require_request(), folder.read_model()
     if card is None:
         return None
-    exact, sketches = finished_pairs(place, request, run), finished_sketches(place, request, run)
+    exact = finished_pairs(place, request, run)
+    sketches = finished_sketches(place, request, run, card)
     if not exact and not sketches:
         return None
     there = {pair.task.id for pair in exact} | {sketch.task.id for sketch in sketches}
@@ -82,10 +85,14 @@ def finished_pairs(place: SensitivityFolder, request: RequestFile, run: RunFile)
     ]
 
 
-def finished_sketches(place: SensitivityFolder, request: RequestFile, run: RunFile) -> list[FinishedSketch]:
+def finished_sketches(
+    place: SensitivityFolder, request: RequestFile, run: RunFile, card: ModelCard
+) -> list[FinishedSketch]:
     records = place.records.read()
     return [
-        FinishedSketch(task=task, shard=SketchShard.from_bytes(data), record=records[task.id])
+        FinishedSketch(
+            task=task, shard=as_the_card_has_it(SketchShard.from_bytes(data), card), record=records[task.id]
+        )
         for task in sketch_tasks(request, run)
         if task.id in records and (data := _read_shard(place, task)) is not None
     ]

@@ -1,6 +1,7 @@
 """The one way to a Redis: retries that outlive a restart, one clear line when there is none."""
 
 import re
+import sys
 from urllib.parse import urlsplit, urlunsplit
 
 from redis import Redis
@@ -10,6 +11,7 @@ from redis.exceptions import (
     BusyLoadingError,
     NoPermissionError,
     RedisError,
+    ResponseError,
 )
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
@@ -20,6 +22,14 @@ from shared.errors import InputError, RedisUnavailableError
 WAYS_ON = (
     "start one with `docker compose up -d`, or install and start redis-server, "
     "or do all on this machine with `producer run`"
+)
+LOCAL_NETWORK = (
+    "macOS blocks this process from the local network: run it from Terminal or ssh, or allow this terminal "
+    "under System Settings, Privacy & Security, Local Network"
+)
+NOT_LISTENING = (
+    "nothing listens there: if a Redis runs on that machine, does it listen on the network's address (`bind` "
+    "in redis.conf; Homebrew's listens on 127.0.0.1 only)? Else "
 )
 TRUST = (
     "name the certificate of the authority that signed the server's: rediss://HOST:6379?ssl_ca_certs=/path/ca.crt"
@@ -49,6 +59,18 @@ def connect(url: str, *, patient: bool = True) -> Redis:
         raise RedisUnavailableError(
             f"Redis at {safe_url(url)} refuses us ({error}); put user and password into the URL: "
             "redis://USER:PASSWORD@HOST:6379"
+        ) from None
+    except TypeError as error:
+        # redis-py hands what follows the question mark to its connections unchecked.
+        option = str(error).rpartition("argument ")[2]
+        raise InputError(
+            f"{safe_url(url)}: redis-py knows no option {option}; an authority's certificate is named by "
+            "?ssl_ca_certs=/path/ca.crt"
+        ) from None
+    except ResponseError as error:
+        reason = _reason(error)
+        raise RedisUnavailableError(
+            f"Redis at {safe_url(url)} can't be used ({reason}); {_cure(reason)}"
         ) from None
     except (RedisError, OSError) as error:
         reason = _reason(error)
@@ -80,6 +102,7 @@ def _client(url: str, retry: Retry) -> Redis:
         ) from None
 
 
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
 UNREADABLE = "(unreadable URL)"
 
 
@@ -104,11 +127,32 @@ def _reason(error: Exception) -> str:
     return text.splitlines()[0].rstrip(".")
 
 
+def _cure(reason: str) -> str:
+    """What mends a Redis that is there and says no."""
+    if reason.startswith("MISCONF"):
+        return "it can't save to its disk: make room there, or let it write, and look into its log"
+    if "DB index" in reason:
+        return "name a database that it has, usually 0: redis://HOST:6379/0"
+    return "its log and its configuration say more"
+
+
 def _advice(url: str, reason: str) -> str:
-    """How to go on; TLS on one side only shows as a reset or as silence."""
+    """How to go on; TLS on one side only, or one client too many, may show as a reset or as silence."""
+    # Since macOS 15, to what was not allowed the local network it says that there is no way to a host.
+    if sys.platform == "darwin" and "No route to host" in reason:
+        return LOCAL_NETWORK
+    if "Connection refused" in reason and urlsplit(url).hostname not in (*LOOPBACK, None):
+        return NOT_LISTENING + WAYS_ON
+    if "max number of clients" in reason:
+        return "it is there, but takes no more clients: raise its maxclients, or stop some"
     if not url.startswith("rediss:"):
-        closed = "reset by peer" in reason or "closed by server" in reason
-        return "if it speaks TLS, write rediss://" if closed else WAYS_ON
+        closed = any(words in reason for words in ("reset by peer", "closed by server", "Broken pipe"))
+        hung_up = (
+            "it hung up: if it speaks TLS, write rediss://; if it has too many clients, raise its maxclients"
+        )
+        return hung_up if closed else WAYS_ON
+    if "certificate has expired" in reason or "certificate is not yet valid" in reason:
+        return "renew the server's certificate, or set this machine's clock"
     if "CERTIFICATE_VERIFY_FAILED" in reason:
         return TRUST
     if "No such file" in reason or "PEM" in reason or "X509" in reason:

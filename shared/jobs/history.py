@@ -41,23 +41,23 @@ def utc_now() -> str:
 
 def add_event(connection: Redis, job_id: str, event: Event) -> None:
     """Append to a job's history; long details keep their end, where a traceback says what."""
-    stamped = msgspec.structs.replace(event, at=event.at or utc_now(), detail=event.detail[-MAX_DETAIL:])
     with connection.pipeline() as pipeline:
-        pipeline.rpush(_history_key(job_id), msgspec.json.encode(stamped))
-        pipeline.ltrim(_history_key(job_id), -20, -1)
-        pipeline.expire(_history_key(job_id), KEEP_SECONDS)
+        push_event(pipeline, job_id, event)
         pipeline.execute()
 
 
-def add_crash(connection: Redis, job_id: str, worker: str, detail: str) -> str:
-    """Note that a worker died in a job, unless somebody who knew more already did; return what is known."""
-    events = read_events(connection, job_id)
-    if events and events[-1].outcome == "crashed" and events[-1].worker == worker:
-        return events[-1].detail
-    hosts = [event.host for event in events if event.worker == worker]
-    host = hosts[-1] if hosts else ""
-    add_event(connection, job_id, Event(outcome="crashed", host=host, worker=worker, detail=detail))
-    return detail
+def push_event(pipeline: Pipeline, job_id: str, event: Event) -> None:
+    """As `add_event`, as a part of something larger: the caller executes the pipeline."""
+    stamped = msgspec.structs.replace(event, at=event.at or utc_now(), detail=event.detail[-MAX_DETAIL:])
+    pipeline.rpush(_history_key(job_id), msgspec.json.encode(stamped))
+    pipeline.ltrim(_history_key(job_id), -20, -1)
+    pipeline.expire(_history_key(job_id), KEEP_SECONDS)
+
+
+def crash_event(connection: Redis, job_id: str, worker: str, detail: str) -> Event:
+    """Say that `worker` died in a job; its host is the one that the job's history names."""
+    hosts = [event.host for event in read_events(connection, job_id) if event.worker == worker]
+    return Event(outcome="crashed", host=hosts[-1] if hosts else "", worker=worker, detail=detail)
 
 
 def read_events(connection: Redis, job_id: str) -> list[Event]:

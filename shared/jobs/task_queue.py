@@ -3,9 +3,10 @@
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from redis import Redis
+from rq.exceptions import DequeueTimeout
 from rq.job import Job, Retry
 from rq.queue import Queue
 from rq.serializers import JSONSerializer
@@ -16,8 +17,6 @@ from shared.jobs.task_job import FAILURE_TTL, JOB_TIMEOUT, MAX_RETRIES, RESULT_T
 from shared.kinds.kind import Task
 from shared.kinds.registry import encode_task, kind_of
 from shared.runs import PROTOCOL
-
-CLEANING_LOCK_SECONDS = 30
 
 _JOB_ID = re.compile(rb"[A-Za-z0-9_-]{1,200}")
 _QUEUE_NAME = re.compile(r"bitfleet-(\d+)-([A-Za-z0-9_-]+)")
@@ -53,7 +52,7 @@ class InFlight:
 
 
 class TaskQueue(Queue):
-    """A queue of task jobs, JSON only, with a cleaning lock that a crash can't leave behind for long."""
+    """A queue of task jobs, JSON only. A job is in it until, in one step, a worker starts it."""
 
     job_class = TaskJob
     DEFAULT_TIMEOUT = JOB_TIMEOUT
@@ -63,18 +62,30 @@ class TaskQueue(Queue):
         kwargs["serializer"] = JSONSerializer
         super().__init__(name, connection=connection, **kwargs)
 
-    def acquire_maintenance_lock(self) -> bool:
-        """True for one caller at a time."""
-        return bool(self.connection.set(self.registry_cleaning_key, 1, nx=True, ex=CLEANING_LOCK_SECONDS))
-
     @classmethod
     def lmove(cls, connection: Redis, queue_key: str, timeout: int | None) -> Any:
-        """Pop the next id that could be one of ours; RQ would end the worker over another."""
-        while (popped := super().lmove(connection, queue_key, timeout)) is not None:
-            if is_job_id(popped[1]):
-                break
-            connection.lrem(f"{queue_key}:intermediate", 0, popped[1])
-        return popped
+        """Wait for a job and return its id; it stays at the head of the queue.
+
+        RQ pops it here, and a worker that died before it wrote down that it has the job would lose it. Our
+        workers take the job in the same step in which they write that down (lease_scripts). What can't be
+        an id of ours is removed: RQ would end the worker over it.
+
+        Raises:
+            DequeueTimeout: no job came within `timeout` seconds.
+        """
+        while True:
+            # From the head to the head: the documented way to wait for an element and leave it where it is.
+            if timeout is None:
+                head = connection.lmove(queue_key, queue_key, "LEFT", "LEFT")
+            else:
+                head = connection.blmove(queue_key, queue_key, timeout, "LEFT", "LEFT")
+                if head is None:
+                    raise DequeueTimeout(timeout, queue_key)
+            if head is None:
+                return None
+            if is_job_id(cast(bytes, head)):
+                return queue_key, head
+            connection.lrem(queue_key, 0, cast(str, head))
 
     @classmethod
     def _fetch_dequeued_job(
@@ -86,12 +97,12 @@ class TaskQueue(Queue):
         serializer: Any = None,
         death_penalty_class: type[BaseDeathPenalty] | None = None,
     ) -> tuple[Job, Queue] | None:
-        """Forget an id without a job: it would look like one that is about to start, for ever."""
+        """Read a job; an id without one is removed from the queue."""
         found = super()._fetch_dequeued_job(
             connection, queue_key, job_id, job_class, serializer, death_penalty_class
         )
         if found is None:
-            connection.lrem(f"{queue_key}:intermediate", 0, job_id)
+            connection.lrem(queue_key, 0, job_id)
         return found
 
     def move_dependents_to_ready(self, *args: Any, **kwargs: Any) -> dict[str, list[str]]:
@@ -143,12 +154,11 @@ class TaskQueue(Queue):
         """Ids that wait or run, read in one transaction and without RQ's unlocked cleaning."""
         with self.connection.pipeline(transaction=True) as pipeline:
             pipeline.lrange(self.key, 0, -1)
-            pipeline.lrange(self.intermediate_queue_key, 0, -1)
             pipeline.zrange(self.started_job_registry.key, 0, -1)
-            queued, popped, started = pipeline.execute()
+            queued, started = pipeline.execute()
         return InFlight(
             queued=tuple(_text(job_id) for job_id in queued),
-            started=frozenset(_text(entry).partition(":")[0] for entry in [*popped, *started]),
+            started=frozenset(_text(entry).partition(":")[0] for entry in started),
         )
 
     def failed_ids(self) -> set[str]:

@@ -12,7 +12,7 @@ LAYER_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z0-9_]+)*\Z"
 
 Layer = Annotated[str, Meta(pattern=LAYER_PATTERN, max_length=200)]
 """Dotted MLX path."""
-Bits = Annotated[int, Meta(ge=2, le=8)]
+Bits = Annotated[int, Meta(ge=1, le=8)]
 
 
 class Task(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -48,7 +48,8 @@ class SensitivityShard(PackedArrays):
     squared_reference: Array
     """(n,) float64: ||v||^2."""
     noise_squared_error: Array
-    """(n,) float64: the same measurement with the weight unchanged."""
+    """(n,) float64: the same measurement with nothing but the last bits of a nearby layer's weight changed; 0
+    in shards from before this was measured."""
     cosine: Array
     """(n,) float64, between v_quantized and v."""
     max_abs: Array

@@ -165,7 +165,7 @@ class FolderStore(ShardStore):
         return list(self._fs.ls(folder, detail=False)) if self._fs.isdir(folder) else []
 
     def _read(self, path: str, limit: int, label: str) -> bytes:
-        with _explained(self.label):
+        with _explained(self.label, path):
             try:
                 size = self._fs.info(path)["size"]
                 if size > limit:
@@ -220,12 +220,13 @@ def _protocols(filesystem: Any) -> tuple[str, ...]:
 
 
 @contextlib.contextmanager
-def _explained(label: str) -> Any:
-    """Turn what fsspec and the system raise into one line that names the store."""
+def _explained(label: str, path: str | None = None) -> Any:
+    """Turn what fsspec and the system raise into one line that names the store, and the file if given."""
     try:
         yield
     except BitfleetError:
         raise
     except Exception as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise StoreTroubleError(f"store {label} can't be used: {reason}") from error
+        what = f"{path} in store {label} can't be read" if path else f"store {label} can't be used"
+        raise StoreTroubleError(f"{what}: {reason}") from error

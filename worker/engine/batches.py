@@ -47,7 +47,10 @@ def rows_per_sample(samples: SampleSet, cfg_weight: float) -> int:
 
 
 def batch_inputs(samples: SampleSet, batch: Batch, *, rows: int, dtype: mx.Dtype) -> Inputs:
-    """Inputs of S samples, S * `rows` rows, sample after sample, in the activation dtype."""
+    """Inputs of S samples, S * `rows` rows, sample after sample, in the activation dtype.
+
+    Timesteps stay as they are stored.
+    """
     image = samples.image[batch.rows]
     text = samples.conditioning[image]
     pooled = samples.pooled_conditioning[image]
@@ -55,7 +58,7 @@ def batch_inputs(samples: SampleSet, batch: Batch, *, rows: int, dtype: mx.Dtype
         x=_array(np.repeat(samples.x[batch.rows], rows, axis=0), dtype),
         text=_array(text.reshape(-1, text.shape[2], 1, text.shape[3]), dtype),
         pooled=_array(pooled.reshape(-1, pooled.shape[2]), dtype),
-        timesteps=_array(np.repeat(samples.timestep[batch.rows], rows), dtype),
+        timesteps=mx.array(np.repeat(samples.timestep[batch.rows], rows)),
     )
 
 

@@ -29,61 +29,74 @@ class WeightErrors:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Facts:
-    """Of one layer, at all bit widths."""
+    """Of one layer at one bit width."""
 
-    squared_error: Array
+    squared_error: float
     squared_norm: float
-    bits_per_weight: Array
+    bits_per_weight: float
 
 
 class Deltas:
-    """dW = W_quantized - W in float32, kept where all of them fit in memory, else made anew each time."""
+    """dW = W_quantized - W in float32, one layer and bit width at a time."""
 
-    def __init__(
-        self, mmdit: Any, layers: Sequence[str], bits: Sequence[int], group_size: int, spare_bytes: int
-    ) -> None:
+    def __init__(self, mmdit: Any, layers: Sequence[str], bits: Sequence[int], group_size: int) -> None:
         self._mmdit, self._layers, self._bits, self._group_size = mmdit, layers, tuple(bits), group_size
-        weights = sum(get_weight(mmdit, layer).size for layer in layers)
-        self._keep = 4 * weights * len(self._bits) <= spare_bytes
-        self._kept: dict[str, mx.array] = {}
-        self._facts: dict[str, _Facts | None] = {}
+        self._keep = False
+        self._kept: dict[tuple[str, int], mx.array] = {}
+        self._facts: dict[tuple[str, int], _Facts] = {}
 
-    def of(self, layer: str) -> mx.array | None:
-        """(B, outputs * inputs) float32; None where the layer is not measurable."""
-        if layer in self._kept:
-            return self._kept[layer]
+    def keep(self, keep: bool) -> None:
+        """Whether what was made once is kept from now on; else it is made anew each time."""
+        self._keep = keep
+        if not keep:
+            self._kept.clear()
+
+    def is_measurable(self, layer: str) -> bool:
+        """Whether MLX can quantize this layer to all of the bit widths."""
         try:
             for bits in self._bits:
                 check_measurable(self._mmdit, layer, bits=bits, group_size=self._group_size)
         except TaskRefusedError:
-            self._facts[layer] = None
-            return None
+            return False
+        return True
+
+    def of(self, layer: str, bits: int) -> mx.array:
+        """(outputs * inputs,) float32, evaluated; the layer must be measurable."""
+        if (layer, bits) in self._kept:
+            return self._kept[layer, bits]
         weight = get_weight(self._mmdit, layer)
-        pairs = [fake_quantize(weight, bits=bits, group_size=self._group_size) for bits in self._bits]
+        candidate, stored = fake_quantize(weight, bits=bits, group_size=self._group_size)
         original = weight.astype(mx.float32)
-        deltas = mx.stack([candidate.astype(mx.float32) - original for candidate, _ in pairs])
-        if layer not in self._facts:
-            error, norm = squared_rows(deltas), squared_rows(original)
-            mx.eval(deltas, error, norm)
-            self._facts[layer] = _Facts(
-                squared_error=np.array(error, np.float64).sum(axis=1),
+        delta = candidate.astype(mx.float32) - original
+        mx.eval(delta)
+        if (layer, bits) not in self._facts:
+            error, norm = squared_rows(delta), squared_rows(original)
+            self._facts[layer, bits] = _Facts(
+                squared_error=float(np.array(error, np.float64).sum()),
                 squared_norm=float(np.array(norm, np.float64).sum()),
-                bits_per_weight=np.array([stored for _, stored in pairs]),
+                bits_per_weight=stored,
             )
-        flat = deltas.reshape(len(self._bits), -1)
-        mx.eval(flat)
+        delta = delta.reshape(-1)
         if self._keep:
-            self._kept[layer] = flat
-        return flat
+            self._kept[layer, bits] = delta
+        return delta
 
     def weight_errors(self) -> WeightErrors:
         """Of all layers, in their order; every layer must have been asked for."""
-        nothing = np.zeros(len(self._bits))
-        unknown = _Facts(squared_error=nothing, squared_norm=0.0, bits_per_weight=nothing)
-        facts = [self._facts[layer] for layer in self._layers]
+        measurable = np.array([self.is_measurable(layer) for layer in self._layers])
+        nothing = _Facts(squared_error=0.0, squared_norm=0.0, bits_per_weight=0.0)
+
+        def table(field: str) -> Array:
+            return np.array(
+                [
+                    [getattr(self._facts.get((layer, bits), nothing), field) for bits in self._bits]
+                    for layer in self._layers
+                ]
+            )
+
         return WeightErrors(
-            measurable=np.array([fact is not None for fact in facts]),
-            squared_error=np.stack([(fact or unknown).squared_error for fact in facts]),
-            squared_norm=np.array([(fact or unknown).squared_norm for fact in facts]),
-            bits_per_weight=np.stack([(fact or unknown).bits_per_weight for fact in facts]),
+            measurable=measurable,
+            squared_error=table("squared_error"),
+            squared_norm=table("squared_norm")[:, 0],
+            bits_per_weight=table("bits_per_weight"),
         )

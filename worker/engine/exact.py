@@ -4,6 +4,10 @@ A change in block k leaves all before it as it was. So each micro-batch of sampl
 enters the step under work and the reference output; every candidate starts there, and the kept state
 moves on as the jobs do. Jobs in the order of the forward pass sweep once through the model; a job out of
 order is as right, and costs the way back to its step.
+
+All of it is float32: weights and candidates are those that are stored, in the model's dtype, and MLX widens
+them as it multiplies. In 16 bits a changed weight would make every rounding behind it fall anew, and a small
+error could not be told from that.
 """
 
 from collections.abc import Callable
@@ -16,17 +20,16 @@ from shared.errors import TaskRefusedError
 from shared.kinds.sensitivity import SensitivityShard
 from shared.layout.npz import Array
 from shared.layout.sample_set import SampleSet
+from shared.runs import Compute
 from worker.engine.batches import Batch, batch_inputs, guided_velocity, rows_per_sample, split_samples
 from worker.engine.memory import plan_memory
 from worker.engine.metrics import METRICS, compare, is_tight
+from worker.engine.noise import change_last_bit, floor_layers, part_of
 from worker.engine.quantize import Candidate, quantize_layer, swapped
 from worker.engine.reference import check_reference
 from worker.engine.states import KeptStates
-from worker.engine.steps import forward_steps, run_steps, start_of
-from worker.model.layers import get_weight
-
-NOISE_PARTS = 3
-"""The noise floor is measured at the first candidate in each third of the model: under 1% of the work."""
+from worker.engine.steps import forward_steps, run_steps, start_of, velocity_dtype
+from worker.model.layers import get_weight, linear_layers
 
 Check = Callable[[str], None]
 
@@ -45,6 +48,8 @@ class ExactEngine:
         cfg_weight: float,
         group_size: int,
         memory_limit: int | None = None,
+        *,
+        compute: Compute = "float32",
     ) -> None:
         """Nothing is computed yet.
 
@@ -54,30 +59,37 @@ class ExactEngine:
             cfg_weight: that of the run; 0 for none.
             group_size: weights that share a scale.
             memory_limit: bytes for weights, states and passes; None for what the machine can spare.
+            compute: run the model in float32, or in its own precision.
 
         Raises:
             RunMismatchError: the samples were made with another kind of cfg_weight.
-            ModelUnavailableError: DiffusionKit has no right forward pass for this model.
         """
         self._mmdit: Any = pipeline.mmdit
-        self._dtype: mx.Dtype = pipeline.activation_dtype
+        self._half = pipeline.activation_dtype.size == 2
+        self._dtype: mx.Dtype = mx.float32 if compute == "float32" else pipeline.activation_dtype
         self._samples, self._cfg_weight, self._group_size = samples, cfg_weight, group_size
         self._rows = rows_per_sample(samples, cfg_weight)
+        self._steps = forward_steps(self._mmdit)
+        self._computed = velocity_dtype(
+            self._mmdit, self._steps, self._inputs(Batch(index=0, rows=np.array([0])))
+        )
         _, height, width, _ = samples.x.shape
         plan = plan_memory(
             self._mmdit,
             samples=len(samples),
             rows=self._rows,
             tokens=height * width // self._mmdit.config.patch_size**2 + samples.conditioning.shape[2],
-            itemsize=self._dtype.size,
+            itemsize=self._computed.size,
             memory_limit=memory_limit,
         )
         self.micro_batch = plan.micro_batch
-        self._steps = forward_steps(self._mmdit)
         self._batches = split_samples(samples, plan.micro_batch)
         self._states = KeptStates(len(self._batches), in_memory=plan.keep_in_memory)
         self._references: dict[int, Array] = {}
+        self._layers = [layer.path for layer in linear_layers(self._mmdit)]
+        self._floor_layer: dict[int, str] = {}
         self._noise: dict[tuple[int, int], Array] = {}
+        self._alive: dict[str, bool] = {}
 
     def measure(
         self, layer: str, bits: int, check: Check = _no_check, *, until: float | None = None
@@ -104,8 +116,8 @@ class ExactEngine:
         noise: list[Array] = []
         for batch in self._batches:
             check(f"{label}: {done} of {len(self._samples)} samples")
+            noise.append(self._noise_floor(batch, part_of(start, len(self._steps))))
             self._advance(batch, start)
-            noise.append(self._noise_floor(batch, start))
             with swapped(self._mmdit, layer, candidate.weight):
                 velocity = self._velocity(batch, start)
             metrics.append(compare(velocity, self._references[batch.index]))
@@ -124,8 +136,7 @@ class ExactEngine:
         """Bring the kept state to the entry of step `start`, with the model's own weights."""
         if batch.index not in self._references:
             self._references[batch.index] = reference = self._velocity(batch, 0)
-            half = self._dtype.size == 2
-            check_reference(self._samples, batch.rows, reference, half_precision=half)
+            check_reference(self._samples, batch.rows, reference, half_precision=self._half)
         if self._states.steps_done(batch.index) > start:
             self._states.drop(batch.index)
         done = self._states.steps_done(batch.index)
@@ -142,12 +153,35 @@ class ExactEngine:
         mx.eval(guided)
         return np.array(guided)
 
-    def _noise_floor(self, batch: Batch, start: int) -> Array:
-        key = batch.index, start * NOISE_PARTS // len(self._steps)
-        if key not in self._noise:
-            unchanged = compare(self._velocity(batch, start), self._references[batch.index])
-            self._noise[key] = unchanged["squared_error"]
-        return self._noise[key]
+    def _noise_floor(self, batch: Batch, part: int) -> Array:
+        """(S,) squared error of the last bit of a layer at the start of this part of the model."""
+        if part not in self._floor_layer:
+            self._floor_layer[part] = self._live_floor_layer(part)
+        if (batch.index, part) not in self._noise:
+            self._noise[batch.index, part] = self._last_bit_error(batch, self._floor_layer[part])
+        return self._noise[batch.index, part]
+
+    def _live_floor_layer(self, part: int) -> str:
+        """The first layer whose last bit makes any difference."""
+        candidates = floor_layers(self._steps, self._layers, part)
+        for layer in candidates:
+            noise = self._last_bit_error(self._batches[0], layer)
+            if noise.any():
+                self._noise[self._batches[0].index, part] = noise
+                return layer
+        return candidates[0]
+
+    def _last_bit_error(self, batch: Batch, layer: str) -> Array:
+        start = start_of(self._steps, layer)
+        self._advance(batch, start)
+        changed = change_last_bit(get_weight(self._mmdit, layer).astype(self._computed))
+        return self._squared_error(batch, start, layer, changed)
+
+    def _squared_error(self, batch: Batch, start: int, layer: str, weight: mx.array) -> Array:
+        with swapped(self._mmdit, layer, weight):
+            velocity = self._velocity(batch, start)
+        squared_error: Array = compare(velocity, self._references[batch.index])["squared_error"]
+        return squared_error
 
     def _is_tight(self, batches: list[Batch], metrics: list[dict[str, Array]], percent: float) -> bool:
         image = np.concatenate([self._samples.image[batch.rows] for batch in batches])
@@ -158,17 +192,18 @@ class ExactEngine:
         return is_tight(error, reference, image, percent)
 
     def _is_dead(self, layer: str, start: int, metrics: dict[str, Array]) -> bool:
-        """A small error is not enough: another weight altogether must make no difference either."""
+        """A small error is not enough: another weight altogether must change no more than its own does."""
         if (metrics["squared_error"] > metrics["noise_squared_error"]).any():
             return False
-        batch = self._batches[0]
-        weight = get_weight(self._mmdit, layer)
-        other = (
-            10 * mx.random.normal(weight.shape, key=mx.random.key(0)) * (weight.astype(mx.float32).std() + 1)
-        )
-        with swapped(self._mmdit, layer, other.astype(weight.dtype)):
-            changed = compare(self._velocity(batch, start), self._references[batch.index])
-        return bool((changed["squared_error"] <= self._noise_floor(batch, start)).all())
+        if layer not in self._alive:
+            batch, weight = self._batches[0], get_weight(self._mmdit, layer)
+            spread = weight.astype(mx.float32).std() + 1
+            other = 10 * mx.random.normal(weight.shape, key=mx.random.key(0)) * spread
+            changed = self._squared_error(batch, start, layer, other.astype(weight.dtype))
+            repeated = self._squared_error(batch, start, layer, weight)
+            # Written so that NaN is a change.
+            self._alive[layer] = not (changed <= repeated).all()
+        return not self._alive[layer]
 
     def _inputs(self, batch: Batch) -> Any:
         return batch_inputs(self._samples, batch, rows=self._rows, dtype=self._dtype)

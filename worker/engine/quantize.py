@@ -12,8 +12,10 @@ from shared.errors import TaskRefusedError
 from shared.model_card import LayerInfo
 from worker.model.layers import get_weight, set_weight
 
-SUPPORTED_BITS = (2, 3, 4, 5, 6, 8)
+SUPPORTED_BITS = (1, 2, 3, 4, 5, 6, 8)
 SUPPORTED_GROUP_SIZES = (32, 64, 128)
+SHIPPED_BYTES = 2
+"""Of a scale, and of a bias: float16 or bfloat16."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +29,7 @@ class Candidate:
     squared_norm: float
     """||W||^2."""
     bits_per_weight: float
-    """What MLX stores a weight: bits, plus a scale and a bias a group, in the dtype of W."""
+    """Bits, plus a scale and a bias of 16 bits a group: see `fake_quantize`."""
 
 
 def quantize_layer(mmdit: Any, layer: str, *, bits: int, group_size: int) -> Candidate:
@@ -51,10 +53,14 @@ def quantize_layer(mmdit: Any, layer: str, *, bits: int, group_size: int) -> Can
 
 
 def fake_quantize(weight: mx.array, *, bits: int, group_size: int) -> tuple[mx.array, float]:
-    """`dequantize(quantize(W))` in the dtype of W, lazy, and the bits that MLX stores a weight."""
+    """`dequantize(quantize(W))` in the dtype of W, lazy, and the bits that are stored a weight.
+
+    Scales and biases have the dtype of W, but count as float16 or bfloat16: what a quantized model is shipped
+    in, whatever precision it was measured in.
+    """
     packed, scales, biases = mx.quantize(weight, group_size=group_size, bits=bits)
     candidate = mx.dequantize(packed, scales, biases, group_size=group_size, bits=bits)
-    stored = packed.nbytes + scales.nbytes + biases.nbytes
+    stored = packed.nbytes + SHIPPED_BYTES * (scales.size + biases.size)
     return candidate.astype(weight.dtype), 8 * stored / weight.size
 
 

@@ -4,11 +4,13 @@ For a random vector r of +-1 over the guided velocity v, one backward pass gives
 layer. With dW = W_quantized - W, <G, dW> is <r, dv> to first order in dW, and E_r <r, dv>^2 = ||dv||^2
 (Hutchinson's estimator, 1990): for every bit width from the same G, since each dW is known.
 
-The backward pass goes block by block. A block is run again from the state that entered it, all probes
-are pulled back through it at once, and its G are contracted with its dW before the next block is
-touched: what is held is one state a block, and the gradients of one block. All of it is float32.
+The backward pass goes block by block. A block is run again from the state that entered it, as many probes as
+fit are pulled back through it at once, and their G are contracted with its dW before the next probes or the
+next block: what is held is one state a block, and the gradients of one block and some probes. All of it is
+float32, whatever the weights are stored in.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,14 +21,14 @@ import numpy as np
 from shared.kinds.sketch import SketchShard
 from shared.layout.npz import Array
 from shared.layout.sample_set import SampleSet
-from worker.engine.backward import Arrays, pull_back
+from worker.engine.backward import Arrays, Function, pull_back
 from worker.engine.batches import Batch, batch_inputs, guided_velocity, rows_per_sample
 from worker.engine.deltas import Deltas
-from worker.engine.memory import probes_at_once, spare_memory
+from worker.engine.memory import plan_sketch, spare_memory
 from worker.engine.reference import check_reference
 from worker.engine.steps import Inputs, State, Step, forward_steps, run_modulated, start_of
-from worker.model.layers import get_weight, linear_layers
-from worker.model.modulation import modulation_inputs
+from worker.model.layers import linear_layers
+from worker.model.modulation import MODULATION_EMBEDDERS, modulation_inputs
 
 Check = Callable[[str], None]
 
@@ -63,31 +65,24 @@ class SketchEngine:
             cfg_weight: that of the run; 0 for none.
             group_size: weights that share a scale.
             bits: B bit widths, all that a shard is to hold.
-            memory_limit: bytes; None for what the machine can spare. Decides whether dW are kept, and
-                how many probes go back together.
+            memory_limit: bytes; None for what the machine can spare. Decides whether dW are kept, and how
+                many probes go back together.
 
         Raises:
             RunMismatchError: the samples were made with another kind of cfg_weight.
-            ModelUnavailableError: DiffusionKit has no right forward pass for this model.
         """
         self._mmdit: Any = pipeline.mmdit
         self._half = pipeline.activation_dtype.size == 2
         self._samples, self._cfg_weight, self._bits = samples, cfg_weight, tuple(bits)
         self._rows = rows_per_sample(samples, cfg_weight)
+        self._spare = spare_memory(self._mmdit, memory_limit)
         self._layers = [layer.path for layer in linear_layers(self._mmdit)]
         steps = forward_steps(self._mmdit)
-        self._embedders = tuple(layer for layer in self._layers if layer.startswith(("y_embed", "t_embed")))
+        self._embedders = tuple(layer for layer in self._layers if layer.startswith(MODULATION_EMBEDDERS))
         self._blocks = _divide(steps, [layer for layer in self._layers if layer not in self._embedders])
-        spare = spare_memory(self._mmdit, memory_limit)
-        self._deltas = Deltas(self._mmdit, self._layers, self._bits, group_size, spare // 2)
-        _, height, width, _ = samples.x.shape
-        self._at_once = probes_at_once(
-            self._mmdit,
-            rows=self._rows,
-            tokens=height * width // self._mmdit.config.patch_size**2 + samples.conditioning.shape[2],
-            largest_block=max(_size(self._mmdit, block.layers) for block in self._blocks),
-            spare_bytes=spare // 2,
-        )
+        self._deltas = Deltas(self._mmdit, self._layers, self._bits, group_size)
+        self.at_once = 1
+        """Probes that the last measurement sent back together."""
 
     def measure(self, sample: int, probe_group: int, probes: int, check: Check = _no_check) -> SketchShard:
         """<G, dW> of every layer and bit width for the probes of one group.
@@ -101,6 +96,7 @@ class SketchEngine:
         Raises:
             RunMismatchError: this model did not make these samples.
         """
+        self._plan(probes)
         inputs = batch_inputs(
             self._samples, Batch(index=0, rows=np.array([sample])), rows=self._rows, dtype=mx.float32
         )
@@ -110,16 +106,29 @@ class SketchEngine:
         check_reference(self._samples, np.array([sample]), velocity, half_precision=self._half)
         cotangents = self._unguided(probe_signs(sample, probe_group, probes, velocity.shape[1:]))
         pulled = mx.zeros((probes, *modulation.shape))
-        found: dict[str, tuple[Array, bool]] = {}
+        found: dict[str, list[Array]] = defaultdict(list)
         for left in reversed(range(len(self._blocks))):
             check(f"sketch of sample {sample}: {left + 1} of {len(self._blocks)} blocks to go")
-            cotangents, more = self._backward(
+            *cotangents, more = self._backward(
                 self._blocks[left], states.pop(), modulation, inputs, cotangents, found
             )
             pulled = pulled + more
-            mx.eval(cotangents, pulled)
+            mx.eval(pulled)
         self._backward_embedders(inputs, pulled, found)
-        return self._shard(sample, probes, velocity, found)
+        return self._shard(sample, velocity, found)
+
+    def _plan(self, probes: int) -> None:
+        _, height, width, _ = self._samples.x.shape
+        plan = plan_sketch(
+            self._mmdit,
+            rows=self._rows,
+            tokens=height * width // self._mmdit.config.patch_size**2 + self._samples.conditioning.shape[2],
+            probes=probes,
+            widths=len(self._bits),
+            spare_bytes=self._spare,
+        )
+        self.at_once = plan.at_once
+        self._deltas.keep(plan.keep_deltas)
 
     def _forward(self, inputs: Inputs, modulation: mx.array) -> list[State]:
         """The state that enters each block, then the velocity (rows, H, W, C)."""
@@ -142,49 +151,67 @@ class SketchEngine:
         modulation: mx.array,
         inputs: Inputs,
         cotangents: Arrays,
-        found: dict[str, tuple[Array, bool]],
-    ) -> tuple[Arrays, mx.array]:
+        found: dict[str, list[Array]],
+    ) -> Arrays:
+        """Cotangents of the state and of the modulation that entered the block."""
+
         def run(primals: Arrays) -> Arrays:
             *entering, conditioned = primals
             return list(run_modulated(self._mmdit, block.steps, tuple(entering), inputs, conditioned))
 
-        pulled, gradients = pull_back(
-            self._mmdit, run, [*state, modulation], block.layers, cotangents, at_once=self._at_once
-        )
-        mx.eval(pulled, gradients)
-        self._contract(gradients, found)
-        return pulled[:-1], pulled[-1]
+        return self._pull_back(run, [*state, modulation], block.layers, cotangents, found)
 
-    def _backward_embedders(
-        self, inputs: Inputs, pulled: mx.array, found: dict[str, tuple[Array, bool]]
-    ) -> None:
+    def _backward_embedders(self, inputs: Inputs, pulled: mx.array, found: dict[str, list[Array]]) -> None:
         def run(_: Arrays) -> Arrays:
             return [modulation_inputs(self._mmdit, inputs.pooled, inputs.timesteps)]
 
-        _, gradients = pull_back(self._mmdit, run, [], self._embedders, [pulled], at_once=self._at_once)
-        self._contract(gradients, found)
+        self._pull_back(run, [], self._embedders, [pulled], found)
 
-    def _contract(self, gradients: dict[str, mx.array], found: dict[str, tuple[Array, bool]]) -> None:
-        """Put <G, dW> (B, P) of each layer into `found`, and whether G is zero throughout."""
+    def _pull_back(
+        self,
+        function: Function,
+        inputs: Arrays,
+        layers: Sequence[str],
+        cotangents: Arrays,
+        found: dict[str, list[Array]],
+    ) -> Arrays:
+        """Cotangents (P, ...) of the inputs. The gradients of the weights never exist for all P together."""
+        parts: list[Arrays] = []
+        for start in range(0, len(cotangents[0]), self.at_once):
+            some = [cotangent[start : start + self.at_once] for cotangent in cotangents]
+            pulled, gradients = pull_back(self._mmdit, function, inputs, layers, some)
+            mx.eval(pulled, gradients)
+            self._contract(gradients, found)
+            parts.append(pulled)
+        if len(parts) == 1:
+            return parts[0]
+        joined = [mx.concatenate(list(same)) for same in zip(*parts, strict=True)]
+        mx.eval(joined)
+        return joined
+
+    def _contract(self, gradients: dict[str, mx.array], found: dict[str, list[Array]]) -> None:
+        """Add <G, dW> (B + 1, P) of each layer to `found`; the last row is 1 where G is not all zeros."""
         for layer in list(gradients):
             gradient = gradients.pop(layer)
-            deltas = self._deltas.of(layer)
-            flat = gradient.reshape(gradient.shape[0], -1)
-            products = mx.zeros((len(self._bits), len(flat))) if deltas is None else mx.matmul(deltas, flat.T)
-            found[layer] = np.array(products, np.float64), not (products.any() or flat.any()).item()
+            flat = gradient.reshape(len(gradient), -1)
+            products = np.zeros((len(self._bits) + 1, len(flat)))
+            if self._deltas.is_measurable(layer):
+                for row, bits in enumerate(self._bits):
+                    products[row] = np.array(mx.matmul(flat, self._deltas.of(layer, bits)))
+            products[-1] = products.any() or flat.any().item()
+            found[layer].append(products)
 
-    def _shard(
-        self, sample: int, probes: int, velocity: Array, found: dict[str, tuple[Array, bool]]
-    ) -> SketchShard:
+    def _shard(self, sample: int, velocity: Array, found: dict[str, list[Array]]) -> SketchShard:
+        products = np.stack([np.concatenate(found[layer], axis=-1) for layer in self._layers])
         weights = self._deltas.weight_errors()
         return SketchShard(
             image_index=np.array(self._samples.image_index[self._samples.image[sample]]),
             step_index=np.array(self._samples.step_index[sample]),
             bits=np.array(self._bits),
-            products=np.stack([found[layer][0] for layer in self._layers]),
+            products=products[:, :-1],
             squared_reference=np.array((velocity.astype(np.float64) ** 2).sum()),
             output_size=np.array(velocity.size),
-            dead=np.array([found[layer][1] for layer in self._layers]),
+            dead=np.array(~products[:, -1].any(axis=-1)),
             measurable=weights.measurable,
             weight_squared_error=weights.squared_error,
             weight_squared_norm=weights.squared_norm,
@@ -208,7 +235,3 @@ def _divide(steps: Sequence[Step], layers: Sequence[str]) -> list[_Block]:
         )
         for number in range(steps[-1].block + 1)
     ]
-
-
-def _size(mmdit: Any, layers: Sequence[str]) -> int:
-    return sum(get_weight(mmdit, layer).size for layer in layers)

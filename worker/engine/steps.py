@@ -13,7 +13,6 @@ from typing import Any
 
 import mlx.core as mx
 
-from shared.errors import ModelUnavailableError
 from worker.model.modulation import clear_modulation, modulation_inputs
 from worker.model.quiet_imports import quiet_imports
 
@@ -43,7 +42,7 @@ class Inputs:
     pooled: mx.array
     """(R, P)."""
     timesteps: mx.array
-    """(R,) in activation dtype."""
+    """(R,) as the samples hold them: an embedder that rounds them does so itself."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -96,13 +95,7 @@ class Step:
 
 
 def forward_steps(mmdit: Any) -> list[Step]:
-    """All steps of a forward pass; the last leaves (velocity,) with velocity (R, H, W, C).
-
-    Raises:
-        ModelUnavailableError: DiffusionKit has no right forward pass for this model.
-    """
-    if mmdit.config.guidance_embed:
-        raise ModelUnavailableError("DiffusionKit can't run a guidance embedding; choose another model")
+    """All steps of a forward pass; the last leaves (velocity,) with velocity (R, H, W, C)."""
     steps = [Step(layers=("",), run=_embed, block=0)]
     for index, block in enumerate(mmdit.multimodal_transformer_blocks):
         steps += _multimodal_steps(f"multimodal_transformer_blocks.{index}.", block, number=index + 1)
@@ -141,6 +134,16 @@ def run_modulated(
     finally:
         clear_modulation(mmdit)
     return state
+
+
+def velocity_dtype(mmdit: Any, steps: Sequence[Step], inputs: Inputs) -> mx.Dtype:
+    """In what the model really computes from these inputs; nothing is evaluated for it.
+
+    Where weights, sinusoids and activations differ in dtype, MLX promotes, and all that follows is wider than
+    the inputs.
+    """
+    (velocity,) = run_steps(mmdit, steps, (), inputs)
+    return velocity.dtype
 
 
 def _embed(_: State, forward: Pass) -> State:

@@ -10,11 +10,11 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, cast
 
 from rq.exceptions import StopRequested
 from rq.job import Job, JobStatus
-from rq.utils import now
 
 from shared.errors import TaskRefusedError
 from shared.jobs.task_job import RESULT_TTL, TaskJob
@@ -37,6 +37,7 @@ LOOK_SECONDS = 1.0
 class CopyContext(JobContext):
     """Of a copy: looks, at most once a second, whether it is still needed."""
 
+    clock: Callable[[], float] = time.time
     looked: float = field(default=0.0)
 
     def check(self, progress: str) -> None:
@@ -45,8 +46,8 @@ class CopyContext(JobContext):
         Raises:
             HandBackError: the copy is not needed any more.
         """
-        if time.monotonic() - self.looked >= LOOK_SECONDS:
-            self.looked = time.monotonic()
+        if self.clock() - self.looked >= LOOK_SECONDS:
+            self.looked = self.clock()
             self.confirm()
 
 
@@ -61,8 +62,10 @@ class Hedge:
         worker: str,
         min_seconds: float,
         each_look: Callable[[], None],
+        clock: Callable[[], float] = time.time,
     ) -> None:
-        """`each_look` is called about once a second while a copy runs."""
+        """`each_look` is called about once a second while a copy runs; `clock` gives seconds since 1970."""
+        self._clock = clock
         self._queue = queue
         self._functions = functions
         self._worker = worker
@@ -76,7 +79,7 @@ class Hedge:
         if job is None:
             return
         logger.info("%s: slow on %s, taking a second copy", job.description, job.worker_name)
-        context = CopyContext(confirm=lambda: self._require_need(job))
+        context = CopyContext(confirm=lambda: self._require_need(job), clock=self._clock)
         task = job.task
         try:
             outcome = self._functions[kind_of(task).name](task, context)["outcome"]
@@ -104,11 +107,12 @@ class Hedge:
         if not others:
             return None
         medians = self._median_seconds()
+        now = datetime.fromtimestamp(self._clock(), UTC)
         slow = [
             job
             for job in others
             if (median := medians.get(_kind(job.task))) is not None
-            and _seconds(job.started_at, now()) > max(SLOWER * median, self._min_seconds)
+            and _seconds(job.started_at, now) > max(SLOWER * median, self._min_seconds)
         ]
         # Several idle machines spread over several slow jobs.
         return random.choice(slow) if slow else None

@@ -68,7 +68,10 @@ class Beat:
         beat_seconds: float,
         sender: Callable[[str], Progress],
         each_beat: Callable[[Redis], None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`clock` gives seconds, from any beginning."""
+        self._clock = clock
         self._thread = thread
         self._redis = connection
         self._job = job
@@ -81,7 +84,7 @@ class Beat:
         self._registry = StartedJobRegistry(job.origin, connection=connection, job_class=TaskJob)
         self._over = threading.Event()
         self._at_work = threading.Lock()
-        self._started = self._next_beat = time.monotonic()
+        self._started = self._next_beat = clock()
         self._published = ""
 
     @property
@@ -106,9 +109,11 @@ class Beat:
         while not self._over.wait(min(TICK_SECONDS, self._beat_seconds)):
             with self._at_work:
                 if not self._over.is_set():
-                    self._look(time.monotonic())
+                    self.look()
 
-    def _look(self, now: float) -> None:
+    def look(self) -> None:
+        """Do what is due: about once a second."""
+        now = self._clock()
         self._exit_when_stuck(now - self._started)
         try:
             self._publish()

@@ -19,22 +19,25 @@ from rq.serializers import JSONSerializer
 from rq.utils import now
 
 from shared.errors import BitfleetError, LeaseLostError
-from shared.jobs.history import Event, Progress, add_event, clear_progress, forget_events
+from shared.jobs.history import Event, Outcome, Progress, add_event, clear_progress, forget_events, push_event
 from shared.jobs.task_job import MAX_RETRIES, TaskJob
 from shared.jobs.task_queue import TaskQueue
 from shared.kinds.kind import Task
 from worker.jobs.failures import (
     HOPELESS,
-    NOT_ON_THIS_MACHINE,
     NOT_THE_JOBS_FAULT,
     REDIS_IS_FULL,
+    explain,
     is_metal_error,
+    is_the_machines,
     traceback_text,
 )
 from worker.jobs.hedge import Hedge
 from worker.jobs.job_context import HandBackError, JobContext
 from worker.jobs.lease import Beat, BeatThread
-from worker.jobs.maintenance import leases_are_current, return_lost_jobs
+from worker.jobs.lease_scripts import take_job
+from worker.jobs.maintenance import in_grace_period, return_lost_jobs
+from worker.jobs.set_aside import SetAside, choosing_queue
 
 logger = logging.getLogger("bitfleet.worker")
 
@@ -64,30 +67,59 @@ class LeaseWorker(SimpleWorker):
         lease_seconds: int = 45,
         beat_seconds: float = 10.0,
         hedge: bool = False,
+        start_id: str = "",
+        alone: bool = False,
+        when_idle: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
+        """Nothing is taken from the queue yet.
+
+        Args:
+            queue_name: the one queue that it serves.
+            connection: of the main thread.
+            beat_connection: of the beat's thread.
+            functions: name to what runs such tasks.
+            host: this machine's name.
+            name: of the worker in Redis.
+            lease_seconds: after which a silent worker's job is returned.
+            beat_seconds: between two signs of life.
+            hedge: take second copies of slow jobs when idle.
+            start_id: of the `worker start`, whose processes share what they set aside.
+            alone: no other machine could do what this one can't, so leave over it.
+            when_idle: called now and then while there is no job to do.
+            clock: the time in seconds since 1970, by which others' leases are judged.
+        """
+        self._clock = clock
         self.lease_seconds = lease_seconds
         self.beat_seconds = beat_seconds
         self.host = host
-        self.fatal: BitfleetError | None = None
+        self.fatal: str | None = None
         """Why this machine can't go on, when it can't."""
-        self.left_in_order = False
-        """Told to leave, or nothing left to do: RQ's loop also ends, silently, over an error in itself."""
+        self.exited_cleanly = False
+        """Whether it left because it was told to, or because nothing was left to do.
+
+        RQ's loop also ends, without an exception, over an error in itself.
+        """
         self.broken = False
         """Whether the GPU is in a state that only a new process gets rid of."""
         self._in_trouble = False
         self._beats = BeatThread()
         self._beat_redis = beat_connection
         self._functions = functions
+        self._alone = alone
+        self._when_idle = when_idle
+        self.set_aside = SetAside(connection, queue_name, host=host, start_id=start_id or name)
+        queue_class = choosing_queue(self.set_aside)
         self._context = JobContext(confirm=lambda: None)
         super().__init__(
-            [TaskQueue(queue_name, connection)],
+            [queue_class(queue_name, connection)],
             name=name,
             connection=connection,
             job_class=self._bound_job_class(),
-            queue_class=TaskQueue,
+            queue_class=queue_class,
             serializer=JSONSerializer,
             worker_ttl=25,
-            # The wait for the next look comes on top of the lease until a dead worker's job is found.
+            # A dead machine's job is found after a lease and at most this.
             maintenance_interval=max(1, int(beat_seconds / 4)),
         )
         self.log_job_description = False
@@ -100,6 +132,7 @@ class LeaseWorker(SimpleWorker):
                 worker=self.name,
                 min_seconds=beat_seconds,
                 each_look=self._maintain_when_due,
+                clock=clock,
             )
 
     def _bound_job_class(self) -> type[TaskJob]:
@@ -122,7 +155,7 @@ class LeaseWorker(SimpleWorker):
         while True:
             try:
                 found = super().dequeue_job_and_maintain_ttl(timeout, max_idle_time)
-                self.left_in_order = self.left_in_order or found is None
+                self.exited_cleanly = self.exited_cleanly or found is None
                 return found
             except OutOfMemoryError:
                 if not told:
@@ -143,6 +176,7 @@ class LeaseWorker(SimpleWorker):
         except OutOfMemoryError:
             # Nothing can be written of its outcome. Its record, if there is one, is; the lease runs out.
             logger.warning("%s: %s", job.description, REDIS_IS_FULL)
+            self.executions.clear()
             self._state = "idle"
 
     def heartbeat(self, timeout: int | None = None, pipeline: Any = None) -> None:
@@ -155,16 +189,12 @@ class LeaseWorker(SimpleWorker):
             own.execute()
 
     def _execute_job(self, job: Job, queue: Queue) -> None:
-        # Asleep between pop and start, for so long that others returned it.
-        if self.connection.lpos(queue.intermediate_queue_key, job.id) is None:
-            logger.warning("%s: another worker has it meanwhile", job.description)
+        execution = self._take(job, queue)
+        if execution is None:
             return
-        job.origin = queue.name
-        execution = self.prepare_execution(job)
         context = JobContext(confirm=lambda: self._confirm(job, execution))
         context.hand_back = self._context.hand_back
         self._context = context
-        self._note(job, "started")
         started = time.monotonic()
         logger.info("%s: started", job.description)
         beat = Beat(
@@ -189,8 +219,39 @@ class LeaseWorker(SimpleWorker):
         self._state = "idle"
         self._wait_out_trouble()
         if self.fatal or self.broken or context.hand_back:
-            self.left_in_order = not self.broken
+            self.exited_cleanly = not self.broken
             raise StopRequested
+
+    def _take(self, job: Job, queue: Queue) -> Execution | None:
+        """Start a job that waits, in one step: out of the queue, leased, STARTED, with a line in its history.
+
+        None when it does not wait any more: another worker was quicker, or this machine slept meanwhile.
+        """
+        job.origin = queue.name
+        # From here on a signal lets the job end.
+        self._state = "busy"
+        with self.connection.pipeline() as then:
+            execution = Execution.create(job, self.lease_seconds, then, worker_name=self.name)
+            job.prepare_for_execution(self.name, then)
+            then.persist(job.key)
+            self.set_state("busy", then)
+            self.heartbeat(pipeline=then)
+            push_event(then, job.id, self._event("started"))
+            if not take_job(self.connection, queue, job.id, execution.composite_key, then):
+                self._state = "idle"
+                return None
+        self.executions[execution.id] = execution
+        return execution
+
+    def prepare_job_execution(self, job: Job, remove_from_intermediate_queue: bool = False) -> None:
+        """RQ writes here that the job runs; it was written when the job was taken."""
+
+    def register_death(self) -> None:
+        """Leave the list of workers; a job that an error interrupted stays known for the supervisor."""
+        if self.executions:
+            worker_registration.unregister(self)
+        else:
+            super().register_death()  # type: ignore[no-untyped-call]
 
     def _maintain(self, redis: Redis) -> None:
         """At every beat, of the worker's own thread while it computes: a sign of life, then lost jobs."""
@@ -203,8 +264,9 @@ class LeaseWorker(SimpleWorker):
             worker_registration.register(self, pipeline)
             pipeline.execute()
         name = self.queues[0].name
-        if leases_are_current(redis, name, self.lease_seconds):
-            return_lost_jobs(redis, name, self.lease_seconds)
+        now_seconds = self._clock()
+        if not in_grace_period(redis, name, self.lease_seconds, now_seconds):
+            return_lost_jobs(redis, name, now_seconds)
 
     def _confirm(self, job: Job, execution: Execution) -> None:
         if not self._holds_lease(job, execution):
@@ -231,19 +293,31 @@ class LeaseWorker(SimpleWorker):
         exc_info: tuple[type[BaseException] | None, BaseException | None, TracebackType | None],
     ) -> None:
         error = exc_info[1]
+        self.broken = is_metal_error(error)
         if not self._holds_lease(job, execution):
             self._drop(job, execution)
             return
         self._in_trouble = isinstance(error, NOT_THE_JOBS_FAULT)
-        if isinstance(error, (HandBackError, *NOT_ON_THIS_MACHINE, *NOT_THE_JOBS_FAULT)):
-            self._hand_back(job, queue, execution, error)
+        if isinstance(error, (HandBackError, *NOT_THE_JOBS_FAULT)):
+            logger.warning("%s: handed back to the queue (%s)", job.description, error)
+            self._hand_back(job, queue, execution, str(error))
+            return
+        # A GPU that failed may do better in a new process, if there is nobody else to do it.
+        if error is not None and is_the_machines(error) and not (self._alone and self.broken):
+            self._hand_back(job, queue, execution, explain(error))
+            self._leave_to_others(job, explain(error))
             return
         if isinstance(error, HOPELESS):
             job.retries_left = None
         text = str(error) if isinstance(error, BitfleetError) else traceback_text(error)
         self._note(job, "failed", text)
         super()._finalize_failure(job, queue, execution, exc_info)
-        self.broken = is_metal_error(error)
+
+    def _leave_to_others(self, job: Job, reason: str) -> None:
+        if self._alone:
+            self.fatal = reason
+        else:
+            self.set_aside.add(job.id, reason)
 
     def handle_exception(self, job: Job, *exc_info: Any) -> None:
         """One line for an error that is understood, all of it for the others."""
@@ -258,11 +332,8 @@ class LeaseWorker(SimpleWorker):
             self.cleanup_execution(job, pipeline=pipeline, execution=execution)
             pipeline.execute()
 
-    def _hand_back(self, job: Job, queue: Queue, execution: Execution, error: BaseException) -> None:
-        if isinstance(error, NOT_ON_THIS_MACHINE):
-            self.fatal = error
-        logger.warning("%s: handed back to the queue (%s)", job.description, error)
-        self._note(job, "handed back", str(error))
+    def _hand_back(self, job: Job, queue: Queue, execution: Execution, reason: str) -> None:
+        self._note(job, "handed back", reason)
         with self.connection.pipeline() as pipeline:
             self.cleanup_execution(job, pipeline=pipeline, execution=execution)
             job.set_status(JobStatus.QUEUED, pipeline=pipeline)
@@ -275,21 +346,26 @@ class LeaseWorker(SimpleWorker):
         while time.monotonic() < deadline and not self._stop_requested:
             time.sleep(0.1)
 
-    def _note(self, job: Job, outcome: Any, detail: str = "") -> None:
-        event = Event(outcome=outcome, host=self.host, worker=self.name, detail=detail)
-        add_event(self.connection, job.id, event)
+    def _note(self, job: Job, outcome: Outcome, detail: str = "") -> None:
+        add_event(self.connection, job.id, self._event(outcome, detail))
+
+    def _event(self, outcome: Outcome, detail: str = "") -> Event:
+        return Event(outcome=outcome, host=self.host, worker=self.name, detail=detail)
 
     # Stopping
 
     def request_stop(self, signum: int, frame: FrameType | None) -> None:
         """First signal: finish the job, then leave."""
-        if self.get_state() == "busy":
-            logger.warning("stopping after this job; once more hands it back now")
+        if self._stop_requested:
+            # The second one came while the first was dealt with.
+            self.request_force_stop(signum, frame)
+            return
+        self._stop_requested = self.exited_cleanly = True
         signal.signal(signal.SIGINT, self.request_force_stop)
         signal.signal(signal.SIGTERM, self.request_force_stop)
-        self._stop_requested = self.left_in_order = True
         if self.get_state() != "busy":
             raise StopRequested
+        logger.warning("stopping after this job; once more hands it back now")
 
     def request_force_stop(self, signum: int, frame: FrameType | None) -> None:
         """Second signal: hand the job back at the next step."""
@@ -302,7 +378,9 @@ class LeaseWorker(SimpleWorker):
     def clean_registries(self) -> None:
         """See worker.jobs.maintenance; called while there is no job to do."""
         self._maintain_now()
-        if self._hedge:
+        self._when_idle()
+        # A copy might be of what is set aside here.
+        if self._hedge and not self.set_aside.prefixes():
             self._hedge.take_copy()
 
     def _maintain_when_due(self) -> None:

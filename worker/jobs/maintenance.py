@@ -1,119 +1,112 @@
-"""Returning the jobs of dead workers, under a short lock, by whichever worker comes by."""
+"""Returning the jobs of dead workers, by whichever worker comes by."""
 
 import logging
-from functools import partial
 from typing import cast
 
 from redis import Redis
 from rq import worker_registration
-from rq.job import Job
-from rq.registry import FailedJobRegistry, FinishedJobRegistry, StartedJobRegistry
+from rq.exceptions import NoSuchJobError
+from rq.job import JobStatus
+from rq.job_lifecycle import record_job_failure
+from rq.registry import FailedJobRegistry, FinishedJobRegistry
 from rq.serializers import JSONSerializer
 
-from shared.jobs.history import add_crash
+from shared.jobs.history import crash_event, push_event
 from shared.jobs.task_job import TaskJob
 from shared.jobs.task_queue import TaskQueue, is_job_id
+from worker.jobs.lease_scripts import end_lease
 
 logger = logging.getLogger("bitfleet.worker")
 
-# Popped, but never started: the worker died in between. RQ would count it as a failed attempt, and would
-# do so at once when the same job is stuck a second time. Leased, but still among the popped: it is just
-# being started, or its worker died of that and the lease will run out; removed here, it would be lost.
-_RETURN_STUCK = """
-for _, entry in ipairs(redis.call('ZRANGE', KEYS[3], 0, -1)) do
-  if string.sub(entry, 1, string.len(ARGV[1]) + 1) == ARGV[1] .. ':' then
-    return 0
-  end
+SILENT = "gave no sign of life for a whole lease"
+LOOKED_KEPT_SECONDS = 24 * 3600
+
+# KEYS: when somebody looked last, and until when leases are left alone. ARGV: now, a lease, how long to keep
+# both keys (all in seconds).
+_LOOK = """
+local now, lease = tonumber(ARGV[1]), tonumber(ARGV[2])
+local last = tonumber(redis.call('GET', KEYS[1]) or '') or 0
+redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[3])
+if now - last > lease then
+  redis.call('SET', KEYS[2], now + lease / 2, 'EX', ARGV[3])
+  return 1
 end
-if redis.call('LREM', KEYS[1], 0, ARGV[1]) > 0 then
-  redis.call('LPUSH', KEYS[2], ARGV[1])
+if now < (tonumber(redis.call('GET', KEYS[2]) or '') or 0) then
   return 1
 end
 return 0
 """
 
 
-def leases_are_current(connection: Redis, queue_name: str, lease_seconds: int) -> bool:
-    """False for half a lease after a whole one in which nobody asked this.
+def in_grace_period(connection: Redis, queue_name: str, lease_seconds: int, now: float) -> bool:
+    """Say whether leases that ran out must be left alone for now: for half a lease after an outage.
 
-    Then Redis was away or every worker cut off, and leases ran out that nobody could renew: those who
-    still compute get the time to renew theirs.
+    An outage is a whole lease in which no worker asked this: Redis was away, or every worker was cut off.
+    Leases ran out that nobody could renew, and those who still compute get the time to renew theirs.
+
+    Args:
+        now: the time, in seconds since 1970.
     """
-    watched = f"bitfleet:watched:{queue_name}"
-    if connection.set(watched, 1, ex=lease_seconds, get=True) is None:
-        connection.set(f"{watched}:pause", 1, px=lease_seconds * 500)
-        return False
-    return not connection.exists(f"{watched}:pause")
+    keys = [f"bitfleet:looked:{queue_name}", f"bitfleet:grace:{queue_name}"]
+    script = connection.register_script(_LOOK)
+    return bool(script(keys=keys, args=[repr(now), lease_seconds, LOOKED_KEPT_SECONDS]))
 
 
-def return_lost_jobs(connection: Redis, queue_name: str, lease_seconds: int) -> None:
-    """Give back jobs whose lease ran out, and jobs popped by a worker that died before it began them."""
+def return_lost_jobs(connection: Redis, queue_name: str, now: float) -> None:
+    """Give back the jobs whose lease ended before `now` (seconds since 1970), and forget what is out of date.
+
+    Any number of workers may do this at once: each job is returned once. There is no lock, which a worker
+    that died or fell asleep just then would keep from the others.
+    """
     queue = TaskQueue(queue_name, connection)
-    if not queue.acquire_maintenance_lock():
-        return
-    try:
-        leases = _Leases(queue_name, connection=connection, job_class=TaskJob, serializer=JSONSerializer)
-        leases.drop_strangers()
-        leases.cleanup(exception_handlers=[partial(_note_crash, queue_name)])
-        _return_stuck_jobs(queue, lease_seconds)
-        for registry in (FinishedJobRegistry, FailedJobRegistry):
-            registry(
-                queue_name, connection=connection, job_class=TaskJob, serializer=JSONSerializer
-            ).cleanup()
-        worker_registration.clean_worker_registry(queue)
-    finally:
-        connection.delete(queue.registry_cleaning_key)
+    leases = cast(
+        list[tuple[bytes, float]],
+        connection.zrange(queue.started_job_registry.key, 0, -1, withscores=True),
+    )
+    for lease, ends in leases:
+        if not is_lease(lease):
+            connection.zrem(queue.started_job_registry.key, lease)
+        elif ends <= now:
+            return_job(queue, lease, cause=SILENT, ended_by=now)
+    for registry in (FinishedJobRegistry, FailedJobRegistry):
+        registry(queue_name, connection=connection, job_class=TaskJob, serializer=JSONSerializer).cleanup()
+    worker_registration.clean_worker_registry(queue)
 
 
-class _Leases(StartedJobRegistry):
-    """The leases of one queue, whose jobs go back as task jobs."""
-
-    def get_queue(self) -> TaskQueue:
-        return TaskQueue(self.name, self.connection)
-
-    def drop_strangers(self) -> None:
-        """RQ would end every worker over an entry that is no job's."""
-        entries = cast(list[bytes], self.connection.zrange(self.key, 0, -1))
-        strangers = [
-            entry for entry in entries if entry.count(b":") != 1 or not is_job_id(entry.partition(b":")[0])
-        ]
-        if strangers:
-            self.connection.zrem(self.key, *strangers)
+def is_lease(entry: bytes) -> bool:
+    """Whether an entry among the leases could be one: a job's id, a colon, an execution's."""
+    return entry.count(b":") == 1 and is_job_id(entry.partition(b":")[0])
 
 
-def _note_crash(queue_name: str, job: Job, *_: object) -> None:
-    # What comes next files the job under its origin: under ours, whatever its hash says.
-    job.origin = queue_name
-    worker = job.worker_name or "unknown"
-    detail = add_crash(job.connection, job.id, worker, "gave no sign of life for a whole lease")
-    logger.warning("%s is returned: worker %s died (%s)", job.description, worker, detail)
+def return_job(queue: TaskQueue, lease: bytes, *, cause: str, ended_by: float | None) -> bool:
+    """Put a dead worker's job back at the front of its queue; without attempts left, it failed.
 
+    One step, together with the end of the lease and a line in the job's history. Nothing is done, and False
+    returned, when the lease was renewed or the job ended meanwhile.
 
-def _return_stuck_jobs(queue: TaskQueue, lease_seconds: int) -> None:
-    redis, popped_key = queue.connection, queue.intermediate_queue_key
-    popped = set(cast(list[bytes], redis.lrange(popped_key, 0, -1)))
-    for entry in {entry for entry in popped if not _is_job(redis, entry)}:
-        redis.lrem(popped_key, 0, entry)  # type: ignore[arg-type]
-        popped.remove(entry)
-    seen_key = f"bitfleet:stuck:{queue.name}"
-    seen = cast(dict[bytes, bytes], redis.hgetall(seen_key))
-    # One that started since: popped another time, it has its whole lease again.
-    if gone := seen.keys() - popped:
-        redis.hdel(seen_key, *gone)
-    now = redis.time()[0]
-    for entry in popped:
-        # First seen: wait a lease, since most of these are about to start.
-        if entry not in seen:
-            redis.hset(seen_key, entry, now)
-        elif now - int(seen[entry]) >= lease_seconds:
-            _return_stuck_job(queue, entry.decode())
-
-
-def _is_job(redis: Redis, entry: bytes) -> bool:
-    return is_job_id(entry) and bool(redis.exists(TaskJob.key_for(entry.decode())))
-
-
-def _return_stuck_job(queue: TaskQueue, job_id: str) -> None:
-    script = queue.connection.register_script(_RETURN_STUCK)
-    if script(keys=[queue.intermediate_queue_key, queue.key, queue.started_job_registry.key], args=[job_id]):
-        logger.warning("%s was popped but never started: it is returned", job_id)
+    Args:
+        cause: how the worker died.
+        ended_by: the lease must have ended by then (seconds since 1970); None: whether or not it holds.
+    """
+    redis, job_id = queue.connection, lease.partition(b":")[0].decode()
+    with redis.pipeline() as commands:
+        try:
+            job = TaskJob.fetch(job_id, connection=redis, serializer=queue.serializer)
+        except NoSuchJobError:
+            return end_lease(redis, queue.started_job_registry.key, lease, ended_by, commands)
+        # A lease may be left behind by a job that ended.
+        lost = job.get_status(refresh=False) == JobStatus.STARTED
+        if lost:
+            # Filed under our queue, whatever its hash says.
+            job.origin = queue.name
+            event = crash_event(redis, job_id, job.worker_name or "unknown", cause)
+            push_event(commands, job_id, event)
+            if job.retries_left:
+                job.retry(queue, commands)
+            else:
+                record_job_failure(job, f"its worker died ({cause})", commands)
+        if not end_lease(redis, queue.started_job_registry.key, lease, ended_by, commands):
+            return False
+    if lost:
+        logger.warning("%s is returned: worker %s died (%s)", job.description, event.worker, cause)
+    return lost

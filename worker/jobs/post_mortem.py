@@ -1,18 +1,17 @@
-"""What the supervisor does for the job of a worker process that died: says how, and ends its lease."""
+"""What the supervisor does for the job of a worker process that died: says how, and returns it."""
 
 import logging
 import signal
 from typing import cast
 
-from redis import Redis
 from redis.exceptions import RedisError
 from rq.executions import WORKER_EXECUTIONS_KEY_TEMPLATE
 
 from shared.errors import BitfleetError
 from shared.jobs.connection import connect
-from shared.jobs.history import add_crash
-from shared.jobs.task_queue import TaskQueue, is_job_id
+from shared.jobs.task_queue import TaskQueue
 from worker.jobs.lease import EXIT_TIMEOUT
+from worker.jobs.maintenance import is_lease, return_job
 from worker.service.process import EXIT_BROKEN, EXIT_TROUBLE
 
 logger = logging.getLogger("bitfleet.worker")
@@ -35,24 +34,20 @@ def cause_of_death(code: int) -> str:
 
 
 def report_death(redis_url: str, queue_name: str, worker: str, code: int) -> None:
-    """Note the cause in the history of the job that a dead worker ran, and let its lease run out now.
+    """Return the job that a dead worker ran, and note in its history how the worker died.
 
-    Without a Redis to be reached, nothing: then the lease runs out by itself.
+    When Redis can't be reached nothing is done: then the lease has to run out.
     """
     try:
         with connect(redis_url, patient=False) as redis:
-            _report(redis, queue_name, worker, code)
+            _return_its_jobs(TaskQueue(queue_name, redis), worker, code)
     except (BitfleetError, RedisError, OSError) as error:
         logger.warning("its job is returned when its lease runs out (%s)", error)
 
 
-def _report(redis: Redis, queue_name: str, worker: str, code: int) -> None:
-    leases = TaskQueue(queue_name, redis).started_job_registry.key
-    running = cast(set[bytes], redis.smembers(WORKER_EXECUTIONS_KEY_TEMPLATE.format(worker)))
-    for entry in running:
-        job_id = entry.partition(b":")[0]
-        # Its last words may have reached Redis, and others may have its job already.
-        if not is_job_id(job_id) or redis.zscore(leases, entry) is None:
-            continue
-        add_crash(redis, job_id.decode(), worker, cause_of_death(code))
-        redis.zadd(leases, {entry: 0}, xx=True)
+def _return_its_jobs(queue: TaskQueue, worker: str, code: int) -> None:
+    executions = WORKER_EXECUTIONS_KEY_TEMPLATE.format(worker)
+    for entry in cast(set[bytes], queue.connection.smembers(executions)):
+        if is_lease(entry):
+            # The lease still holds, but nobody is left to renew it.
+            return_job(queue, entry, cause=cause_of_death(code), ended_by=None)

@@ -1,4 +1,9 @@
-"""The `nn.Linear` layers of a transformer, in the order of its forward pass, by dotted MLX path."""
+"""The linear layers of a transformer, in the order of its forward pass, by dotted MLX path.
+
+These are its `nn.Linear`, and the patch embedding: a convolution whose stride is its kernel is a linear layer
+over patches. DiffusionKit holds it as one, others as an `nn.Linear`; its weight is read here as (outputs,
+inputs), inputs in the order row, column, channel of a patch as DiffusionKit's convolution has them.
+"""
 
 from typing import Any
 
@@ -7,6 +12,8 @@ import mlx.nn as nn
 
 from shared.errors import ModelUnavailableError, TaskRefusedError
 from shared.model_card import LayerInfo
+
+PATCH_EMBEDDING = "x_embedder.proj"
 
 # What a forward pass reads first comes first; blocks lie between these two.
 _BEFORE_BLOCKS = ("y_embedder", "t_embedder", "guidance_in", "context_embedder", "x_embedder")
@@ -17,34 +24,39 @@ _AFTER_SDPA = ("attn.o_proj", "mlp.fc1", "mlp.fc2")
 
 
 def linear_layers(mmdit: Any) -> list[LayerInfo]:
-    """Every `nn.Linear` of the transformer, in the order in which a forward pass first needs it.
+    """Every linear layer of the transformer, in the order in which a forward pass first needs it.
 
-    `pos_embed` is an `nn.Embedding` and `x_embedder.proj` a convolution: neither is listed.
+    `pos_embed` is an `nn.Embedding`, a table: it is not listed.
 
     Raises:
         ModelUnavailableError: none, because the checkpoint is already quantized.
     """
     modules: list[tuple[str, Any]] = mmdit.named_modules()
-    layers = [
-        LayerInfo(path=path, shape=(module.weight.shape[0], module.weight.shape[1]))
+    # `to_offload` is a list of aliases that `cache_modulation_params` leaves behind.
+    linear = [
+        path
         for path, module in modules
-        # A list of aliases that `cache_modulation_params` leaves behind.
         if isinstance(module, nn.Linear) and not path.startswith("to_offload.")
     ]
-    if not layers:
+    if not linear:
         raise ModelUnavailableError(
             "this checkpoint is already quantized, nothing is left to measure; choose the full-precision one"
         )
-    return sorted(layers, key=lambda layer: _place(layer.path))
+    patches = [path for path, module in modules if path == PATCH_EMBEDDING and _is_over_patches(module)]
+    return [
+        LayerInfo(path=path, shape=_shape(find_linear(mmdit, path)))
+        for path in sorted([*linear, *patches], key=_place)
+    ]
 
 
 def get_weight(mmdit: Any, layer: str) -> mx.array:
     """The weight (outputs, inputs) of a layer.
 
     Raises:
-        TaskRefusedError: the model has no such `nn.Linear`.
+        TaskRefusedError: the model has no such layer.
     """
-    weight: mx.array = find_linear(mmdit, layer).weight
+    module = find_linear(mmdit, layer)
+    weight: mx.array = module.weight.reshape(_shape(module))
     return weight
 
 
@@ -52,16 +64,17 @@ def set_weight(mmdit: Any, layer: str, weight: mx.array) -> None:
     """Replace the weight (outputs, inputs) of a layer.
 
     Raises:
-        TaskRefusedError: the model has no such `nn.Linear`.
+        TaskRefusedError: the model has no such layer.
     """
-    find_linear(mmdit, layer).weight = weight
+    module = find_linear(mmdit, layer)
+    module.weight = weight.reshape(module.weight.shape)
 
 
-def find_linear(mmdit: Any, layer: str) -> nn.Linear:
+def find_linear(mmdit: Any, layer: str) -> nn.Linear | nn.Conv2d:
     """The layer at a dotted path.
 
     Raises:
-        TaskRefusedError: the model has no such `nn.Linear`.
+        TaskRefusedError: the model has no such layer.
     """
     node: Any = mmdit
     for name in layer.split("."):
@@ -69,9 +82,21 @@ def find_linear(mmdit: Any, layer: str) -> nn.Linear:
             node = node[int(name)] if isinstance(node, list) else getattr(node, name)
         except (AttributeError, IndexError, ValueError):
             raise TaskRefusedError(f"this model has no layer {layer!r}") from None
-    if not isinstance(node, nn.Linear):
-        raise TaskRefusedError(f"{layer!r} of this model is no nn.Linear")
-    return node
+    if not isinstance(node, nn.Linear) and not (layer == PATCH_EMBEDDING and _is_over_patches(node)):
+        raise TaskRefusedError(f"{layer!r} of this model is no linear layer")
+    module: nn.Linear | nn.Conv2d = node
+    return module
+
+
+def _is_over_patches(module: Any) -> bool:
+    """Whether a module is a convolution that sees each pixel once."""
+    return isinstance(module, nn.Conv2d) and tuple(module.stride) == tuple(module.weight.shape[1:3])
+
+
+def _shape(module: nn.Linear | nn.Conv2d) -> tuple[int, int]:
+    """(outputs, inputs)."""
+    outputs: int = module.weight.shape[0]
+    return outputs, module.weight.size // outputs
 
 
 def _place(path: str) -> tuple[int, int, int, int, int, str]:

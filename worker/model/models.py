@@ -1,21 +1,32 @@
 """Loading a model: DiffusionKit's own pipeline classes and loaders, for real and built-in models alike."""
 
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from shared.errors import InputError, ModelUnavailableError, RunMismatchError
-from shared.models import ModelSpec, model_spec
+from shared.models import PARTS, ModelSpec, Part, model_spec
 from shared.runs import RunSettings
 from worker.model.quiet_imports import quiet_imports
 
 with quiet_imports():
     import mlx.core as mx
-    from diffusionkit.mlx import DiffusionPipeline, FluxPipeline
+    from diffusionkit.mlx import DiffusionPipeline, FluxPipeline, model_io
 
     from worker.model.model_files import ModelFiles, file_sha256
+    from worker.model.published import PublishedMMDiT
     from worker.model.small_models import DEMO, TINY_SD3, BuiltIn, demo_folder
     from worker.model.tiny_checkpoint import tiny_sd3_folder
+
+_ATTRIBUTES: dict[Part, tuple[str, ...]] = {
+    "transformer": ("mmdit",),
+    "text_encoder": ("clip_l", "tokenizer_l", "clip_g", "tokenizer_g", "t5_encoder", "t5_tokenizer"),
+    "vae": ("decoder",),
+}
+"""Where a pipeline of DiffusionKit keeps its parts."""
 
 BUILT_IN = {
     "tiny-sd3": BuiltIn(TINY_SD3, tiny_sd3_folder),
@@ -30,14 +41,40 @@ class LoadedModel:
     spec: ModelSpec
     pipeline: DiffusionPipeline
     fingerprint: str
-    """sha256, in hex, over the files that DiffusionKit resolved."""
+    """sha256, in hex, over the transformer's files: the same whichever other parts are held.
+
+    With DiffusionKit's forward pass over all files, as it was before parts were told apart.
+    """
+    files: ModelFiles
+
+    def hold(self, *parts: Part) -> None:
+        """Load those of these parts that are missing.
+
+        Raises:
+            ModelUnavailableError: a file is missing, gated, or holds another model.
+        """
+        with _explained(self.files, self.pipeline.use_t5):
+            self.pipeline.hold(parts)
+
+    def keep_only(self, *parts: Part) -> None:
+        """Drop all other parts, and give their memory back."""
+        self.pipeline.keep_only(parts)
+
+    def part_fingerprints(self) -> dict[str, str]:
+        """sha256, in hex, over the files of each part that was loaded so far."""
+        return self.files.part_fingerprints()
 
 
-def load_model(settings: RunSettings, checkpoint: Path | None = None) -> LoadedModel:
-    """Load the model of a run. `checkpoint` replaces the transformer's file (for SD3 the VAE's too).
+def load_model(
+    settings: RunSettings, checkpoint: Path | None = None, parts: Sequence[Part] = PARTS
+) -> LoadedModel:
+    """Load the model of a run, or the parts of it that a task needs.
+
+    `checkpoint` replaces the transformer's file (for SD3 the VAE's too).
 
     Raises:
-        InputError: no such model, T5 wanted of a model without it, or an image larger than it draws.
+        InputError: no such model, T5 wanted of a model without it, a guidance that the model's forward pass
+            doesn't take or that it lacks, or an image larger than it draws.
         RunMismatchError: `checkpoint` is not the file that the run was enqueued with.
         ModelUnavailableError: a file is missing, gated, or holds another model.
     """
@@ -45,12 +82,27 @@ def load_model(settings: RunSettings, checkpoint: Path | None = None) -> LoadedM
     spec.check(image_size=settings.image_size, use_t5=settings.use_t5)
     _check_checkpoint(settings, checkpoint)
     built_in = BUILT_IN[spec.id] if spec.built_in else None
-    files = ModelFiles(spec.id, settings.precision, checkpoint, built_in)
+    _check_guidance(spec, settings)
+    files = ModelFiles(spec.id, settings.precision, checkpoint, built_in, settings.reference)
+    whole = settings.reference == "diffusionkit"
+    with _explained(files, settings.use_t5):
+        pipeline = _new_pipeline(spec, settings, files, PARTS if whole else parts)
+    if isinstance(pipeline.mmdit, PublishedMMDiT):
+        pipeline.mmdit.set_guidance(settings.guidance, pipeline.activation_dtype)
+    return LoadedModel(
+        spec=spec,
+        pipeline=pipeline,
+        fingerprint=files.fingerprint(*(PARTS if whole else ("transformer",))),
+        files=files,
+    )
+
+
+@contextmanager
+def _explained(files: ModelFiles, use_t5: bool) -> Iterator[None]:
     try:
-        pipeline = _new_pipeline(spec, settings, files)
+        yield
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise _unusable(error, files, settings.use_t5) from error
-    return LoadedModel(spec=spec, pipeline=pipeline, fingerprint=files.fingerprint())
+        raise _unusable(error, files, use_t5) from error
 
 
 def _unusable(error: Exception, files: ModelFiles, use_t5: bool) -> ModelUnavailableError:
@@ -90,30 +142,96 @@ def _check_checkpoint(settings: RunSettings, checkpoint: Path | None) -> None:
         )
 
 
+def _check_guidance(spec: ModelSpec, settings: RunSettings) -> None:
+    wanted = spec.guidance is not None and settings.reference == "published"
+    if wanted and settings.guidance is None:
+        raise InputError(f"{spec.id} needs a guidance, run {settings.id} has none; enqueue it again")
+    if not wanted and settings.guidance is not None:
+        raise InputError(
+            f"{spec.id} with reference {settings.reference} takes no guidance, run {settings.id} has "
+            f"{settings.guidance:g}; enqueue it again"
+        )
+
+
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 class _OwnFiles:
-    """Lets a pipeline find its files whenever it loads: at first, and when it restores weights later."""
+    """A pipeline that holds the parts it is told to, and finds their files whenever it loads them."""
 
-    def __init__(self, *, files: ModelFiles, **options: Any) -> None:
+    # DiffusionKit's own attributes.
+    dtype: mx.Dtype
+    mmdit_ckpt: str
+    model: str
+    set_up_t5: Callable[[], None]
+    use_clip_g: bool
+    use_t5: bool
+
+    def __init__(self, *, files: ModelFiles, parts: Sequence[Part], **options: Any) -> None:
         self._files = files
         with files.visible():
             super().__init__(**options)
-        self._fit_tokenizers()
+        self.hold(parts)
+
+    def check_and_load_models(self) -> None:
+        """DiffusionKit loads everything here, the VAE's encoder included; see `hold`."""
+
+    def hold(self, parts: Sequence[Part]) -> None:
+        """Load those of these parts that are missing."""
+        if "transformer" in parts and not hasattr(self, "mmdit"):
+            self.load_mmdit()
+        if "vae" in parts and not hasattr(self, "decoder"):
+            with self._files.visible("vae"):
+                self.decoder = model_io.load_vae_decoder(key=self.mmdit_ckpt, float16=self._half)
+        if "text_encoder" in parts and not self._has_text_encoders:
+            with self._files.visible("text_encoder"):
+                self._load_text_encoders()
+
+    def keep_only(self, parts: Sequence[Part]) -> None:
+        """Drop all other parts, and give their memory back."""
+        surplus = [name for part, names in _ATTRIBUTES.items() if part not in parts for name in names]
+        held = [name for name in surplus if hasattr(self, name)]
+        for name in held:
+            delattr(self, name)
+        if held:
+            gc.collect()
+            mx.clear_cache()
 
     def load_mmdit(self, only_modulation_dict: bool = False) -> Any:
         """See DiffusionKit."""
-        with self._files.visible():
+        with self._files.visible("transformer"):
             return super().load_mmdit(only_modulation_dict)  # type: ignore[misc]
 
-    def _fit_tokenizers(self) -> None:
-        # DiffusionKit's tokenizers assume CLIP's 77 tokens. The small models have fewer positions, which
-        # saves most of the time of a forward pass; for the real ones this changes nothing.
-        for part in ("l", "g"):
-            if hasattr(self, f"tokenizer_{part}"):
-                getattr(self, f"tokenizer_{part}").max_length = getattr(self, f"clip_{part}").max_length
+    @property
+    def _half(self) -> bool:
+        return bool(self.dtype != mx.float32)
+
+    @property
+    def _has_text_encoders(self) -> bool:
+        names = (
+            "clip_l",
+            *(["clip_g"] if self.use_clip_g else []),
+            *(["t5_tokenizer"] if self.use_t5 else []),
+        )
+        return all(hasattr(self, name) for name in names)
+
+    def _load_text_encoders(self) -> None:
+        for part in ("l", "g") if self.use_clip_g else ("l",):
+            encoder = model_io.load_text_encoder(self.model, float16=self._half, model_key=f"clip_{part}")
+            tokenizer = model_io.load_tokenizer(
+                self.model,
+                vocab_key=f"tokenizer_{part}_vocab",
+                merges_key=f"tokenizer_{part}_merges",
+                pad_with_eos=part == "l",
+            )
+            # DiffusionKit's tokenizers assume CLIP's 77 tokens. The small models have fewer positions, which
+            # saves most of the time of a forward pass; for the real ones this changes nothing.
+            tokenizer.max_length = encoder.max_length
+            setattr(self, f"clip_{part}", encoder)
+            setattr(self, f"tokenizer_{part}", tokenizer)
+        if self.use_t5:
+            self.set_up_t5()
 
     def _tokenize(self, tokenizer: Any, text: str, negative_text: str | None = None) -> mx.array:
         try:
@@ -134,11 +252,15 @@ class _FluxPipeline(_OwnFiles, FluxPipeline):  # type: ignore[misc]
     """FLUX.1."""
 
 
-def _new_pipeline(spec: ModelSpec, settings: RunSettings, files: ModelFiles) -> DiffusionPipeline:
-    half = settings.precision == "float16"
+def _new_pipeline(
+    spec: ModelSpec, settings: RunSettings, files: ModelFiles, parts: Sequence[Part]
+) -> DiffusionPipeline:
+    # Which 16 bits these are is the family's matter: runs from before bfloat16 was said call both float16.
+    half = settings.precision != "float32"
     pipeline_class = _FluxPipeline if spec.family == "flux" else _Sd3Pipeline
     return pipeline_class(
         files=files,
+        parts=parts,
         model_version=spec.id,
         shift=settings.shift,
         use_t5=settings.use_t5,

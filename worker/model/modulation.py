@@ -9,6 +9,11 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from worker.model.published import PublishedMMDiT
+
+MODULATION_EMBEDDERS = ("y_embedder.", "t_embedder.", "guidance_in.")
+"""Starts of the paths of all layers that `modulation_inputs` runs."""
+
 
 def modulated_modules(mmdit: Any) -> list[nn.Module]:
     """The modules that read `_modulation_params`, in the order of the forward pass."""
@@ -21,38 +26,45 @@ def modulated_modules(mmdit: Any) -> list[nn.Module]:
 
 
 def modulation_inputs(mmdit: Any, pooled_conditioning: mx.array, timesteps: mx.array) -> mx.array:
-    """What each adaLN layer reads: embedded pooled text plus embedded timestep.
+    """What each adaLN layer reads: embedded pooled text plus embedded timestep, and guidance, if any.
 
     Args:
         mmdit: DiffusionKit's transformer.
         pooled_conditioning: (B, P).
-        timesteps: (B,) in activation dtype, one a row.
+        timesteps: (B,), one a row.
 
     Returns:
         (B, 1, 1, hidden), not yet evaluated.
     """
-    inputs: mx.array = mmdit.y_embedder(pooled_conditioning)[:, None, None, :] + mmdit.t_embedder(timesteps)
+    inputs: mx.array
+    if isinstance(mmdit, PublishedMMDiT):
+        inputs = mmdit.modulation_inputs(pooled_conditioning, timesteps)
+        return inputs
+    sinusoids = mmdit.t_embedder.timestep_embedding(timesteps)
+    # DiffusionKit makes them in 16 bits; what follows must not be, where all else is wider.
+    sinusoids = sinusoids.astype(mx.result_type(sinusoids.dtype, pooled_conditioning.dtype))
+    t_embed = mmdit.t_embedder.mlp(sinusoids[:, None, None, :])
+    inputs = mmdit.y_embedder(pooled_conditioning)[:, None, None, :] + t_embed
     return inputs
 
 
 def set_modulation(mmdit: Any, pooled_conditioning: mx.array, timesteps: mx.array) -> None:
     """Set every block's modulation for these timesteps; what was set before is forgotten.
 
-    Equal to `cache_modulation_params` to the last bit, and the weights stay.
+    Of DiffusionKit's own pass equal to `cache_modulation_params` to the last bit, and the weights stay.
 
     Args:
         mmdit: DiffusionKit's transformer.
         pooled_conditioning: (B, P), B being 2 with CFG (text, negative), else 1.
-        timesteps: (N,) in activation dtype; `timestep.item()` is the key that a forward pass asks for.
+        timesteps: (N,); `timestep.item()` is the key that a forward pass asks for.
     """
     clear_modulation(mmdit)
     modules: list[Any] = modulated_modules(mmdit)
     for module in modules:
         module._modulation_params = {}
     batch = pooled_conditioning.shape[0]
-    y_embed = mmdit.y_embedder(pooled_conditioning)[:, None, None, :]
     for timestep in timesteps:
-        inputs = y_embed + mmdit.t_embedder(mx.repeat(timestep[None], batch, axis=0))
+        inputs = modulation_inputs(mmdit, pooled_conditioning, mx.repeat(timestep[None], batch, axis=0))
         params = [module.adaLN_modulation(inputs) for module in modules]
         # One evaluation a timestep: the graph never holds more than one set.
         mx.eval(params)

@@ -1,4 +1,4 @@
-"""From MLX parameter names to the key names of the original SD3, CLIP and FLUX checkpoints.
+"""From MLX parameter names to the key names of the original SD3, CLIP, T5 and FLUX checkpoints.
 
 DiffusionKit's loaders go the other way (`model_io.*_state_dict_adjustments`,
 `map_clip_text_encoder_weights`); each function here is the inverse of one of them.
@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+from mlx.nn.layers.base import Module
+from mlx.utils import tree_flatten
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Weights = dict[str, Array]
@@ -59,6 +61,23 @@ _CLIP_NAMES = (
     ("position_embedding.", "embeddings.position_embedding."),
 )
 
+_T5_NAMES = (
+    ("wte.", "encoder.embed_tokens."),
+    ("encoder.ln.", "encoder.final_layer_norm."),
+    (
+        "encoder.relative_attention_bias.embeddings.",
+        "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.",
+    ),
+    ("encoder.layers.", "encoder.block."),
+    (".attention.query_proj.", ".layer.0.SelfAttention.q."),
+    (".attention.key_proj.", ".layer.0.SelfAttention.k."),
+    (".attention.value_proj.", ".layer.0.SelfAttention.v."),
+    (".attention.out_proj.", ".layer.0.SelfAttention.o."),
+    (".ln1.", ".layer.0.layer_norm."),
+    (".ln2.", ".layer.1.layer_norm."),
+    (".dense.", ".layer.1.DenseReluDense."),
+)
+
 _FLUX_NAMES = (
     ("multimodal_transformer_blocks.", "double_blocks."),
     ("unified_transformer_blocks.", "single_blocks."),
@@ -87,6 +106,12 @@ _FLUX_NAMES = (
     ("t_embedder.", "time_in."),
     ("y_embedder.", "vector_in."),
 )
+
+
+def empty_parameters(module: Module) -> Weights:
+    """Arrays in the shape of each parameter, of a dtype of no bytes: shapes alone, at no cost of memory."""
+    parameters: Any = tree_flatten(module.parameters())  # type: ignore[no-untyped-call]
+    return {name: np.zeros(value.shape, "V0") for name, value in parameters}
 
 
 def mmdit_to_sd3(parameters: Mapping[str, Array]) -> Weights:
@@ -118,6 +143,12 @@ def clip_to_hf(parameters: Mapping[str, Array]) -> Weights:
     }
 
 
+def t5_to_google(parameters: Mapping[str, Array]) -> Weights:
+    """Keys of T5's encoder in Google's layout, where the token embedding stands twice."""
+    weights = _rename(parameters, _T5_NAMES)
+    return {"shared.weight": weights["encoder.embed_tokens.weight"], **weights}
+
+
 def mmdit_to_flux(parameters: Mapping[str, Array]) -> Weights:
     """Keys and shapes of the transformer in a FLUX.1 checkpoint."""
     weights = _rename(_merge_qkv(_merge_unified(parameters)), _FLUX_NAMES)
@@ -139,16 +170,15 @@ def _rename(parameters: Mapping[str, Array], names: Iterable[tuple[str, str]]) -
 
 
 def _merge_qkv(parameters: Mapping[str, Array]) -> Weights:
-    """One qkv matrix for three; the key bias, which a softmax can't see, is zero."""
+    """One qkv matrix for three; DiffusionKit's own modules have no key bias, which is then zero."""
     weights = dict(parameters)
     for name in [name for name in weights if name.endswith(".attn.q_proj.weight")]:
         stem = name.removesuffix("q_proj.weight")
         query, value = weights.pop(name), weights.pop(f"{stem}v_proj.weight")
         weights[f"{stem}qkv.weight"] = np.concatenate([query, weights.pop(f"{stem}k_proj.weight"), value])
         bias = weights.pop(f"{stem}q_proj.bias")
-        weights[f"{stem}qkv.bias"] = np.concatenate(
-            [bias, np.zeros_like(bias), weights.pop(f"{stem}v_proj.bias")]
-        )
+        key_bias = weights.pop(f"{stem}k_proj.bias", np.zeros_like(bias))
+        weights[f"{stem}qkv.bias"] = np.concatenate([bias, key_bias, weights.pop(f"{stem}v_proj.bias")])
     return weights
 
 
@@ -159,10 +189,11 @@ def _merge_unified(parameters: Mapping[str, Array]) -> Weights:
         block = name.removesuffix("attn.q_proj.weight")
         stem = block.removesuffix("transformer_block.")
         query_bias = weights.pop(f"{block}attn.q_proj.bias")
+        key_bias = weights.pop(f"{block}attn.k_proj.bias", np.zeros_like(query_bias))
         inputs = ("attn.q_proj", "attn.k_proj", "attn.v_proj", "mlp.fc1")
         weights[f"{stem}linear1.weight"] = np.concatenate([weights.pop(f"{block}{i}.weight") for i in inputs])
         weights[f"{stem}linear1.bias"] = np.concatenate(
-            [query_bias, np.zeros_like(query_bias)] + [weights.pop(f"{block}{i}.bias") for i in inputs[2:]]
+            [query_bias, key_bias] + [weights.pop(f"{block}{i}.bias") for i in inputs[2:]]
         )
         weights[f"{stem}linear2.weight"] = np.concatenate(
             [weights.pop(f"{block}{i}.weight") for i in ("attn.o_proj", "mlp.fc2")], axis=1

@@ -13,14 +13,12 @@ from diffusionkit.mlx.clip import CLIPTextModel
 from diffusionkit.mlx.config import CLIPTextModelConfig
 from diffusionkit.mlx.mmdit import MMDiT
 from diffusionkit.mlx.vae import VAEDecoder, VAEEncoder
-from mlx.nn.layers.base import Module
-from mlx.utils import tree_flatten
 from platformdirs import user_cache_path
 from safetensors.numpy import save_file
 
 from shared.errors import ModelUnavailableError
 from worker.model import sd3_layout
-from worker.model.sd3_layout import Array, Weights
+from worker.model.sd3_layout import Array, Weights, empty_parameters
 from worker.model.small_models import TINY_SD3, WEIGHTS_FILE, SmallModel
 from worker.model.vocabulary import byte_pair_merges, vocabulary
 
@@ -60,20 +58,20 @@ def _write_whole(folder: Path) -> None:
 
 def write_random_checkpoint(folder: Path, small: SmallModel, seed: int = 0) -> None:
     """Write all files that DiffusionKit downloads for an SD3 model, with random weights."""
-    transformer = sd3_layout.mmdit_to_sd3(shapes_of(MMDiT(small.mmdit_config("float32"))))
+    transformer = sd3_layout.mmdit_to_sd3(empty_parameters(MMDiT(small.mmdit_config("float32"))))
     encoder = VAEEncoder(**vars(small.vae_encoder_config()))
     decoder = VAEDecoder(**vars(small.vae_decoder_config()))
     weights = {
         **transformer,
-        **sd3_layout.vae_to_sd3(shapes_of(encoder), sd3_layout.VAE_ENCODER_PREFIX),
-        **sd3_layout.vae_to_sd3(shapes_of(decoder), sd3_layout.VAE_DECODER_PREFIX),
+        **sd3_layout.vae_to_sd3(empty_parameters(encoder), sd3_layout.VAE_ENCODER_PREFIX),
+        **sd3_layout.vae_to_sd3(empty_parameters(decoder), sd3_layout.VAE_DECODER_PREFIX),
     }
     write_weights(folder / WEIGHTS_FILE, random_like(weights, seed))
     # DiffusionKit resolves this one, and never reads it.
     write_json(folder / "config.json", {})
     write_tokenizers(folder)
     for index, (part, width) in enumerate(zip(("clip_l", "clip_g"), small.clip_widths, strict=True)):
-        shapes = sd3_layout.clip_to_hf(shapes_of(new_clip(small, width)))
+        shapes = sd3_layout.clip_to_hf(empty_parameters(new_clip(small, width)))
         write_clip(folder / part, small, width, random_like(shapes, seed + 1 + index))
 
 
@@ -126,12 +124,6 @@ def _write(path: Path, data: bytes) -> None:
     path.write_bytes(data)
 
 
-def shapes_of(module: Module) -> Weights:
-    """Zeros in the shape of each parameter; nothing of the module is evaluated."""
-    parameters: Any = tree_flatten(module.parameters())  # type: ignore[no-untyped-call]
-    return {name: np.zeros(value.shape, np.float32) for name, value in parameters}
-
-
 def random_like(shapes: Mapping[str, Array], seed: int) -> Weights:
     """Random weights that keep activations near unit variance, each tensor from its own stream."""
     return {name: _random_tensor(name, zeros.shape, seed) for name, zeros in shapes.items()}
@@ -160,4 +152,4 @@ def _random_vector(name: str, uniform: Array) -> Array:
 
 def write_tiny_flux(path: Path, config: Any, seed: int = 0) -> None:
     """Write a FLUX-shaped transformer of these sizes (an MMDiTConfig), as `model_io.load_flux` reads it."""
-    write_weights(path, random_like(sd3_layout.mmdit_to_flux(shapes_of(MMDiT(config))), seed))
+    write_weights(path, random_like(sd3_layout.mmdit_to_flux(empty_parameters(MMDiT(config))), seed))

@@ -15,6 +15,7 @@ from redis import Redis
 
 from shared.errors import RunMismatchError
 from shared.layout.npz import Array
+from shared.models import Precision
 from shared.runs import Digest, RunSettings
 from worker.engine.batches import guided_velocity
 from worker.engine.steps import Inputs, forward_steps, run_steps
@@ -26,7 +27,7 @@ TIMESTEP = 500.0
 VALUES = 256
 KEEP_SECONDS = 30 * 24 * 3600
 
-TOLERANCES = {"float32": 1e-3, "float16": 5e-2}
+TOLERANCES: dict[Precision, float] = {"float32": 1e-3, "float16": 5e-2, "bfloat16": 5e-2}
 """Relative L2 difference that is no reason to worry, by precision; see docs/reliability.md."""
 
 Text = Annotated[str, Meta(max_length=200)]
@@ -62,7 +63,7 @@ def measure_canary(model: LoadedModel, run: RunSettings) -> Array:
         x=x,
         text=draw(rows, TEXT_TOKENS, 1, config.token_level_text_embed_dim),
         pooled=draw(rows, config.pooled_text_embed_dim),
-        timesteps=mx.full((rows,), TIMESTEP, dtype=dtype),
+        timesteps=mx.full((rows,), TIMESTEP),
     )
     (velocity,) = run_steps(mmdit, forward_steps(mmdit), (), inputs)
     flat = np.array(guided_velocity(velocity, run.cfg_weight)).reshape(-1)
@@ -77,8 +78,9 @@ def compare_with_first(
     `tolerance` replaces the one of the run's precision.
 
     Raises:
-        RunMismatchError: other files, or a difference beyond the tolerance (or no finite number).
+        RunMismatchError: other files, a difference beyond the tolerance, or numbers that are not finite.
     """
+    _require_finite(run, canary)
     key = f"bitfleet:canary:{run.id}"
     connection.set(key, msgspec.json.encode(canary), nx=True, ex=KEEP_SECONDS)
     first = _decode(cast(bytes | None, connection.get(key)))
@@ -94,7 +96,7 @@ def compare_with_first(
         )
     difference = _relative_difference(np.array(canary.output), np.array(first.output))
     limit = TOLERANCES[run.precision] if tolerance is None else tolerance
-    # Written so that NaN is beyond it.
+    # Written so that NaN, of a reference of zeros, is beyond it.
     if not difference <= limit:
         raise RunMismatchError(
             f"this machine ({_described(canary)}) computes otherwise than {first.host} "
@@ -103,6 +105,17 @@ def compare_with_first(
             f"delete {key} in Redis"
         )
     return difference
+
+
+def _require_finite(run: RunSettings, canary: Canary) -> None:
+    """Before anything is compared: NaN differs from itself, and no other machine is to be held against it."""
+    lost = sum(not math.isfinite(value) for value in canary.output)
+    if lost:
+        raise RunMismatchError(
+            f"{run.model} in {run.precision} is not finite on this machine ({_described(canary)}): {lost} of "
+            f"{len(canary.output)} values of a test input. If no machine does better, the model's files or "
+            "this precision are at fault; else install the same mlx as on the machines that do"
+        )
 
 
 def _relative_difference(value: Array, reference: Array) -> float:

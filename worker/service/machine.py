@@ -18,7 +18,12 @@ def host_name() -> str:
 
 @cache
 def versions() -> dict[str, str]:
-    """Of everything that could change a result."""
+    """Of everything that could change a result, and where it ran. Imports MLX: only a job may ask.
+
+    `tf32` is "off", or "allowed": then chips that have it (M5 and later) multiply float32 with 10 bits of
+    mantissa.
+    """
+    device = _device()
     return {
         "bitfleet": __version__,
         "mlx": metadata.version("mlx"),
@@ -26,12 +31,22 @@ def versions() -> dict[str, str]:
         "numpy": metadata.version("numpy"),
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
+        "os": _operating_system(),
+        "device": device.get("device_name", "unknown"),
+        "architecture": device.get("architecture", "unknown"),
+        "tf32": "off" if os.environ.get("MLX_ENABLE_TF32") == "0" else "allowed",
     }
 
 
-def memory_bytes() -> int:
-    """Physical memory."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def _device() -> dict[str, str]:
+    import mlx.core as mx
+
+    return {name: str(value)[:200] for name, value in mx.device_info().items()}
+
+
+def _operating_system() -> str:
+    release = platform.mac_ver()[0]
+    return f"macOS {release}" if release else f"{platform.system()} {platform.release()}"
 
 
 def require_mlx() -> None:

@@ -5,11 +5,15 @@ import secrets
 from pathlib import Path
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, field
 from platformdirs import user_cache_path
 
 ENVIRONMENT_NAME = "BITFLEET_WORKER_OPTIONS"
 """The options travel in the environment: a process list shows arguments, passwords included."""
+
+MLX_ENVIRONMENT = {"MLX_ENABLE_TF32": "0"}
+"""M5 and later chips else multiply float32 with 10 bits of mantissa. Read when MLX is first used; what the
+user has set stays, and is told in every record."""
 
 
 class WorkerOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -34,11 +38,15 @@ class WorkerOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Leave when the queue is empty."""
     with_parent: bool = False
     """Leave, handing the job back, when the process that started us is gone."""
+    alone: bool = False
+    """Leave when this machine can't do a task: there is no other one that could."""
+    start_id: str = field(default_factory=lambda: secrets.token_hex(6))
+    """Of the `worker start`: its processes, and those that replace them, know what the others set aside."""
     log_level: str = "INFO"
 
     def to_environment(self) -> dict[str, str]:
         """This process's environment, with these options in it."""
-        return {**os.environ, ENVIRONMENT_NAME: msgspec.json.encode(self).decode()}
+        return {**MLX_ENVIRONMENT, **os.environ, ENVIRONMENT_NAME: msgspec.json.encode(self).decode()}
 
     @classmethod
     def from_environment(cls) -> "WorkerOptions":

@@ -88,6 +88,9 @@ def _work(options: WorkerOptions) -> int:
         lease_seconds=options.lease_seconds,
         beat_seconds=options.beat_seconds,
         hedge=options.hedge,
+        start_id=options.start_id,
+        alone=options.alone,
+        when_idle=runtime.rest,
     )
     if options.with_parent:
         _leave_with_parent()
@@ -99,7 +102,10 @@ def _work(options: WorkerOptions) -> int:
     if worker.broken:
         logger.error("the GPU failed: this process leaves for a new one")
         return EXIT_BROKEN
-    return 0 if worker.left_in_order else EXIT_BROKEN
+    if options.burst and (reasons := worker.set_aside.reasons()):
+        logger.error("what this machine can't do is left in the queue: %s", "; ".join(reasons))
+        return EXIT_REFUSED
+    return 0 if worker.exited_cleanly else EXIT_BROKEN
 
 
 def check_clock(connection: Redis, lease_seconds: int) -> None:
@@ -150,10 +156,10 @@ def _leave_with_parent() -> None:
         pause = threading.Event()
         while os.getppid() == parent:
             pause.wait(PARENT_POLL_SECONDS)
-        # Twice: once asks to finish the job, twice hands it back.
+        # One signal asks to finish the job, two hand it back. Two of one kind would count as one while the
+        # main thread computes and gets round to neither.
         os.kill(os.getpid(), signal.SIGTERM)
-        pause.wait(0.2)
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=watch, name="parent", daemon=True).start()
 

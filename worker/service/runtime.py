@@ -21,6 +21,7 @@ from shared.runs import RunSettings
 from shared.stores.records import Record
 from shared.stores.store import ShardStore
 from worker.jobs.job_context import JobContext
+from worker.service.blas import use_fast_blas
 
 if TYPE_CHECKING:
     from worker.model.models import LoadedModel
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger("bitfleet.worker")
 
 RELAY_POLL_SECONDS = 2.0
+IDLE_SECONDS = 300.0
+"""After so long without a job the model is given back: the Mac is somebody's."""
+TEXT_TOKENS = {False: 154, True: 589}
+"""Of a row of conditioning, at most, without and with T5."""
 
 
 class Runtime:
@@ -62,6 +67,8 @@ class Runtime:
         """Runs whose canary was compared."""
         self._model: tuple[str, LoadedModel] | None = None
         self._engine: tuple[str, Any] | None = None
+        self._used = 0.0
+        """When the model was used last, on the monotonic clock."""
 
     @property
     def functions(self) -> dict[str, Any]:
@@ -73,6 +80,25 @@ class Runtime:
         self._check(task)
         if self._store.has_record(task.group, task.id):
             return {"outcome": "exists"}
+        try:
+            return self._run(task, context)
+        finally:
+            self._used = time.monotonic()
+
+    def rest(self) -> None:
+        """There is no job: after a while, give the memory of the model back. Called by the main thread."""
+        if self._model is None or time.monotonic() - self._used < IDLE_SECONDS:
+            return
+        import gc
+
+        import mlx.core as mx
+
+        logger.info("idle for %.0f s: giving back the memory of the model", time.monotonic() - self._used)
+        self._model = self._engine = None
+        gc.collect()
+        mx.clear_cache()
+
+    def _run(self, task: Task, context: JobContext) -> dict[str, Any]:
         started = time.monotonic()
         context.check("loading the model")
         model = self._model_of(task.run)
@@ -97,15 +123,41 @@ class Runtime:
             )
 
     def _model_of(self, run: RunSettings) -> "LoadedModel":
+        if self._model is None:
+            use_fast_blas(self._workers_here)
+        from worker.engine.limits import apply_limits
         from worker.model.models import load_model
 
         # Steps, prompts and seeds may change without loading anything again.
-        key = f"{run.model} {run.checkpoint_sha256} {run.shift} {run.use_t5} {run.precision}"
+        key = (
+            f"{run.model} {run.checkpoint_sha256} {run.shift} {run.use_t5} {run.precision} "
+            f"{run.reference} {run.guidance}"
+        )
         if self._model is None or self._model[0] != key:
             self._model = self._engine = None
             logger.info("loading %s", run.model)
-            self._model = (key, load_model(run, self._checkpoint))
+            model = load_model(run, self._checkpoint, ("transformer",))
+            self._require_memory(run, model)
+            self._model = (key, model)
+        # Each time: DiffusionKit's T5 sets a limit of its own.
+        apply_limits(self._memory_share())
         return self._model[1]
+
+    def _require_memory(self, run: RunSettings, model: "LoadedModel") -> None:
+        """Before any weight is read: the transformer and one sample's pass must fit."""
+        from worker.engine.limits import require_memory
+        from worker.engine.memory import memory_of_a_pass, memory_of_weights, memory_of_wide_weights
+
+        mmdit: Any = model.pipeline.mmdit
+        height, width = run.latent_size
+        one_pass = memory_of_a_pass(
+            mmdit,
+            rows=2 if run.cfg_weight > 0 else 1,
+            tokens=height * width // mmdit.config.patch_size**2 + TEXT_TOKENS[run.use_t5],
+            itemsize=4,
+        )
+        needed = memory_of_weights(mmdit) + memory_of_wide_weights(mmdit) + one_pass
+        require_memory(run.model, needed, self._memory_share())
 
     def _compare_canary(self, run: RunSettings, model: "LoadedModel", context: JobContext) -> None:
         """On joining a run, before its first real task."""
@@ -134,6 +186,8 @@ class Runtime:
     def _measure(self, task: SensitivityTask, model: "LoadedModel", context: JobContext) -> bytes:
         from worker.engine.exact import ExactEngine
 
+        model.keep_only("transformer")
+
         def new() -> ExactEngine:
             return ExactEngine(
                 model.pipeline,
@@ -141,6 +195,7 @@ class Runtime:
                 cfg_weight=task.run.cfg_weight,
                 group_size=task.sensitivity.group_size,
                 memory_limit=self._memory_share(),
+                compute=task.sensitivity.compute,
             )
 
         engine: ExactEngine = self._engine_of(f"exact {task.sensitivity.id}", new)
@@ -149,6 +204,8 @@ class Runtime:
 
     def _sketch(self, task: SketchTask, model: "LoadedModel", context: JobContext) -> bytes:
         from worker.engine.sketch import SketchEngine
+
+        model.keep_only("transformer")
 
         def new() -> SketchEngine:
             return SketchEngine(
@@ -169,13 +226,14 @@ class Runtime:
         context.check("fetching samples")
         return fetch_samples(task, self._store, self._cache_dir, self._calib_dir)
 
-    def _memory_share(self) -> int | None:
-        """Two workers that each took what one may would leave none for the machine."""
-        from worker.engine.memory import default_memory_limit
+    def _memory_share(self) -> int:
+        """Bytes. Two workers that each took what one may would leave none for the machine."""
+        from worker.engine.limits import default_memory_limit
 
-        if self._memory_limit is not None or self._workers_here == 1:
-            return self._memory_limit
-        return default_memory_limit() // self._workers_here
+        if self._memory_limit is None:
+            # Once: what Linux has available falls with every array of ours and of the other workers.
+            self._memory_limit = default_memory_limit() // self._workers_here
+        return self._memory_limit
 
     def _engine_of(self, key: str, new: Callable[[], Any]) -> Any:
         """The engine at hand, or a new one: each keeps what fits into memory, so there is only ever one."""

@@ -2,13 +2,11 @@
 
 import logging
 import os
-import platform
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -22,28 +20,21 @@ from worker.service.process import EXIT_REFUSED, EXIT_TROUBLE
 
 logger = logging.getLogger("bitfleet.worker")
 
+LAUNCHER = Path(__file__).resolve().parents[1] / "launch.py"
 POLL_SECONDS = 0.1
-FIRST_BACKOFF_SECONDS = 1.0
-MAX_BACKOFF_SECONDS = 60.0
 HEALTHY_SECONDS = 60.0
 """A worker that lived this long starts its backoff anew."""
-
-# The BLAS in MLX's Linux wheel is the reference one: a real one is 15 to 35 times faster.
-_OPENBLAS = (
-    "/usr/lib/{arch}-linux-gnu/openblas-pthread/libblas.so.3",
-    "/usr/lib/{arch}-linux-gnu/libopenblas.so.0",
-    "/usr/lib64/libopenblas.so.0",
-)
 
 
 @dataclass(slots=True)
 class _Slot:
     """One place for a worker process."""
 
+    backoff: float
+    """Seconds to wait before the next start, should the process die."""
     process: subprocess.Popen[bytes] | None = None
     name: str = ""
     started: float = 0.0
-    backoff: float = FIRST_BACKOFF_SECONDS
     start_at: float = 0.0
     over: bool = False
 
@@ -53,13 +44,16 @@ class Supervisor:
 
     module = "worker.service.process"
     """What a worker process runs."""
+    first_backoff = 1.0
+    max_backoff = 60.0
+    """Seconds between a worker's death and the next start: the first time, and at most."""
 
     def __init__(
         self, options: WorkerOptions, count: int, *, queue_name: str, with_parent: bool = False
     ) -> None:
         self._options = options
         self._queue_name = queue_name
-        self._slots = [_Slot() for _ in range(count)]
+        self._slots = [_Slot(self.first_backoff) for _ in range(count)]
         self._signals = 0
         self._exit_code = 0
         self._parent = os.getppid() if with_parent else None
@@ -104,17 +98,17 @@ class Supervisor:
             slot.over = True
             self._exit_code = max(self._exit_code, EXIT_REFUSED if no_use else 0)
             return
-        slot.backoff = FIRST_BACKOFF_SECONDS if lived > HEALTHY_SECONDS else slot.backoff
+        slot.backoff = self.first_backoff if lived > HEALTHY_SECONDS else slot.backoff
         slot.start_at = time.monotonic() + slot.backoff
         logger.warning("a worker died (%s); starting another in %.0f s", cause_of_death(code), slot.backoff)
-        slot.backoff = min(slot.backoff * 2, MAX_BACKOFF_SECONDS)
+        slot.backoff = min(slot.backoff * 2, self.max_backoff)
 
     def _start(self, slot: _Slot) -> None:
         slot.name = new_worker_name(host_name())
         options = msgspec.structs.replace(self._options, name=slot.name)
         slot.process = subprocess.Popen(
-            [sys.executable, "-m", self.module],
-            env=with_openblas(options.to_environment()),
+            [sys.executable, "-P", str(LAUNCHER), self.module],
+            env=options.to_environment(),
             stdin=subprocess.DEVNULL,
             # A terminal's Ctrl-C reaches only us, so that the workers get each signal once.
             start_new_session=True,
@@ -123,17 +117,20 @@ class Supervisor:
 
     def _hand_on(self, number: int, frame: FrameType | None) -> None:
         self._signals += 1
+        # The next signal may arrive before this one is handed on.
+        count = self._signals
         if self._parent is not None:
             # `producer run` speaks for us.
             pass
-        elif self._signals == 1:
+        elif count == 1:
             logger.warning("stopping: jobs that run are finished first; Ctrl-C again hands them back now")
-        elif self._signals == 2:
+        elif count == 2:
             logger.warning("stopping now: jobs that run go back to the queue")
         for slot in self._slots:
             if slot.process and slot.process.poll() is None:
-                if self._signals <= 2:
-                    slot.process.send_signal(signal.SIGTERM)
+                if count <= 2:
+                    # Two of one kind are one to a process that computes and gets round to neither.
+                    slot.process.send_signal(signal.SIGTERM if count == 1 else signal.SIGINT)
                 else:
                     slot.process.kill()
 
@@ -144,16 +141,3 @@ class Supervisor:
             return None
         # Out of reach of a terminal's Ctrl-C, which only asks us to finish.
         return subprocess.Popen([caffeinate, "-i", "-w", str(os.getpid())], start_new_session=True)
-
-
-def with_openblas(environment: Mapping[str, str]) -> dict[str, str]:
-    """On Linux, `environment` with a system OpenBLAS preloaded, when there is one."""
-    result = dict(environment)
-    if sys.platform != "linux" or "LD_PRELOAD" in result:
-        return result
-    for place in _OPENBLAS:
-        library = Path(place.format(arch=platform.machine()))
-        if library.is_file():
-            result["LD_PRELOAD"] = str(library)
-            break
-    return result
