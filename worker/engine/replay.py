@@ -1,0 +1,264 @@
+"""Entering a model's forward pass at one of its blocks, without writing that pass a second time.
+
+A changed weight in block k changes nothing before it. So the model's own forward pass runs from its start,
+but every block before k gives back the output that it gave before, instead of computing it. MLX computes
+only what somebody reads: with those outputs at hand, nobody reads what led to them.
+
+What the model computes outside of its blocks (embeddings, modulation, the final layer) is computed anew in
+each pass, as far as a block from k on reads it.
+
+Of the outputs before k only those are kept that something from k on reads: MLX's own graph of one pass says
+which. All others are answered with NaN, which costs nothing as long as nobody reads them.
+"""
+
+import io
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import copy
+from dataclasses import dataclass
+from functools import partial
+from itertools import count
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten, tree_map
+
+from shared.errors import ModelUnavailableError
+
+Forward = Callable[[], mx.array]
+"""One forward pass of the model over fixed inputs, with the weights as they are now; lazy."""
+
+_Answer = Callable[[Any, Callable[[], Any]], Any]
+"""Of a block and its own computation: what the block returns."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Forgotten:
+    """An output that nobody reads any more; the model's code may still ask for its shape."""
+
+    shape: tuple[int, ...]
+    dtype: mx.Dtype
+
+    def placeholder(self) -> mx.array:
+        value = float("nan") if mx.issubdtype(self.dtype, mx.inexact) else 0
+        return mx.full(self.shape, value, self.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """A forward pass up to the entry of one block."""
+
+    outputs: tuple[Any, ...] = ()
+    """Of each block before, in the order of the calls: what it returned, with arrays or `_Forgotten`."""
+
+    @property
+    def position(self) -> int:
+        """How many blocks lie behind; the next one enters here."""
+        return len(self.outputs)
+
+    @property
+    def arrays(self) -> list[mx.array]:
+        """The outputs that are kept, in a fixed order."""
+        return _arrays(self.outputs)
+
+    def with_arrays(self, arrays: Sequence[mx.array]) -> "State":
+        """The same state with other values for `arrays`."""
+        left = iter(arrays)
+        return State(_map_arrays(lambda _: next(left), self.outputs))
+
+
+START = State()
+
+
+class Replay:
+    """Runs one model's forward pass from any of its blocks on."""
+
+    def __init__(self, stages: Mapping[str, Sequence[Any]], after: Sequence[str], forward: Forward) -> None:
+        """Learn the order in which the blocks are called; `forward` is traced once, and not computed.
+
+        Args:
+            stages: the model's lists of blocks, by their dotted paths.
+            after: starts of the dotted paths of what is read only after the last block.
+            forward: of any inputs.
+
+        Raises:
+            ModelUnavailableError: a pass calls no block of the stages, or one of them twice.
+        """
+        self._blocks = [block for blocks in stages.values() for block in blocks]
+        self._paths = {
+            f"{path}.{index}.": id(block)
+            for path, blocks in stages.items()
+            for index, block in enumerate(blocks)
+        }
+        self._after = tuple(after)
+        self._order: list[int] = []
+        self._last_reader = self._trace(forward)
+        if not self._order or len(set(self._order)) < len(self._order):
+            raise ModelUnavailableError(
+                f"a forward pass calls {len(set(self._order))} blocks of {', '.join(stages)} "
+                f"{len(self._order)} times; it must call each once: correct the stages of its family"
+            )
+        self._position = {block: position for position, block in enumerate(self._order)}
+
+    def __len__(self) -> int:
+        """Blocks that a pass calls."""
+        return len(self._order)
+
+    def block_of(self, layer: str) -> int | None:
+        """Position of the block that a layer lies in; `len(self)` after the last block.
+
+        None for what the blocks share, as embedders: a change there changes the pass from its start.
+        """
+        if layer.startswith(self._after):
+            return len(self)
+        for path, block in self._paths.items():
+            if layer.startswith(path):
+                # A block that a pass never calls changes nothing.
+                return self._position.get(block, len(self))
+        return None
+
+    def entry_of(self, layer: str) -> int:
+        """Position of the first block that a change of this layer changes; 0 for the whole pass."""
+        return self.block_of(layer) or 0
+
+    def advance(self, forward: Forward, state: State, position: int) -> State:
+        """Run the blocks from the entry of `state` up to that of another block.
+
+        Args:
+            forward: the pass that `state` belongs to.
+            state: `START`, or any before `position`.
+            position: from `state.position` to `len(self)`.
+
+        Returns:
+            The state there, lazy: evaluate its `arrays`.
+        """
+        if position == state.position:
+            return state
+        outputs = list(state.outputs)
+
+        def record(output: Any) -> None:
+            outputs.append(_copy(output))
+            if len(outputs) == position:
+                raise _ReachedError
+
+        try:
+            self._run(forward, state, record)
+        except _ReachedError:
+            return State(self._without_unread(outputs))
+        raise AssertionError(f"the pass ended before block {position}")
+
+    def run_from(self, forward: Forward, state: State) -> mx.array:
+        """What `forward` returns, lazy, computed from the entry of `state` on."""
+        return self._run(forward, state, lambda _: None)
+
+    def _run(self, forward: Forward, state: State, done: Callable[[Any], None]) -> mx.array:
+        position = 0
+
+        def answer(block: Any, compute: Callable[[], Any]) -> Any:
+            nonlocal position
+            if self._order[position] != id(block):
+                raise ModelUnavailableError(
+                    "the model calls its blocks in another order in each forward pass"
+                )
+            position += 1
+            if position <= state.position:
+                return _remember(state.outputs[position - 1])
+            output = compute()
+            done(output)
+            return output
+
+        with _answering(self._blocks, answer):
+            return forward()
+
+    def _trace(self, forward: Forward) -> dict[tuple[int, int], int]:
+        """Learn the order of the calls, and which block is the last to read each array that a block returns.
+
+        Returns:
+            By position of the returning block and number of the array: position of the reading block, or
+            how many blocks there are where the output reads it; nothing where nobody does.
+        """
+        named: dict[str, mx.array] = {}
+        keys: dict[str, tuple[int, int]] = {}
+        computed: list[list[mx.array]] = []
+
+        def answer(block: Any, compute: Callable[[], Any]) -> Any:
+            output = compute()
+            computed.append(_arrays(output))
+            # Other arrays in their place: so the graph of what comes next ends here.
+            stand_in = _map_arrays(mx.zeros_like, output)
+            for number, array in enumerate(_arrays(stand_in)):
+                name = f"output_{len(self._order)}_{number}"
+                named[name], keys[name] = array, (len(self._order), number)
+            self._order.append(id(block))
+            return _copy(stand_in)
+
+        with _answering(self._blocks, answer):
+            computed.append([forward()])
+        last_reader: dict[tuple[int, int], int] = {}
+        for reader, arrays in enumerate(computed):
+            graph = io.StringIO()
+            # An array that is passed on as it is would have no edge of its own.
+            mx.export_to_dot(graph, *map(mx.stop_gradient, arrays), **named)
+            last_reader |= {keys[name]: reader for name in named if f'"{name}" ->' in graph.getvalue()}
+        return last_reader
+
+    def _without_unread(self, outputs: Sequence[Any]) -> tuple[Any, ...]:
+        """Outputs that nothing from the next block on reads are forgotten."""
+
+        def kept(position: int, output: Any) -> Any:
+            number = count()
+            return _map_arrays(
+                lambda array: (
+                    array
+                    if self._last_reader.get((position, next(number)), -1) >= len(outputs)
+                    else _Forgotten(array.shape, array.dtype)
+                ),
+                output,
+            )
+
+        return tuple(kept(position, output) for position, output in enumerate(outputs))
+
+
+class _ReachedError(BaseException):
+    """Leaves a forward pass whose rest is not wanted, through any code of the model."""
+
+
+def _arrays(output: Any) -> list[mx.array]:
+    leaves: Any = tree_flatten(output)
+    return [leaf for _, leaf in leaves if isinstance(leaf, mx.array)]
+
+
+def _map_arrays(change: Callable[[mx.array], Any], output: Any) -> Any:
+    return tree_map(lambda leaf: change(leaf) if isinstance(leaf, mx.array) else leaf, output)
+
+
+def _copy(output: Any) -> Any:
+    """The same values; a model that changes an array in place (`h += 1`) changes the copy's original only."""
+    return _map_arrays(copy, output)
+
+
+def _remember(output: Any) -> Any:
+    return _copy(tree_map(lambda leaf: leaf.placeholder() if isinstance(leaf, _Forgotten) else leaf, output))
+
+
+@contextmanager
+def _answering(blocks: Iterable[Any], answer: _Answer) -> Iterator[None]:
+    """Within this context a call of a block returns `answer(block, its own computation)`.
+
+    Python looks `__call__` up on the class, so each block gets a subclass of its own class for the time.
+    """
+    originals = [(block, type(block)) for block in blocks]
+    try:
+        for block, original in originals:
+            block.__class__ = _stand_in(original, answer)
+        yield
+    finally:
+        for block, original in originals:
+            block.__class__ = original
+
+
+def _stand_in(original: Any, answer: _Answer) -> Any:
+    def call(block: Any, *args: Any, **kwargs: Any) -> Any:
+        return answer(block, partial(original.__call__, block, *args, **kwargs))
+
+    return type(original.__name__, (original,), {"__call__": call})
