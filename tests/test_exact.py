@@ -245,6 +245,13 @@ def test_until_stops_early_with_a_draw_of_the_samples(monkeypatch):
     assert np.array_equal(loose.squared_error, tight.squared_error[rows])
 
 
+def test_one_bit_is_a_candidate():
+    engine, _ = new_engine("sd3")
+    one, two = engine.measure(LIVE, 1), engine.measure(LIVE, 2)
+    assert one.bits_per_weight == 1 + 64 / 32
+    assert one.squared_error.sum() > two.squared_error.sum() > 0
+
+
 def test_what_can_not_be_measured_is_refused():
     engine, _ = new_engine("sd3")
     with pytest.raises(TaskRefusedError, match="7 bits"):
