@@ -11,7 +11,7 @@ from benchmarks.random_mmdit import draw_samples, flux_config, plain_denoiser, r
 from shared.errors import RunMismatchError, TaskRefusedError
 from shared.kinds.sensitivity import SensitivityShard
 from worker.engine.exact import ExactEngine
-from worker.engine.memory import memory_of_a_pass, memory_of_weights
+from worker.engine.memory import memory_of_a_pass, memory_of_weights, memory_of_wide_weights
 from worker.engine.steps import forward_steps, run_steps
 from worker.model.layers import get_weight, linear_layers, set_weight
 
@@ -46,7 +46,7 @@ def scarce_engine(name):
         tokens=height * width // pipeline.mmdit.config.patch_size**2 + samples.conditioning.shape[2],
         itemsize=4,
     )
-    limit = memory_of_weights(pipeline.mmdit) + one_pass
+    limit = memory_of_weights(pipeline.mmdit) + memory_of_wide_weights(pipeline.mmdit) + one_pass
     return ExactEngine(pipeline, samples, cfg_weight, GROUP, limit), pipeline
 
 
@@ -248,7 +248,8 @@ def test_until_stops_early_with_a_draw_of_the_samples(monkeypatch):
 def test_one_bit_is_a_candidate():
     engine, _ = new_engine("sd3")
     one, two = engine.measure(LIVE, 1), engine.measure(LIVE, 2)
-    assert one.bits_per_weight == 1 + 64 / 32
+    # A scale and a bias of 16 bits for 32 weights.
+    assert one.bits_per_weight == 1 + 32 / 32
     assert one.squared_error.sum() > two.squared_error.sum() > 0
 
 
