@@ -141,8 +141,6 @@ def test_a_file_that_can_not_be_read_is_named_and_the_rest_is_collected(producer
     broken.mkdir()
     withdrawn = [task.id for task in calibration_tasks(run)]
     TaskQueue(queue_name(store.id), connect(producer.redis_url)).withdraw(withdrawn)
-        [task.id for task in calibration_tasks(run)]
-    )
     output = producer("collect", "--wait", "--store", str(share), code=3)
     assert output.count(f"{broken} in store {share} can't be read: Is a directory; mend that") == 1
     assert "calibration: 1 of 2, 1 missing (1 can't be read from the store)" in output
