@@ -25,11 +25,11 @@ from benchmarks.report import Report, print_report
 from shared.kinds.calibration import CalibrationTask
 from shared.runs import RunSettings
 from worker.calibrate import calibrate
-from worker.model import models
-from worker.model.models import LoadedModel, load_model
-from worker.model.quiet_imports import quiet_imports
-from worker.model.small_models import TINY_SD3, BuiltIn
-from worker.model.tiny_checkpoint import write_random_checkpoint
+from worker.families.diffusionkit import loading
+from worker.families.diffusionkit.loading import LoadedModel, load_model
+from worker.families.diffusionkit.quiet_imports import quiet_imports
+from worker.families.diffusionkit.small_models import TINY_SD3, BuiltIn
+from worker.families.diffusionkit.tiny_checkpoint import write_random_checkpoint
 
 with quiet_imports():
     from diffusionkit.mlx import CFGDenoiser
@@ -60,7 +60,7 @@ def compare_loops(*, images: int, steps: int, hidden: int, depth: int, image_siz
     seconds: dict[str, list[float]] = {"task": [], "bare": [], "reload": []}
     with tempfile.TemporaryDirectory() as folder:
         write_random_checkpoint(Path(folder), small)
-        with patch.dict(models.BUILT_IN, {"tiny-sd3": BuiltIn(small, lambda: Path(folder))}):
+        with patch.dict(loading.BUILT_IN, {"tiny-sd3": BuiltIn(small, lambda: Path(folder))}):
             model = load_model(run)
             _bare(model, run, seed=999)
             for seed in range(images):

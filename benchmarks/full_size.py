@@ -11,15 +11,15 @@ from typing import Any
 
 import click
 import mlx.core as mx
+from worker.engine.steps import forward_steps, start_of
 
 from benchmarks.random_mmdit import draw_samples, random_pipeline
 from benchmarks.report import Report, print_report
 from worker.engine.exact import ExactEngine
 from worker.engine.limits import default_memory_limit
 from worker.engine.sketch import SketchEngine
-from worker.engine.steps import forward_steps, start_of
-from worker.model.layers import linear_layers
-from worker.model.quiet_imports import quiet_imports
+from worker.families.diffusionkit.layers import linear_layers
+from worker.families.diffusionkit.quiet_imports import quiet_imports
 
 with quiet_imports():
     from diffusionkit.mlx.config import MMDiTConfig

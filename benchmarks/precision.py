@@ -18,11 +18,11 @@ from benchmarks.random_mmdit import draw_samples, plain_denoiser, random_pipelin
 from benchmarks.report import Report, print_report
 from shared.layout.npz import Array
 from worker.engine.exact import ExactEngine
+from worker.engine.layers import get_weight
 from worker.engine.memory import memory_of_weights
 from worker.engine.noise import change_last_bit
 from worker.engine.quantize import quantize_layer, swapped
 from worker.engine.sketch import SketchEngine
-from worker.model.layers import get_weight
 
 GROUP_SIZE, CFG_WEIGHT, BITS = 32, 7.5, (2, 4, 6, 8)
 BLOCK = "multimodal_transformer_blocks.{}.{}_transformer_block.{}"

@@ -7,14 +7,14 @@ from unittest.mock import patch
 
 import mlx.core as mx
 import numpy as np
+from worker.engine.steps import Inputs, forward_steps, run_steps
 
 from shared.layout.npz import Array
 from shared.models import Reference
-from worker.engine.steps import Inputs, forward_steps, run_steps
-from worker.model.model_files import ModelFiles
-from worker.model.published import PublishedMMDiT, published_timesteps
-from worker.model.quiet_imports import quiet_imports
-from worker.model.sd3_layout import empty_parameters, mmdit_to_flux, mmdit_to_sd3
+from worker.families.diffusionkit.files import ModelFiles
+from worker.families.diffusionkit.published import PublishedMMDiT, published_timesteps
+from worker.families.diffusionkit.quiet_imports import quiet_imports
+from worker.families.diffusionkit.sd3_layout import empty_parameters, mmdit_to_flux, mmdit_to_sd3
 
 with quiet_imports():
     from diffusionkit.mlx import model_io

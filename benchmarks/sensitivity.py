@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import click
 import mlx.core as mx
 import numpy as np
+from worker.engine.steps import forward_steps, run_steps
 
 from benchmarks.random_mmdit import draw_samples, random_pipeline, sd3_config
 from benchmarks.report import Report, print_report
@@ -28,8 +29,7 @@ from worker.engine.batches import batch_inputs, guided_velocity, split_samples
 from worker.engine.exact import ExactEngine
 from worker.engine.quantize import quantize_layer, swapped
 from worker.engine.sketch import SketchEngine
-from worker.engine.steps import forward_steps, run_steps
-from worker.model.layers import linear_layers
+from worker.families.diffusionkit.layers import linear_layers
 
 BITS = (2, 3, 4, 5, 6, 8)
 GROUP_SIZE, CFG_WEIGHT = 64, 5.0

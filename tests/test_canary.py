@@ -12,7 +12,8 @@ from redis import Redis
 from benchmarks.random_mmdit import flux_config, random_pipeline, sd3_config
 from shared.errors import RunMismatchError
 from tests.tasks import SETTINGS
-from worker.model.layers import get_weight, linear_layers, set_weight
+from worker.engine.layers import get_weight, set_weight
+from worker.families.diffusionkit.layers import linear_layers
 from worker.service.canary import TOLERANCES, VALUES, Canary, compare_with_first, measure_canary
 
 KEY = f"bitfleet:canary:{SETTINGS.id}"

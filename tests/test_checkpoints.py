@@ -18,11 +18,11 @@ from shared.models import MODELS
 from shared.runs import RunSettings
 from tests.tiny_models import DEV, SCHNELL, SD3, SD35, repository, tiny_tables, write_cache
 from worker.calibrate import calibrate, count_parameters
-from worker.model import model_files
-from worker.model.model_files import file_sha256
-from worker.model.models import LoadedModel, load_model
-from worker.model.published import PublishedMMDiT
-from worker.model.small_models import DEMO, TINY_SD3
+from worker.families.diffusionkit import files as model_files
+from worker.families.diffusionkit.files import file_sha256
+from worker.families.diffusionkit.loading import LoadedModel, load_model
+from worker.families.diffusionkit.published import PublishedMMDiT
+from worker.families.diffusionkit.small_models import DEMO, TINY_SD3
 
 pytestmark = pytest.mark.slow
 

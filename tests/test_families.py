@@ -13,10 +13,10 @@ from shared.runs import RunSettings
 from tests.toy_families import ToyFamily, TwoStreamFamily
 from worker.engine.replay import START, Replay
 from worker.families import FAMILIES, load_family
+from worker.families.diffusionkit.layers import linear_layers
+from worker.families.diffusionkit.modulation import set_modulation
 from worker.families.flux import Flux
 from worker.families.sd3 import Sd3
-from worker.model.layers import linear_layers
-from worker.model.modulation import set_modulation
 from worker.trajectory import decode_png, denoise
 
 DOUBLE, UNIFIED = "multimodal_transformer_blocks.1", "unified_transformer_blocks.1.transformer_block"

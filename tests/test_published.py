@@ -9,6 +9,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from worker.engine.steps import forward_steps
 
 from benchmarks.published_models import (
     Case,
@@ -20,10 +21,9 @@ from benchmarks.published_models import (
     write_checkpoint,
 )
 from shared.models import MODELS, model_spec, sampler_shift
-from worker.engine.steps import forward_steps
-from worker.model.modulation import set_modulation
-from worker.model.published import PublishedMMDiT, published_timesteps
-from worker.model.quiet_imports import quiet_imports
+from worker.families.diffusionkit.modulation import set_modulation
+from worker.families.diffusionkit.published import PublishedMMDiT, published_timesteps
+from worker.families.diffusionkit.quiet_imports import quiet_imports
 
 with quiet_imports():
     from diffusionkit.mlx import DiffusionPipeline

@@ -9,13 +9,14 @@ from diffusionkit.mlx import FluxPipeline
 from diffusionkit.mlx.sampler import FluxSampler
 
 from benchmarks.published_models import POOLED, TEXT, TOKENS, cases, load_mlx, write_checkpoint
+from benchmarks.random_mmdit import as_family
 from shared.errors import ModelUnavailableError, RunMismatchError, TaskRefusedError
 from shared.layout.sample_set import SampleSet
 from worker.engine.exact import ExactEngine
 from worker.engine.quantize import quantize_layer, swapped
 from worker.engine.sketch import SketchEngine
-from worker.model.layers import linear_layers
-from worker.model.modulation import set_modulation
+from worker.families.diffusionkit.layers import linear_layers
+from worker.families.diffusionkit.modulation import set_modulation
 from worker.trajectory import Trajectory, denoise
 
 pytestmark = pytest.mark.slow
@@ -91,7 +92,7 @@ def test_exact_is_brute_force(pipeline: _Dev, trajectory: Trajectory, samples: S
     candidate = quantize_layer(pipeline.mmdit, layer, bits=3, group_size=GROUP)
     with swapped(pipeline.mmdit, layer, candidate.weight):
         wrong = velocities(pipeline, samples, *inputs)
-    shard = ExactEngine(pipeline, samples, 0.0, GROUP).measure(layer, 3)
+    shard = ExactEngine(as_family(pipeline), samples, 0.0, GROUP).measure(layer, 3)
     error = ((wrong - right) ** 2).sum(axis=(1, 2, 3))[shard.step_index]
     assert error.min() > 0
     np.testing.assert_allclose(shard.squared_error, error, rtol=1e-3)
@@ -99,10 +100,10 @@ def test_exact_is_brute_force(pipeline: _Dev, trajectory: Trajectory, samples: S
 
 def test_a_sketch_reaches_the_guidance_embedding(pipeline: _Dev, samples: SampleSet) -> None:
     probes = 24
-    sketch = SketchEngine(pipeline, samples, 0.0, GROUP, (6,)).measure(1, 0, probes)
+    sketch = SketchEngine(as_family(pipeline), samples, 0.0, GROUP, (6,)).measure(1, 0, probes)
     layers = [layer.path for layer in linear_layers(pipeline.mmdit)]
     assert not sketch.dead.any()
-    exact = ExactEngine(pipeline, samples, 0.0, GROUP)
+    exact = ExactEngine(as_family(pipeline), samples, 0.0, GROUP)
     for layer in (GUIDANCE_LAYER, "guidance_in.mlp.layers.2", "t_embedder.mlp.layers.0"):
         sketched = np.mean(sketch.products[layers.index(layer), 0] ** 2)
         shard = exact.measure(layer, 6)
@@ -115,10 +116,10 @@ def test_another_guidance_is_another_model(pipeline: _Dev, samples: SampleSet) -
     pipeline.mmdit.set_guidance(1.0, mx.float32)
     try:
         with pytest.raises(RunMismatchError, match="does not reproduce"):
-            ExactEngine(pipeline, samples, 0.0, GROUP).measure(GUIDANCE_LAYER, 4)
+            ExactEngine(as_family(pipeline), samples, 0.0, GROUP).measure(GUIDANCE_LAYER, 4)
         pipeline.mmdit.set_guidance(None, mx.float32)
         with pytest.raises(ModelUnavailableError, match="needs a guidance"):
-            ExactEngine(pipeline, samples, 0.0, GROUP).measure(GUIDANCE_LAYER, 4)
+            ExactEngine(as_family(pipeline), samples, 0.0, GROUP).measure(GUIDANCE_LAYER, 4)
     finally:
         pipeline.mmdit.set_guidance(DEV.guidance, mx.float32)
 

@@ -11,6 +11,7 @@ from diffusionkit.mlx import FluxLatentFormat, FluxPipeline, model_io
 from diffusionkit.mlx.mmdit import MMDiT
 from diffusionkit.mlx.sampler import FluxSampler
 from mlx.utils import tree_flatten
+from worker.engine.steps import Inputs, forward_steps, run_steps
 
 from shared.errors import InputError
 from shared.kinds.calibration import CalibrationShard, CalibrationTask
@@ -18,9 +19,9 @@ from tests.tasks import SETTINGS
 from tests.tiny_flux import load_tiny_flux
 from worker.calibrate import calibrate
 from worker.engine.batches import guided_velocity
-from worker.engine.steps import Inputs, forward_steps, run_steps
-from worker.model import model_files, tiny_checkpoint
-from worker.model.models import LoadedModel, load_model
+from worker.families.diffusionkit import files as model_files
+from worker.families.diffusionkit import tiny_checkpoint
+from worker.families.diffusionkit.loading import LoadedModel, load_model
 from worker.trajectory import Trajectory, denoise
 
 pytestmark = pytest.mark.slow

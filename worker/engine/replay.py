@@ -73,22 +73,23 @@ START = State()
 class Replay:
     """Runs one model's forward pass from any of its blocks on."""
 
-    def __init__(self, stages: Mapping[str, Sequence[Any]], after: Sequence[str], forward: Forward) -> None:
+    def __init__(self, stages: Mapping[str, Any], after: Sequence[str], forward: Forward) -> None:
         """Learn the order in which the blocks are called; `forward` is traced once, and not computed.
 
         Args:
-            stages: the model's lists of blocks, by their dotted paths.
+            stages: the model's lists of blocks, by their dotted paths; a module that stands by itself, as an
+                embedder that is called once, is a block of its own.
             after: starts of the dotted paths of what is read only after the last block.
             forward: of any inputs.
 
         Raises:
             ModelUnavailableError: a pass calls no block of the stages, or one of them twice.
         """
-        self._blocks = [block for blocks in stages.values() for block in blocks]
-        self._paths = {
-            f"{path}.{index}.": id(block)
-            for path, blocks in stages.items()
-            for index, block in enumerate(blocks)
+        blocks = blocks_by_path(stages)
+        self._blocks = list(blocks.values())
+        self._paths = {f"{path}.": id(block) for path, block in blocks.items()}
+        self._in_lists = {
+            id(block) for of_list in stages.values() if isinstance(of_list, list) for block in of_list
         }
         self._after = tuple(after)
         self._order: list[int] = []
@@ -104,6 +105,11 @@ class Replay:
         """Blocks that a pass calls."""
         return len(self._order)
 
+    @property
+    def first_block(self) -> int:
+        """Position of the first block that lies in a list; embedders in the stages come before."""
+        return next((position for position, block in enumerate(self._order) if block in self._in_lists), 0)
+
     def block_of(self, layer: str) -> int | None:
         """Position of the block that a layer lies in; `len(self)` after the last block.
 
@@ -112,7 +118,7 @@ class Replay:
         if layer.startswith(self._after):
             return len(self)
         for path, block in self._paths.items():
-            if layer.startswith(path):
+            if f"{layer}.".startswith(path):
                 # A block that a pass never calls changes nothing.
                 return self._position.get(block, len(self))
         return None
@@ -217,6 +223,18 @@ class Replay:
             )
 
         return tuple(kept(position, output) for position, output in enumerate(outputs))
+
+
+def blocks_by_path(stages: Mapping[str, Any]) -> dict[str, Any]:
+    """Each block of the stages by its own dotted path."""
+    blocks: dict[str, Any] = {}
+    for path, stage in stages.items():
+        blocks |= (
+            {f"{path}.{i}": block for i, block in enumerate(stage)}
+            if isinstance(stage, list)
+            else {path: stage}
+        )
+    return blocks
 
 
 class _ReachedError(BaseException):
