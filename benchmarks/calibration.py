@@ -26,10 +26,11 @@ from shared.kinds.calibration import CalibrationTask
 from shared.runs import RunSettings
 from worker.calibrate import calibrate
 from worker.families.diffusionkit import loading
-from worker.families.diffusionkit.loading import LoadedModel, load_model
 from worker.families.diffusionkit.quiet_imports import quiet_imports
 from worker.families.diffusionkit.small_models import TINY_SD3, BuiltIn
 from worker.families.diffusionkit.tiny_checkpoint import write_random_checkpoint
+from worker.families.family import Family
+from worker.families.registry import load_family
 
 with quiet_imports():
     from diffusionkit.mlx import CFGDenoiser
@@ -61,7 +62,7 @@ def compare_loops(*, images: int, steps: int, hidden: int, depth: int, image_siz
     with tempfile.TemporaryDirectory() as folder:
         write_random_checkpoint(Path(folder), small)
         with patch.dict(loading.BUILT_IN, {"tiny-sd3": BuiltIn(small, lambda: Path(folder))}):
-            model = load_model(run)
+            model = load_family(run)
             _bare(model, run, seed=999)
             for seed in range(images):
                 seconds["task"].append(_timed(_task, model, run, seed))
@@ -84,17 +85,17 @@ def _timed(function: Any, *arguments: Any) -> float:
     return time.perf_counter() - start
 
 
-def _task(model: LoadedModel, run: RunSettings, seed: int) -> None:
+def _task(model: Family, run: RunSettings, seed: int) -> None:
     task = CalibrationTask(run=run, store_id="benchmark", image_index=seed, prompt=PROMPT, seed=seed)
     calibrate(task, model, lambda progress: None).to_bytes()
 
 
 def _reload(run: RunSettings, seed: int) -> None:
-    _bare(load_model(run), run, seed)
+    _bare(load_family(run), run, seed)
 
 
-def _bare(model: LoadedModel, run: RunSettings, seed: int) -> None:
-    pipeline: Any = model.pipeline
+def _bare(model: Family, run: RunSettings, seed: int) -> None:
+    pipeline: Any = model._pipeline  # type: ignore[attr-defined]
     conditioning, pooled = pipeline.encode_text(PROMPT, run.cfg_weight, "")
     kept = [
         (module, module.weight, module.bias)

@@ -14,7 +14,7 @@ import click
 import mlx.core as mx
 import numpy as np
 
-from benchmarks.random_mmdit import draw_samples, plain_denoiser, random_pipeline, sd3_config
+from benchmarks.random_mmdit import as_family, draw_samples, plain_denoiser, random_pipeline, sd3_config
 from benchmarks.report import Report, print_report
 from shared.layout.npz import Array
 from worker.engine.exact import ExactEngine
@@ -73,7 +73,7 @@ def _scores(report: Report, dtype: mx.Dtype, depth: int, hidden: int) -> None:
     mmdit = pipeline.mmdit
     v_ref = _brute_force(pipeline, samples)
     engines = {
-        name: ExactEngine(pipeline, samples, CFG_WEIGHT, GROUP_SIZE, compute=name)
+        name: ExactEngine(as_family(pipeline), samples, CFG_WEIGHT, GROUP_SIZE, compute=name)
         for name in ("float32", "model")
     }
     worst = 0.0
@@ -118,7 +118,7 @@ def _sketch(report: Report, width: int, limit_gb: float, probes: tuple[int, ...]
     limit = int(limit_gb * 1e9)
     report.facts["sketch: weights of the block, GB"] = memory_of_weights(pipeline.mmdit) / 1e9
     for count in probes:
-        engine = SketchEngine(pipeline, samples, 4.0, 64, (2, 4, 8), limit)
+        engine = SketchEngine(as_family(pipeline), samples, 4.0, 64, (2, 4, 8), limit)
         mx.reset_peak_memory()
         start = time.perf_counter()
         engine.measure(0, 0, count)

@@ -23,6 +23,7 @@ from worker.families.diffusionkit.files import file_sha256
 from worker.families.diffusionkit.loading import LoadedModel, load_model
 from worker.families.diffusionkit.published import PublishedMMDiT
 from worker.families.diffusionkit.small_models import DEMO, TINY_SD3
+from worker.families.registry import load_family
 
 pytestmark = pytest.mark.slow
 
@@ -177,7 +178,7 @@ def test_parts_come_and_go_and_the_fingerprint_stays(home: Path) -> None:
 
 
 def test_a_vae_that_cant_be_had_costs_previews_only(home: Path, caplog: pytest.LogCaptureFixture) -> None:
-    loaded = load_model(settings(SCHNELL), None, ("transformer",))
+    loaded = load_family(settings(SCHNELL), None, ("transformer",))
     path = repository(home, SCHNELL) / "ae.safetensors"
     aside = path.rename(home / "ae")
     try:

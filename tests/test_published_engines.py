@@ -46,7 +46,9 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> _Dev:
 
 @pytest.fixture(scope="module")
 def trajectory(pipeline: _Dev) -> Trajectory:
-    return denoise(pipeline, "a tree", seed=SEED, num_steps=STEPS, cfg_weight=0.0, latent_size=(8, 8))
+    return denoise(
+        as_family(pipeline), "a tree", seed=SEED, num_steps=STEPS, cfg_weight=0.0, latent_size=(8, 8)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +64,8 @@ def samples(trajectory: Trajectory) -> SampleSet:
         step_index=np.arange(STEPS, dtype=np.int32),
         image=np.zeros(STEPS, np.int32),
         image_index=np.zeros(1, np.int32),
-        conditioning=np.array(trajectory.conditioning)[None],
-        pooled_conditioning=np.array(trajectory.pooled_conditioning)[None],
+        conditioning=np.array(trajectory.conditioning["conditioning"])[None],
+        pooled_conditioning=np.array(trajectory.conditioning["pooled_conditioning"])[None],
     )
 
 
@@ -78,7 +80,12 @@ def velocities(pipeline: _Dev, samples: SampleSet, pooled: mx.array, text: mx.ar
 
 
 def test_steps_follow_the_velocity(pipeline: _Dev, trajectory: Trajectory, samples: SampleSet) -> None:
-    v = velocities(pipeline, samples, trajectory.pooled_conditioning, trajectory.conditioning)
+    v = velocities(
+        pipeline,
+        samples,
+        trajectory.conditioning["pooled_conditioning"],
+        trajectory.conditioning["conditioning"],
+    )
     np.testing.assert_allclose(samples.implied_velocity, v, atol=2e-5 * np.abs(v).max())
     assert samples.sigma_next[-1] == 0
 
@@ -87,7 +94,7 @@ def test_steps_follow_the_velocity(pipeline: _Dev, trajectory: Trajectory, sampl
     "layer", [GUIDANCE_LAYER, "multimodal_transformer_blocks.0.text_transformer_block.attn.k_proj"]
 )
 def test_exact_is_brute_force(pipeline: _Dev, trajectory: Trajectory, samples: SampleSet, layer: str) -> None:
-    inputs = trajectory.pooled_conditioning, trajectory.conditioning
+    inputs = trajectory.conditioning["pooled_conditioning"], trajectory.conditioning["conditioning"]
     right = velocities(pipeline, samples, *inputs)
     candidate = quantize_layer(pipeline.mmdit, layer, bits=3, group_size=GROUP)
     with swapped(pipeline.mmdit, layer, candidate.weight):
@@ -129,6 +136,8 @@ def test_a_latent_that_is_no_longer_finite_is_refused(pipeline: _Dev) -> None:
     bias, linear.bias = linear.bias, linear.bias + float("inf")
     try:
         with pytest.raises(TaskRefusedError, match="step 1: the latent is no longer finite"):
-            denoise(pipeline, "a tree", seed=SEED, num_steps=STEPS, cfg_weight=0.0, latent_size=(8, 8))
+            denoise(
+                as_family(pipeline), "a tree", seed=SEED, num_steps=STEPS, cfg_weight=0.0, latent_size=(8, 8)
+            )
     finally:
         linear.bias = bias

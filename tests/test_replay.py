@@ -162,10 +162,10 @@ def test_layers_enter_where_they_are_read(case):
 @pytest.mark.parametrize(
     ("name", "kept"),
     [
-        # Image and text; behind the last block, whose text is None, the image alone.
-        ("sd3", [0, 2, 1]),
+        # Four embedders; image and text; behind the last block, whose text is None, the image alone.
+        ("sd3", [0, 1, 2, 3, 4, 4, 3]),
         # Two blocks of image and text, then two over both joined.
-        ("flux", [0, 2, 2, 1, 1]),
+        ("flux", [0, 1, 2, 3, 4, 4, 4, 3, 3]),
         # Interleaved: the newest of each list.
         ("two streams", [0, 1, 2, 2, 2]),
     ],

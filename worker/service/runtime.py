@@ -102,7 +102,7 @@ class Runtime:
         context.check("loading the model")
         model = self._model_of(task.run)
         self._compare_canary(task.run, model, context)
-        shard = run_task(task, self._lend(model, context))
+        shard = self._run_task(task, model, context)
         context.confirm()
         record = self._record(task, shard, model.fingerprint, time.monotonic() - started)
         outcome = self._put(record, shard, context)
@@ -165,20 +165,21 @@ class Runtime:
         logger.info("run %s: the canary differs by %.2g from the first worker's", run.id, difference)
         self._agreed.add(run.id)
 
-    def _lend(self, model: "Family", context: JobContext) -> Lent:
+    def _run_task(self, task: Task, model: "Family", context: JobContext) -> bytes:
         def samples(sensitivity: SensitivitySettings) -> SampleSet:
             from worker.service.sample_cache import fetch_samples
 
             context.check("fetching samples")
             return fetch_samples(sensitivity, self._store, self._cache_dir, self._calib_dir)
 
-        return Lent(
+        lent = Lent(
             family=model,
             check=context.check,
             samples=samples,
             memory_share=self._memory_share(),
             engine_slot=self._engine,
         )
+        return run_task(task, lent)
 
     def _memory_share(self) -> int:
         """Bytes. Two workers that each took what one may would leave none for the machine."""

@@ -178,7 +178,7 @@ class MMDiTFamily:
         """See `Family`.
 
         With DiffusionKit's own pass equal to its `denoise_latents` to the last bit, which turns the velocity
-        into a denoised latent and back. With the published pass it is the velocity as the transformer gives it.
+        into a denoised latent and back. With the published pass the velocity is not rounded by that.
         """
         if self._is_published:
             rows = len(conditioning["conditioning"])
