@@ -73,6 +73,7 @@ class ExactEngine:
         self._replay = Replay(family.stages, family.after_blocks, one)
         # Where weights and activations differ in dtype MLX promotes, and all that follows is wider than x.
         self._computed = one().dtype
+        del one
         plan = plan_memory(
             family,
             family.pass_size(samples.x.shape[1:3], samples.conditioning.shape[2]),
