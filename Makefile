@@ -7,7 +7,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/pip --disable-pip-version-check --quiet
+PIP := $(BIN)/pip --disable-pip-version-check -qq
 # A test process for each core; a file's tests stay together as far as the cores are busy.
 PYTEST := $(BIN)/pytest -n logical --maxprocesses 8 --dist worksteal
 

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-BENCHMARKS = ("jobs", "recovery", "calibration", "sensitivity")
+BENCHMARKS = ("jobs", "recovery", "calibration", "sensitivity", "precision")
 
 
 def main() -> int:

@@ -18,60 +18,58 @@ from benchmarks.random_mmdit import as_family, draw_samples, plain_denoiser, ran
 from benchmarks.report import Report, print_report
 from shared.layout.npz import Array
 from worker.engine.exact import ExactEngine
-from worker.engine.layers import get_weight
+from worker.engine.layers import get_weight, set_weight
 from worker.engine.memory import memory_of_weights
 from worker.engine.noise import change_last_bit
-from worker.engine.quantize import quantize_layer, swapped
+from worker.engine.quantize import quantize_layer
 from worker.engine.sketch import SketchEngine
+from worker.families.diffusionkit.layers import linear_layers
 
 GROUP_SIZE, CFG_WEIGHT, BITS = 32, 7.5, (2, 4, 6, 8)
 BLOCK = "multimodal_transformer_blocks.{}.{}_transformer_block.{}"
 DTYPES = {"float16": mx.float16, "bfloat16": mx.bfloat16}
 
 
-def _model(dtype: mx.Dtype, depth: int, hidden: int) -> tuple[Any, Any]:
+def _pipeline(dtype: mx.Dtype, depth: int, hidden: int) -> Any:
+    """Weights of variance 1 / inputs: MLX's own are a third of that, and then one layer hardly matters."""
     pipeline = random_pipeline(replace(sd3_config(depth=depth, hidden=hidden), dtype=dtype))
-    samples = draw_samples(pipeline, num_images=2, num_steps=2, cfg_weight=CFG_WEIGHT)
+    for layer in linear_layers(pipeline.mmdit):
+        set_weight(pipeline.mmdit, layer.path, 3**0.5 * get_weight(pipeline.mmdit, layer.path))
+    return pipeline
+
+
+def _stored_as(pipeline: Any, dtype: mx.Dtype) -> Any:
     pipeline.mmdit.set_dtype(dtype)
     pipeline.activation_dtype = dtype
-    return pipeline, samples
+    return pipeline
 
 
-def _brute_force(pipeline: Any, samples: Any, weight: tuple[str, mx.array] | None = None) -> Array:
-    """(n, ...) velocities of DiffusionKit's own denoiser, with all weights widened."""
-    own = dict(pipeline.mmdit.named_modules())
-    with swapped(pipeline.mmdit, *weight) if weight else swapped(pipeline.mmdit, *_unchanged(pipeline)):
-        narrow = [
-            (module, name, module[name])
-            for module in own.values()
-            for name in ("weight", "bias")
-            if name in module
-        ]
-        for module, name, value in narrow:
-            module[name] = value.astype(mx.float32)
-        pipeline.activation_dtype, dtype = mx.float32, pipeline.activation_dtype
-        found = []
-        for image in range(len(samples.image_index)):
-            rows = np.flatnonzero(samples.image == image)
-            text, pooled = samples.conditioning[image], samples.pooled_conditioning[image]
-            sigmas = mx.array(samples.sigma[rows])
-            denoise = plain_denoiser(pipeline, sigmas, text, pooled, cfg_weight=CFG_WEIGHT)
-            for step, row in enumerate(rows):
-                found.append(np.array(denoise(mx.array(samples.x[[row]]), step, exactly=True)))
-        for module, name, value in narrow:
-            module[name] = value
-        pipeline.activation_dtype = dtype
+def _brute_force(pipeline: Any, samples: Any, layer: str = "", weight: mx.array | None = None) -> Array:
+    """(n, ...) velocities of DiffusionKit's own denoiser, with all weights widened for good."""
+    if weight is not None:
+        set_weight(pipeline.mmdit, layer, weight)
+    _stored_as(pipeline, mx.float32)
+    found = []
+    for image in range(len(samples.image_index)):
+        rows = np.flatnonzero(samples.image == image)
+        text, pooled = samples.conditioning[image], samples.pooled_conditioning[image]
+        sigmas = mx.array(samples.sigma[rows])
+        denoise = plain_denoiser(pipeline, sigmas, text, pooled, cfg_weight=CFG_WEIGHT)
+        for step, row in enumerate(rows):
+            found.append(np.array(denoise(mx.array(samples.x[[row]]), step, exactly=True)))
     return np.concatenate(found).astype(np.float64)
 
 
-def _unchanged(pipeline: Any) -> tuple[str, mx.array]:
-    return "final_layer.linear", get_weight(pipeline.mmdit, "final_layer.linear")
-
-
 def _scores(report: Report, dtype: mx.Dtype, depth: int, hidden: int) -> None:
-    pipeline, samples = _model(dtype, depth, hidden)
-    mmdit = pipeline.mmdit
-    v_ref = _brute_force(pipeline, samples)
+    size = dtype, depth, hidden
+    pipeline = _pipeline(*size)
+    samples = draw_samples(pipeline, num_images=2, num_steps=2, cfg_weight=CFG_WEIGHT)
+    mmdit = _stored_as(pipeline, dtype).mmdit
+
+    def judged(*swap: Any) -> Array:
+        return _brute_force(_stored_as(_pipeline(*size), dtype), samples, *swap)
+
+    v_ref = judged()
     engines = {
         name: ExactEngine(as_family(pipeline), samples, CFG_WEIGHT, GROUP_SIZE, compute=name)
         for name in ("float32", "model")
@@ -85,7 +83,7 @@ def _scores(report: Report, dtype: mx.Dtype, depth: int, hidden: int) -> None:
         layer = BLOCK.format(number, stream, kind)
         for bits in BITS:
             candidate = quantize_layer(mmdit, layer, bits=bits, group_size=GROUP_SIZE).weight
-            judge = _relative(((_brute_force(pipeline, samples, (layer, candidate)) - v_ref) ** 2), v_ref**2)
+            judge = _relative((judged(layer, candidate) - v_ref) ** 2, v_ref**2)
             shards = {name: engine.measure(layer, bits) for name, engine in engines.items()}
             found = {n: _relative(s.squared_error, s.squared_reference) for n, s in shards.items()}
             floor = {n: _relative(s.noise_squared_error, s.squared_reference) for n, s in shards.items()}
@@ -95,7 +93,7 @@ def _scores(report: Report, dtype: mx.Dtype, depth: int, hidden: int) -> None:
                 f"floors {floor['float32']:.1e}, {floor['model']:.1e}"
             )
         last_bit = change_last_bit(get_weight(mmdit, layer))
-        changed = _relative((_brute_force(pipeline, samples, (layer, last_bit)) - v_ref) ** 2, v_ref**2)
+        changed = _relative((judged(layer, last_bit) - v_ref) ** 2, v_ref**2)
         report.facts[f"block {number} {stream} {kind.split('.')[1]}, last bit as stored, in float32"] = (
             f"{changed:.6f}"
         )

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -11,6 +12,8 @@ from click.testing import CliRunner
 
 import producer.cli
 import worker.cli
+from producer.commands import enqueue_sensitivity
+from shared.errors import InputError
 from shared.models import model_spec
 
 ROOT = Path(__file__).parent.parent
@@ -145,11 +148,19 @@ def test_bad_input_is_one_line_and_exit_code_2(prompts: str, arguments: list[str
         (["--group-size", "48"], "is not one of"),
         (["--step-stride", "0"], "not in the range"),
         (["--until", "0"], "not in the range"),
+        (["--precision", "half"], "is not one of"),
     ],
 )
 def test_bad_sensitivity_options(arguments: list[str], says: str) -> None:
     code, text = invoke("producer", "enqueue-sensitivity", *arguments)
     assert (code, says in text) == (2, True), text
+
+
+def test_a_sketch_has_one_precision(tmp_path: Path) -> None:
+    fleet: Any = None
+    options: dict[str, Any] = {"max_images": None, "step_stride": None, "group_size": "64", "verify": 0}
+    with pytest.raises(InputError, match="always computed in float32"):
+        enqueue_sensitivity(tmp_path, fleet, method="sketch", precision="model", **options)
 
 
 def test_without_a_redis_there_are_three_ways_on() -> None:

@@ -19,7 +19,7 @@ from shared.errors import RunMismatchError, TaskRefusedError
 from shared.kinds.sensitivity import SensitivityShard
 from worker.engine.exact import ExactEngine
 from worker.engine.layers import get_weight, set_weight
-from worker.engine.memory import memory_of_a_pass, memory_of_weights
+from worker.engine.memory import memory_of_a_pass, memory_of_weights, memory_of_wide_weights
 from worker.engine.replay import Replay
 from worker.families.diffusionkit.layers import linear_layers
 
@@ -53,8 +53,9 @@ def scarce_engine(name):
         rows=2 if cfg_weight else 1,
         itemsize=4,
     )
-    limit = memory_of_weights(pipeline.mmdit) + one_pass
-    return ExactEngine(as_family(pipeline), samples, cfg_weight, GROUP, limit), pipeline
+    family = as_family(pipeline)
+    limit = memory_of_weights(pipeline.mmdit) + memory_of_wide_weights(family) + one_pass
+    return ExactEngine(family, samples, cfg_weight, GROUP, limit), pipeline
 
 
 @cache
@@ -258,6 +259,14 @@ def test_until_stops_early_with_a_draw_of_the_samples(monkeypatch):
     pairs = list(zip(tight.image_index, tight.step_index, strict=True))
     rows = [pairs.index(pair) for pair in zip(loose.image_index, loose.step_index, strict=True)]
     assert np.array_equal(loose.squared_error, tight.squared_error[rows])
+
+
+def test_one_bit_is_a_candidate():
+    engine, _ = new_engine("sd3")
+    one, two = engine.measure(LIVE, 1), engine.measure(LIVE, 2)
+    # A scale and a bias of 16 bits for 32 weights.
+    assert one.bits_per_weight == 1 + 32 / 32
+    assert one.squared_error.sum() > two.squared_error.sum() > 0
 
 
 def test_what_can_not_be_measured_is_refused():

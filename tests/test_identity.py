@@ -25,6 +25,9 @@ def test_ids_of_the_first_release() -> None:
     assert RUN.id == "f079046d2908"
     settings = SensitivitySettings(run_id=RUN.id, sample_set_sha256="1" * 64, group_size=64)
     assert settings.id == "cc4dcbef380c"
+    # Older folders measured in the model's own precision.
+    assert settings.compute == "model"
+    assert msgspec.structs.replace(settings, compute="float32").id != settings.id
 
 
 class First(Struct, frozen=True, kw_only=True):

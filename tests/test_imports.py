@@ -74,6 +74,13 @@ def test_a_worker_loads_mlx_with_its_first_job_only(name: str) -> None:
     assert not loaded_by([name]) & HEAVY
 
 
+@pytest.mark.slow
+def test_the_converter_to_core_ml_is_left_out() -> None:
+    loaded = loaded_by(["worker.families.diffusionkit.loading"])
+    assert {"diffusionkit", "mlx"} <= loaded
+    assert not loaded & {"coremltools", "sklearn"}
+
+
 @pytest.mark.parametrize("name", ["producer.cli", "worker.cli"])
 def test_help_loads_nothing_slow(name: str) -> None:
     assert not loaded_by([name]) & (HEAVY | {"numpy", "redis", "rq", "matplotlib", "scipy", "fsspec"})

@@ -66,6 +66,7 @@ def test_a_sleepers_late_result_is_dropped_and_it_lives_on(fleet: Fleet, prompt:
         fleet.redis.set("wake", 1)
     sleeper.send_signal(signal.SIGCONT)
     wait_until(lambda: "the result is dropped" in fleet.log("sleeper"))
+    assert ": done" not in fleet.log("sleeper")
     assert fleet.job(task).return_value() == {"by": "other"}
     assert fleet.redis.hgetall(f"rq:job:{task.id}") == finished
     assert fleet.queue.in_flight().ids == frozenset()
@@ -107,7 +108,9 @@ def test_a_worker_may_die_at_any_command(redis_url: str, what: str, who: str) ->
         where = f"died {death['died']}: {death}"
         assert not death["leased"], where
         assert death["status"] == ("queued" if death["waits"] else "finished"), where
-    # Before it is taken, one step that takes it, and afterwards: only then an attempt is counted.
+    if what == "handed back":
+        return
+    # An attempt is counted from the one step on that takes the job.
     taken = [death["attempts"] < MAX_RETRIES for death in rest if death["waits"]]
     assert taken == sorted(taken)
     assert {True, False} == set(taken)

@@ -1,4 +1,4 @@
-"""The judge is brute force in float32: widened weights, the candidate swapped, DiffusionKit's denoiser."""
+"""The judge is brute force in float32: weights widened, a candidate swapped, DiffusionKit's own denoiser."""
 
 from dataclasses import replace
 

@@ -4,6 +4,7 @@ import base64
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from typing import Any
@@ -198,6 +199,25 @@ def test_dead_layers_are_not_ranked(make_example: Make) -> None:
     table = html[html.index('id="most-sensitive"') : html.index('id="averages"')]
     assert table.count("<tr>") == 1 + 13
     assert "text_transformer_block.<wbr>attn.<wbr>q_proj" not in table
+
+
+def test_what_lies_within_the_noise_floor_is_marked_and_not_ranked(make_example: Make) -> None:
+    example = make_example()
+    noisy, *rest = (pair for pair in example.finished() if pair.task.bits == 4)
+    shard = replace(noisy.shard, noise_squared_error=noisy.shard.squared_error)
+    html = render_report(
+        merge_results(
+            [replace(noisy, shard=shard), *rest],
+            run=example.run,
+            sensitivity=example.sensitivity,
+            card=example.card,
+        )
+    )
+    table = html[html.index('id="most-sensitive"') : html.index('id="averages"')]
+    assert "1 within twice the noise floor at 4 bits: not ranked" in table
+    assert f'<td class="text path">{noisy.task.layer}<' not in table
+    assert html.count('<td class="noise"') == 1
+    assert "within the noise floor" in html
 
 
 def test_hosts_settings_and_floor_are_told(page: Page) -> None:

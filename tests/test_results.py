@@ -6,6 +6,7 @@ import json
 import math
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -71,6 +72,26 @@ def test_metrics_equal_plain_loops_over_the_shard(make_example: Make) -> None:
     assert results.noise_floor["all"].maximum == max(
         pair.buckets["all"].noise_relative_error or 0 for pair in results.measurements
     )
+
+
+def with_noise(pair: FinishedTask, times: float) -> FinishedTask:
+    """Its errors are `times` the noise floor, as relative errors."""
+    noise = pair.shard.squared_error / times**2 if times else np.zeros_like(pair.shard.squared_error)
+    return replace(pair, shard=replace(pair.shard, noise_squared_error=noise))
+
+
+@pytest.mark.parametrize(("times", "within"), [(1.9, True), (2.1, False), (0, False)])
+def test_what_lies_within_twice_the_floor_is_marked(make_example: Make, times: float, within: bool) -> None:
+    example = make_example()
+    finished = [with_noise(pair, times) for pair in example.finished()]
+    results = merge(example, finished)
+    live = [pair for pair in results.measurements if not pair.dead]
+    assert {metrics.within_noise for pair in live for metrics in pair.buckets.values()} == {within}
+    rows = list(csv.DictReader(io.StringIO(results_csv(results))))
+    assert {row["within_noise"] for row in rows if row["dead"] == "0"} == {str(int(within))}
+    assert decode_results(encode_results(results)) == results
+    # A floor of 0 was not measured, and is no floor.
+    assert bool(results.noise_floor) == (times > 0)
 
 
 def test_dead_layers_are_told_apart_and_hold_zeros(make_example: Make) -> None:

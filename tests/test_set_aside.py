@@ -99,6 +99,7 @@ def test_a_process_that_replaces_another_knows_it_and_another_start_does_not(
         (b"one:", msgspec.json.encode(Aside(host="x", reason="", until=time.time() + 60))),
         (b"\xff", b""),
     ],
+    ids=["no text", "no fields", "for too long", "everything", "no name"],
 )
 def test_garbage_sets_nothing_aside(redis: Redis, name: bytes, value: bytes) -> None:
     redis.hset(KEY, name, value)

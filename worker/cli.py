@@ -51,7 +51,7 @@ def main() -> None:
     "--canary-tolerance",
     type=click.FloatRange(0, 1),
     help="How far this machine's answer to a test input may be from the first worker's, relatively "
-    "[default: 0.001 in float32, 0.05 in float16]",
+    "[default: 0.001 in float32, 0.05 in 16 bits]",
 )
 @click.option("--hedge", is_flag=True, help="When idle, take a second copy of a job that runs for long.")
 @click.option(

@@ -103,6 +103,7 @@ class LeaseWorker(SimpleWorker):
         self.broken = False
         """Whether the GPU is in a state that only a new process gets rid of."""
         self._in_trouble = False
+        self._dropped = False
         self._beats = BeatThread()
         self._beat_redis = beat_connection
         self._functions = functions
@@ -208,8 +209,9 @@ class LeaseWorker(SimpleWorker):
             sender=lambda text: Progress(text=text, host=self.host, worker=self.name),
             each_beat=self._maintain,
         )
+        self._dropped = False
         with beat:
-            done = self.perform_job(job, queue, execution)
+            done = self.perform_job(job, queue, execution) and not self._dropped
         # Also what an earlier attempt left that crashed.
         if beat.published or job.retries_left != MAX_RETRIES:
             clear_progress(self.connection, queue.name, job.id)
@@ -327,6 +329,7 @@ class LeaseWorker(SimpleWorker):
         logger.error("%s failed (%s): %s", job.description, left, error if known else traceback_text(error))
 
     def _drop(self, job: Job, execution: Execution) -> None:
+        self._dropped = True
         logger.warning("%s: the lease was lost while computing; the result is dropped", job.description)
         with self.connection.pipeline() as pipeline:
             self.cleanup_execution(job, pipeline=pipeline, execution=execution)
