@@ -44,11 +44,14 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> _Dev:
     return _Dev(load_mlx(DEV, path, "float32", "published"))
 
 
+def drawn(pipeline: _Dev) -> Trajectory:
+    family = as_family(pipeline)
+    return denoise(family, "a tree", seed=SEED, num_steps=STEPS, cfg_weight=0.0, latent_size=(8, 8))
+
+
 @pytest.fixture(scope="module")
 def trajectory(pipeline: _Dev) -> Trajectory:
-    return denoise(
-        as_family(pipeline), "a tree", seed=SEED, num_steps=STEPS, cfg_weight=0.0, latent_size=(8, 8)
-    )
+    return drawn(pipeline)
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +72,10 @@ def samples(trajectory: Trajectory) -> SampleSet:
     )
 
 
+def encoded(trajectory: Trajectory) -> tuple[mx.array, mx.array]:
+    return trajectory.conditioning["pooled_conditioning"], trajectory.conditioning["conditioning"]
+
+
 def velocities(pipeline: _Dev, samples: SampleSet, pooled: mx.array, text: mx.array) -> np.ndarray:
     """By the transformer as a whole, sample by sample."""
     set_modulation(pipeline.mmdit, pooled, mx.array(samples.timestep))
@@ -80,12 +87,7 @@ def velocities(pipeline: _Dev, samples: SampleSet, pooled: mx.array, text: mx.ar
 
 
 def test_steps_follow_the_velocity(pipeline: _Dev, trajectory: Trajectory, samples: SampleSet) -> None:
-    v = velocities(
-        pipeline,
-        samples,
-        trajectory.conditioning["pooled_conditioning"],
-        trajectory.conditioning["conditioning"],
-    )
+    v = velocities(pipeline, samples, *encoded(trajectory))
     np.testing.assert_allclose(samples.implied_velocity, v, atol=2e-5 * np.abs(v).max())
     assert samples.sigma_next[-1] == 0
 
@@ -94,7 +96,7 @@ def test_steps_follow_the_velocity(pipeline: _Dev, trajectory: Trajectory, sampl
     "layer", [GUIDANCE_LAYER, "multimodal_transformer_blocks.0.text_transformer_block.attn.k_proj"]
 )
 def test_exact_is_brute_force(pipeline: _Dev, trajectory: Trajectory, samples: SampleSet, layer: str) -> None:
-    inputs = trajectory.conditioning["pooled_conditioning"], trajectory.conditioning["conditioning"]
+    inputs = encoded(trajectory)
     right = velocities(pipeline, samples, *inputs)
     candidate = quantize_layer(pipeline.mmdit, layer, bits=3, group_size=GROUP)
     with swapped(pipeline.mmdit, layer, candidate.weight):
@@ -136,8 +138,6 @@ def test_a_latent_that_is_no_longer_finite_is_refused(pipeline: _Dev) -> None:
     bias, linear.bias = linear.bias, linear.bias + float("inf")
     try:
         with pytest.raises(TaskRefusedError, match="step 1: the latent is no longer finite"):
-            denoise(
-                as_family(pipeline), "a tree", seed=SEED, num_steps=STEPS, cfg_weight=0.0, latent_size=(8, 8)
-            )
+            drawn(pipeline)
     finally:
         linear.bias = bias

@@ -12,11 +12,11 @@ which. All others are answered with NaN, which costs nothing as long as nobody r
 """
 
 import io
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import count
 from typing import Any
 
@@ -259,6 +259,13 @@ def _remember(output: Any) -> Any:
     return _copy(tree_map(lambda leaf: leaf.placeholder() if isinstance(leaf, _Forgotten) else leaf, output))
 
 
+_answers: dict[int, _Answer] = {}
+"""By the id of a block whose calls are answered now.
+
+Not held by the block's class: a class is a cycle, and would keep a pass's arrays until Python looks for it.
+"""
+
+
 @contextmanager
 def _answering(blocks: Iterable[Any], answer: _Answer) -> Iterator[None]:
     """Within this context a call of a block returns `answer(block, its own computation)`.
@@ -268,15 +275,21 @@ def _answering(blocks: Iterable[Any], answer: _Answer) -> Iterator[None]:
     originals = [(block, type(block)) for block in blocks]
     try:
         for block, original in originals:
-            block.__class__ = _stand_in(original, answer)
+            _answers[id(block)] = answer
+            block.__class__ = _stand_in(original)
         yield
     finally:
         for block, original in originals:
             block.__class__ = original
+            _answers.pop(id(block), None)
 
 
-def _stand_in(original: Any, answer: _Answer) -> Any:
+@cache
+def _stand_in(original: Hashable) -> Any:
+    assert isinstance(original, type)
+    run: Any = original.__call__
+
     def call(block: Any, *args: Any, **kwargs: Any) -> Any:
-        return answer(block, partial(original.__call__, block, *args, **kwargs))
+        return _answers[id(block)](block, partial(run, block, *args, **kwargs))
 
     return type(original.__name__, (original,), {"__call__": call})
