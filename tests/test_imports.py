@@ -76,7 +76,7 @@ def test_a_worker_loads_mlx_with_its_first_job_only(name: str) -> None:
 
 @pytest.mark.slow
 def test_the_converter_to_core_ml_is_left_out() -> None:
-    loaded = loaded_by(["worker.model.models"])
+    loaded = loaded_by(["worker.families.diffusionkit.loading"])
     assert {"diffusionkit", "mlx"} <= loaded
     assert not loaded & {"coremltools", "sklearn"}
 

@@ -24,7 +24,7 @@ from shared.layout.reader import read_samples
 from shared.runs import RunSettings
 from tests.fleet import PROMPTS, ROOT
 from tests.tiny_models import DEV, SCHNELL, SD3, SD35, tiny_tables, write_cache
-from worker.model.models import load_model
+from worker.families.diffusionkit.loading import load_model
 
 pytestmark = pytest.mark.slow
 

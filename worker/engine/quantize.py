@@ -10,7 +10,7 @@ import numpy as np
 
 from shared.errors import TaskRefusedError
 from shared.model_card import LayerInfo
-from worker.model.layers import get_weight, set_weight
+from worker.engine.layers import get_weight, set_weight
 
 SUPPORTED_BITS = (1, 2, 3, 4, 5, 6, 8)
 SUPPORTED_GROUP_SIZES = (32, 64, 128)
