@@ -4,13 +4,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from humanfriendly import format_size
+
 from producer.collect import Collector
 from producer.console import Bars, err, out, print_missing, print_parts, print_workers
 from producer.enqueue import Fleet, SensitivityOptions
 from producer.enqueue import enqueue_calibration as ask_for_images
 from producer.enqueue import enqueue_sensitivity as ask_for_layers
 from producer.folder.calib_folder import CalibFolder
-from producer.folder.sample_selection import DEFAULT_MAX_IMAGES, default_step_stride
+from producer.folder.sample_selection import default_step_stride
 from producer.interrupts import Interrupts
 from producer.jobs.local_fleet import LocalWorkers, local_redis
 from producer.jobs.reconcile import Reconciled
@@ -19,11 +21,12 @@ from producer.kinds.registry import parts_of
 from producer.ledger import Ledger, PartState
 from producer.prompts import read_prompts
 from producer.settings import run_settings
+from shared.choices import DEFAULT_MAX_IMAGES
 from shared.errors import InputError, WrongStoreError
 from shared.jobs.connection import connect, safe_url
 from shared.models import Reference, model_spec
 from shared.runs import RunSettings
-from shared.sizes import format_size, parse_size
+from shared.sizes import parse_size
 from shared.stores.open_store import open_store
 from shared.stores.relay_store import MIN_LIMIT_BYTES, RELAY_ID, RelayStore
 

@@ -14,6 +14,7 @@ from producer.folder.sample_selection import select_samples
 from producer.folder.tasks import calibration_tasks, exact_tasks, sketch_tasks
 from producer.jobs.reconcile import Reconciled, reconcile
 from producer.results.metrics import MIN_IMAGES
+from shared.choices import DEFAULT_PROBES, check_bits
 from shared.errors import InputError
 from shared.files import write_atomically
 from shared.jobs.connection import safe_url
@@ -22,9 +23,6 @@ from shared.layout.sample_set import sample_set_digest
 from shared.model_card import ModelCard
 from shared.runs import Compute, RunSettings, SensitivitySettings
 from shared.stores.store import ShardStore
-
-MEASURABLE_BITS = (1, 2, 3, 4, 5, 6, 8)
-"""What `mlx.core.quantize` offers; 1 since 0.32.4."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +86,7 @@ class SensitivityOptions:
     layers: str
     """Globs over dotted paths, by comma; an exact measurement only."""
     sketch: bool = False
-    probes: int = 8
+    probes: int = DEFAULT_PROBES
     verify: int = 0
     until: float | None = None
     precision: Compute = "float32"
@@ -139,7 +137,7 @@ def _request(
     samples: int,
 ) -> RequestFile:
     """What was asked before, and what is asked now."""
-    bits = checked_bits(options.bits)
+    bits = check_bits(options.bits)
     base = old or RequestFile(
         settings=settings,
         layers=(),
@@ -159,18 +157,6 @@ def _request(
         layers=union_in_order([layer.path for layer in card.layers], paths, base.layers),
         bits=tuple(sorted({*bits, *base.bits})),
     )
-
-
-def checked_bits(bits: Sequence[int]) -> list[int]:
-    """Bits that MLX can quantize to, once each.
-
-    Raises:
-        InputError: others among them.
-    """
-    if wrong := sorted(set(bits) - set(MEASURABLE_BITS)):
-        offered = ", ".join(map(str, MEASURABLE_BITS))
-        raise InputError(f"MLX can't quantize to {wrong[0]} bits; it offers {offered}")
-    return sorted(set(bits))
 
 
 def _matching_layers(card: ModelCard, pattern: str, group_size: int) -> list[str]:

@@ -5,6 +5,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct
 
+from shared.decoding import decode
 from shared.errors import ShardCorruptError
 from shared.kinds.kind import Layer
 from shared.runs import Digest
@@ -53,7 +54,4 @@ def decode_model_card(data: bytes) -> ModelCard:
     Raises:
         ShardCorruptError: not a model card.
     """
-    try:
-        return _decoder.decode(data)
-    except (msgspec.DecodeError, UnicodeError) as error:
-        raise ShardCorruptError(f"not a model card: {error}") from None
+    return decode(_decoder, data, ShardCorruptError, "not a model card")

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from shared.choices import DEFAULT_MODEL
 from shared.errors import InputError
 
 Family = Literal["sd3", "flux"]
@@ -12,7 +13,6 @@ Part = Literal["transformer", "text_encoder", "vae"]
 Reference = Literal["published", "diffusionkit"]
 """Whose forward pass: that of the model's publishers, or DiffusionKit's; see docs/models.md."""
 
-DEFAULT_MODEL = "argmaxinc/mlx-stable-diffusion-3-medium"
 PARTS: tuple[Part, ...] = get_args(Part)
 QUANTIZED_SUFFIX = "-4bit-quantized"
 """What DiffusionKit calls checkpoints that are quantized already."""

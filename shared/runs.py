@@ -4,6 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from msgspec import Meta, Struct
 
+from shared.choices import GROUP_SIZES
 from shared.identity import settings_id
 from shared.models import Precision, Reference
 
@@ -63,7 +64,7 @@ class SensitivitySettings(Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     run_id: Identifier
     sample_set_sha256: Digest
-    group_size: Annotated[int, Meta(ge=32, le=128)]
+    group_size: Annotated[int, Meta(ge=min(GROUP_SIZES), le=max(GROUP_SIZES))]
     until: Annotated[float, Meta(gt=0, le=100)] | None = None
     """Percent: an exact measurement stops once its relative error's 95% interval is that tight."""
     protocol: Literal[1] = 1

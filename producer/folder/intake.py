@@ -42,8 +42,8 @@ def take_in(
     intake = Intake()
     if not tasks:
         return intake
-    group = tasks[0].group
-    finished = store.record_ids(group)
+    namespace = tasks[0].namespace
+    finished = store.record_ids(namespace)
     for task in tasks:
         if task.id not in finished:
             continue
@@ -56,15 +56,15 @@ def take_in(
                 intake.problems.append(f"{task.label}: dropped, to be computed again: {_printable(error)}")
             except StoreTroubleError as error:
                 # Raises what is wrong with the store, if it is not this file alone.
-                store.record_ids(group)
+                store.record_ids(namespace)
                 intake.unreadable[task.id] = _printable(error)
                 continue
-        store.discard(group, task.id)
+        store.discard(namespace, task.id)
     return intake
 
 
 def _take_one(task: Task, store: ShardStore, keep: Callable[[Record, bytes], None]) -> Record:
-    record = store.record(task.group, task.id)
+    record = store.record(task.namespace, task.id)
     if record.task != task:
         raise RunMismatchError(f"its record is of other settings (from {record.host})")
     keep(record, store.shard(record))

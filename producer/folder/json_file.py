@@ -6,6 +6,7 @@ from typing import Generic, NamedTuple, TypeVar
 import msgspec
 from msgspec import Struct
 
+from shared.decoding import decode
 from shared.errors import InputError
 from shared.files import write_atomically
 
@@ -33,7 +34,7 @@ class JsonFile(Generic[AnyStruct]):
 
     def __init__(self, path: Path, kind: type[AnyStruct]) -> None:
         self.path = path
-        self._kind = kind
+        self._decoder = msgspec.json.Decoder(kind)
         self._known: tuple[Stamp, AnyStruct] | None = None
 
     def read(self) -> AnyStruct | None:
@@ -54,9 +55,10 @@ class JsonFile(Generic[AnyStruct]):
         write_atomically(self.path, msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n")
 
     def _decoded(self) -> AnyStruct:
-        try:
-            return msgspec.json.decode(self.path.read_bytes(), type=self._kind)
-        except (msgspec.DecodeError, UnicodeError) as error:
-            raise InputError(
-                f"{self.path} can't be read: {error}; restore it, or use another --calib-dir"
-            ) from None
+        return decode(
+            self._decoder,
+            self.path.read_bytes(),
+            InputError,
+            f"{self.path} can't be read",
+            remedy="; restore it, or use another --calib-dir",
+        )

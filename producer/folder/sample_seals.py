@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
+from shared.decoding import decode_or_none
 from shared.files import write_atomically
 
 
@@ -86,7 +87,7 @@ def _is_sound(sample: Path) -> bool:
 def _read_seals(path: Path) -> dict[str, SampleSeal]:
     """By name; none where they can't be read, which costs a closer look and nothing else."""
     try:
-        seals = _decoder.decode(path.read_bytes())
-    except (OSError, msgspec.DecodeError, UnicodeError):
+        data = path.read_bytes()
+    except OSError:
         return {}
-    return {seal.name: seal for seal in seals}
+    return {seal.name: seal for seal in decode_or_none(_decoder, data) or ()}

@@ -6,14 +6,12 @@ from itertools import pairwise
 import numpy as np
 
 from producer.folder.calib_folder import CalibFolder
+from shared.choices import DEFAULT_STEPS_PER_IMAGE
 from shared.errors import InputError
 from shared.layout.npz import Array
 from shared.layout.reader import read_manifest, read_samples
 from shared.layout.sample_file import Sample
 from shared.layout.sample_set import SampleSet
-
-DEFAULT_MAX_IMAGES = 8
-DEFAULT_STEPS_PER_IMAGE = 10
 
 
 def default_step_stride(num_steps: int) -> int:

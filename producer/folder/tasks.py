@@ -43,7 +43,7 @@ def sketch_tasks(request: RequestFile, run: RunFile) -> list[SketchTask]:
             store_id=run.store_id,
             bits=request.sketch.bits,
             sample=sample,
-            probe_group=0,
+            probe_batch=0,
             probes=request.sketch.probes,
         )
         for sample in range(request.samples)

@@ -50,7 +50,7 @@ def reconcile(
     retry_failed: bool,
     enqueue: bool = True,
 ) -> Reconciled:
-    """Enqueue what is neither done nor on its way; all tasks are of one group and store.
+    """Enqueue what is neither done nor on its way; all tasks are of one namespace and store.
 
     `retry_failed` enqueues failed tasks again; without it they are only reported.
     """
@@ -62,7 +62,7 @@ def reconcile(
         on_their_way = queue.in_flight()
         in_flight = on_their_way.ids & wanted
         failed = (queue.failed_ids() & wanted) - in_flight
-        in_store = (store.record_ids(tasks[0].group) & wanted if tasks else set()) - done
+        in_store = (store.record_ids(tasks[0].namespace) & wanted if tasks else set()) - done
         known = done | in_store | in_flight | (set() if retry_failed else failed)
         rest = [task for task in tasks if task.id not in known]
         if enqueue:

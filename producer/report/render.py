@@ -70,7 +70,7 @@ def render_report(results: Results, previews: Sequence[Preview] = ()) -> str:
                 (task.reason, f"{task.layer} at {task.bits} bits") for task in results.missing
             ),
             missing_sketches=_by_reason(
-                (sketch.reason, f"sample {sketch.sample}, probes {sketch.probe_group}")
+                (sketch.reason, f"sample {sketch.sample}, probes {sketch.probe_batch}")
                 for sketch in results.missing_sketches
             ),
             kinds=kinds,

@@ -78,7 +78,7 @@ def merge_results(
     """
     order = {layer.path: index for index, layer in enumerate(card.layers)}
     pairs, absent = list(finished), list(missing)
-    absent_sketches = sorted(missing_sketches, key=lambda sketch: (sketch.sample, sketch.probe_group))
+    absent_sketches = sorted(missing_sketches, key=lambda sketch: (sketch.sample, sketch.probe_batch))
     _check(pairs, absent, run, sensitivity, card)
     pairs.sort(key=lambda pair: (order[pair.task.layer], pair.task.bits))
     absent.sort(key=lambda task: (order[task.layer], task.bits))

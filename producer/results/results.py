@@ -8,11 +8,12 @@ import io
 from typing import Literal
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, field
 from msgspec.structs import astuple
 
 from producer.results.layer_place import LayerPlace
 from producer.results.metrics import BUCKETS, Bucket
+from shared.decoding import decode
 from shared.errors import InputError
 from shared.runs import RunSettings, SensitivitySettings
 
@@ -92,7 +93,7 @@ class MissingSketch(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     sample: int
     """Place in the sample set."""
-    probe_group: int
+    probe_batch: int = field(name="probe_group")
     reason: str
 
 
@@ -189,10 +190,7 @@ def decode_results(data: bytes) -> Results:
     Raises:
         InputError: not results of this format.
     """
-    try:
-        results = _decoder.decode(data)
-    except (msgspec.DecodeError, UnicodeError) as error:
-        raise InputError(f"not results that this revision knows: {error}") from None
+    results = decode(_decoder, data, InputError, "not results that this revision knows")
     if results.format != FORMAT:
         raise InputError(f"results of format {results.format}; this revision knows format {FORMAT}")
     return results

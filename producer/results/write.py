@@ -59,7 +59,7 @@ def write_results(folder: CalibFolder, place: SensitivityFolder, reasons: dict[s
             if isinstance(task, SensitivityTask)
         ],
         missing_sketches=[
-            MissingSketch(sample=task.sample, probe_group=task.probe_group, reason=told[task.id])
+            MissingSketch(sample=task.sample, probe_batch=task.probe_batch, reason=told[task.id])
             for task in absent
             if isinstance(task, SketchTask)
         ],

@@ -8,6 +8,8 @@ from msgspec import Struct
 from redis import Redis
 from redis.client import Pipeline
 
+from shared.decoding import decode_or_none
+
 MAX_DETAIL = 4000
 KEEP_SECONDS = 30 * 24 * 3600
 
@@ -32,6 +34,10 @@ class Progress(Struct, frozen=True, kw_only=True):
     text: str
     host: str
     worker: str
+
+
+_event_decoder = msgspec.json.Decoder(Event)
+_progress_decoder = msgspec.json.Decoder(Progress)
 
 
 def utc_now() -> str:
@@ -62,13 +68,8 @@ def crash_event(connection: Redis, job_id: str, worker: str, detail: str) -> Eve
 
 def read_events(connection: Redis, job_id: str) -> list[Event]:
     """A job's history, oldest first; what can't be read is left out."""
-    events = []
-    for line in cast(list[bytes], connection.lrange(_history_key(job_id), 0, -1)):
-        try:
-            events.append(msgspec.json.decode(line, type=Event))
-        except (msgspec.DecodeError, UnicodeError):
-            continue
-    return events
+    lines = cast(list[bytes], connection.lrange(_history_key(job_id), 0, -1))
+    return [event for line in lines if (event := decode_or_none(_event_decoder, line)) is not None]
 
 
 def forget_events(connection: Redis | Pipeline, job_ids: list[str]) -> None:
@@ -89,13 +90,12 @@ def clear_progress(connection: Redis, queue: str, job_id: str) -> None:
 
 def read_progress(connection: Redis, queue: str) -> dict[str, Progress]:
     """Job id to progress; entries of crashed workers stay until their job ends, so look at in_flight too."""
-    progress = {}
-    for job_id, line in cast(dict[bytes, bytes], connection.hgetall(_progress_key(queue))).items():
-        try:
-            progress[job_id.decode()] = msgspec.json.decode(line, type=Progress)
-        except (msgspec.DecodeError, UnicodeError):
-            continue
-    return progress
+    lines = cast(dict[bytes, bytes], connection.hgetall(_progress_key(queue)))
+    return {
+        job_id.decode("utf-8", "replace"): progress
+        for job_id, line in lines.items()
+        if (progress := decode_or_none(_progress_decoder, line)) is not None
+    }
 
 
 def _history_key(job_id: str) -> str:

@@ -25,8 +25,8 @@ class CalibrationTask(Task, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         return f"cal-{self.run.id}-{self.image_index:05d}"
 
     @property
-    def group(self) -> str:
-        """What a store files it under."""
+    def namespace(self) -> str:
+        """The name under which a store keeps the task's shard and record."""
         return self.run.id
 
     @property

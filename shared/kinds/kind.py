@@ -5,6 +5,7 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
+from shared.choices import BITS
 from shared.packed_arrays import PackedArrays
 from shared.runs import Identifier, RunSettings
 
@@ -12,7 +13,7 @@ LAYER_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z0-9_]+)*\Z"
 
 Layer = Annotated[str, Meta(pattern=LAYER_PATTERN, max_length=200)]
 """Dotted MLX path."""
-Bits = Annotated[int, Meta(ge=1, le=8)]
+Bits = Annotated[int, Meta(ge=min(BITS), le=max(BITS))]
 
 
 class Task(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -27,8 +28,8 @@ class Task(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         raise NotImplementedError
 
     @property
-    def group(self) -> str:
-        """What a store files it under."""
+    def namespace(self) -> str:
+        """The name under which a store keeps the task's shard and record."""
         raise NotImplementedError
 
     @property

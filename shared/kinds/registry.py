@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from shared.decoding import decode, decode_or_none
 from shared.errors import TaskRefusedError, UnknownKindError
 from shared.kinds.kind import Kind, Task
 
@@ -23,6 +24,15 @@ else:
     """The union of all tasks, as a type that msgspec decodes."""
 
 _decoder: msgspec.json.Decoder[Task] = msgspec.json.Decoder(AnyTask)
+
+
+class _AnyRevisionsTask(msgspec.Struct):
+    """A task as any revision writes it: of an unknown kind, nothing but the kind's name is read."""
+
+    type: str
+
+
+_any_revision = msgspec.json.Decoder(_AnyRevisionsTask)
 
 
 def kind_of(task: Task) -> Kind:
@@ -43,22 +53,9 @@ def decode_task(text: str | bytes) -> Task:
         TaskRefusedError: no task at all, or a field outside its limits.
     """
     try:
-        return _decoder.decode(text)
-    except (msgspec.DecodeError, UnicodeError) as error:
-        name = _kind_named_in(text)
-        if name is not None and name not in KINDS:
-            raise UnknownKindError(f"this revision knows no tasks of kind {name!r}") from None
-        raise TaskRefusedError(f"not a task this revision knows: {error}") from None
-
-
-class _Tagged(msgspec.Struct):
-    """Any task of any revision."""
-
-    type: str
-
-
-def _kind_named_in(text: str | bytes) -> str | None:
-    try:
-        return msgspec.json.decode(text, type=_Tagged).type[:80]
-    except (msgspec.DecodeError, UnicodeError):
-        return None
+        return decode(_decoder, text, TaskRefusedError, "not a task this revision knows")
+    except TaskRefusedError:
+        any_task = decode_or_none(_any_revision, text)
+        if any_task is not None and any_task.type not in KINDS:
+            raise UnknownKindError(f"this revision knows no tasks of kind {any_task.type[:80]!r}") from None
+        raise

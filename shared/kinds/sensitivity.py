@@ -25,8 +25,8 @@ class SensitivityTask(Task, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         return f"sen-{self.sensitivity.id}-{layer}-b{self.bits}"
 
     @property
-    def group(self) -> str:
-        """What a store files it under."""
+    def namespace(self) -> str:
+        """The name under which a store keeps the task's shard and record."""
         return self.sensitivity.id
 
     @property

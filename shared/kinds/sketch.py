@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from msgspec import Meta
+from msgspec import Meta, field
 
+from shared.choices import BITS
 from shared.errors import ShardCorruptError
 from shared.kinds.kind import Bits, Kind, Task
 from shared.layout.npz import Array
@@ -16,10 +17,10 @@ class SketchTask(Task, frozen=True, kw_only=True, forbid_unknown_fields=True, ta
     """One sample and a group of probes: every layer at all of these bit widths, to first order."""
 
     sensitivity: SensitivitySettings
-    bits: Annotated[tuple[Bits, ...], Meta(min_length=1, max_length=7)]
+    bits: Annotated[tuple[Bits, ...], Meta(min_length=1, max_length=len(BITS))]
     sample: Annotated[int, Meta(ge=0, le=10_000_000)]
     """Place in the sample set."""
-    probe_group: Annotated[int, Meta(ge=0, le=10_000)]
+    probe_batch: Annotated[int, Meta(ge=0, le=10_000)] = field(name="probe_group")
     """Seeds the probes, with the sample: more groups add probes to those that were there."""
     probes: Annotated[int, Meta(ge=1, le=64)]
     """Of this group."""
@@ -29,18 +30,18 @@ class SketchTask(Task, frozen=True, kw_only=True, forbid_unknown_fields=True, ta
         """Job id, shard name and record name; other bit widths or numbers of probes are other tasks."""
         widths = "".join(str(bits) for bits in self.bits)
         return (
-            f"ske-{self.sensitivity.id}-b{widths}-p{self.probes}-s{self.sample:05d}-g{self.probe_group:03d}"
+            f"ske-{self.sensitivity.id}-b{widths}-p{self.probes}-s{self.sample:05d}-g{self.probe_batch:03d}"
         )
 
     @property
-    def group(self) -> str:
-        """What a store files it under."""
+    def namespace(self) -> str:
+        """The name under which a store keeps the task's shard and record."""
         return self.sensitivity.id
 
     @property
     def label(self) -> str:
         """For people."""
-        return f"sketch of sample {self.sample}, probes {self.probe_group}"
+        return f"sketch of sample {self.sample}, probes {self.probe_batch}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,7 @@ from uuid import uuid4
 
 import msgspec
 
+from shared.decoding import decode_or_none
 from shared.errors import BitfleetError, ShardCorruptError, StoreError, StoreTroubleError, WrongStoreError
 from shared.jobs.connection import safe_url
 from shared.stores.filesystems import open_filesystem
@@ -17,6 +18,7 @@ from shared.stores.store import PutOutcome, ShardStore
 MARKER = "bitfleet-store.json"
 MAX_RECORD_BYTES = 64 * 1024
 
+_marker_decoder = msgspec.json.Decoder(dict[str, str])
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -58,7 +60,7 @@ class FolderStore(ShardStore):
 
     def put(self, record: Record, shard: bytes) -> PutOutcome:
         self._check_marker()
-        name = self._record_path(record.task.group, record.id)
+        name = self._record_path(record.task.namespace, record.id)
         with _explained(self.label):
             if self._fs.exists(name):
                 return "exists"
@@ -66,21 +68,21 @@ class FolderStore(ShardStore):
             self._write(name, encode_record(record))
         return "stored"
 
-    def has_record(self, group: str, task_id: str) -> bool:
+    def has_record(self, namespace: str, task_id: str) -> bool:
         self._check_marker()
         with _explained(self.label):
-            return bool(self._fs.exists(self._record_path(group, task_id)))
+            return bool(self._fs.exists(self._record_path(namespace, task_id)))
 
-    def record_ids(self, group: str) -> set[str]:
+    def record_ids(self, namespace: str) -> set[str]:
         self._check_marker()
         with _explained(self.label):
-            names = self._listing(group)
+            names = self._listing(namespace)
         stems = (name.rsplit("/", 1)[-1].removesuffix(".json") for name in names if name.endswith(".json"))
         return {stem for stem in stems if _NAME.fullmatch(stem)}
 
-    def record(self, group: str, task_id: str) -> Record:
-        record = decode_record(self._read(self._record_path(group, task_id), MAX_RECORD_BYTES, task_id))
-        if record.id != task_id or record.task.group != group:
+    def record(self, namespace: str, task_id: str) -> Record:
+        record = decode_record(self._read(self._record_path(namespace, task_id), MAX_RECORD_BYTES, task_id))
+        if record.id != task_id or record.task.namespace != namespace:
             raise ShardCorruptError(f"the record of {task_id} in {self.label} is {record.id}'s")
         return record
 
@@ -90,11 +92,11 @@ class FolderStore(ShardStore):
         record.check(data)
         return data
 
-    def discard(self, group: str, task_id: str) -> None:
+    def discard(self, namespace: str, task_id: str) -> None:
         with _explained(self.label):
-            self._remove(self._record_path(group, task_id))
+            self._remove(self._record_path(namespace, task_id))
             # No glob: a bracket in the folder's own name would mean something else to it.
-            for path in self._listing(group):
+            for path in self._listing(namespace):
                 name = path.rpartition("/")[2]
                 if name.startswith(f"{task_id}.") and name.endswith(".npz"):
                     self._remove(path)
@@ -158,8 +160,8 @@ class FolderStore(ShardStore):
                 self._remove(temporary)
             raise
 
-    def _listing(self, group: str) -> list[str]:
-        folder = f"{self._root}/{_safe(group)}"
+    def _listing(self, namespace: str) -> list[str]:
+        folder = f"{self._root}/{_safe(namespace)}"
         # Another machine wrote there since the last look.
         self._fs.invalidate_cache()
         return list(self._fs.ls(folder, detail=False)) if self._fs.isdir(folder) else []
@@ -181,11 +183,11 @@ class FolderStore(ShardStore):
         with contextlib.suppress(FileNotFoundError):
             self._fs.rm_file(path)
 
-    def _record_path(self, group: str, task_id: str) -> str:
-        return f"{self._root}/{_safe(group)}/{_safe(task_id)}.json"
+    def _record_path(self, namespace: str, task_id: str) -> str:
+        return f"{self._root}/{_safe(namespace)}/{_safe(task_id)}.json"
 
     def _shard_path(self, record: Record) -> str:
-        return f"{self._root}/{_safe(record.task.group)}/{_safe(record.id)}.{record.sha256[:16]}.npz"
+        return f"{self._root}/{_safe(record.task.namespace)}/{_safe(record.id)}.{record.sha256[:16]}.npz"
 
     def _blob_path(self, digest: str) -> str:
         return f"{self._root}/blobs/{_safe(digest)}.npz"
@@ -201,11 +203,10 @@ def _content(filesystem: Any, path: str) -> bytes | None:
 
 
 def _store_id(marker: bytes, label: str) -> str:
-    try:
-        store_id = msgspec.json.decode(marker, type=dict[str, str])["store_id"]
-    except (msgspec.DecodeError, UnicodeError, KeyError):
-        raise WrongStoreError(f"{label} has no readable {MARKER}: is the right share mounted?") from None
-    return _safe(store_id)
+    content = decode_or_none(_marker_decoder, marker) or {}
+    if "store_id" not in content:
+        raise WrongStoreError(f"{label} has no readable {MARKER}: is the right share mounted?")
+    return _safe(content["store_id"])
 
 
 def _safe(name: str) -> str:

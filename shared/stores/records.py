@@ -6,6 +6,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct
 
+from shared.decoding import decode
 from shared.errors import ShardCorruptError
 from shared.kinds.registry import AnyTask
 from shared.runs import PROTOCOL, Digest
@@ -63,7 +64,4 @@ def decode_record(data: bytes) -> Record:
     Raises:
         ShardCorruptError: not a record of this protocol.
     """
-    try:
-        return _decoder.decode(data)
-    except (msgspec.DecodeError, UnicodeError) as error:
-        raise ShardCorruptError(f"not a record this revision knows: {error}") from None
+    return decode(_decoder, data, ShardCorruptError, "not a record this revision knows")

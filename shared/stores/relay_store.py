@@ -64,10 +64,10 @@ class RelayStore(ShardStore):
         self._redis.set(_LIMIT_KEY, limit_bytes)
 
     def put(self, record: Record, shard: bytes) -> PutOutcome:
-        group = record.task.group
+        namespace = record.task.namespace
         try:
             outcome = self._put(
-                keys=[_records_key(group), _shard_key(group, record.id), _BYTES_KEY, _LIMIT_KEY],
+                keys=[_records_key(namespace), _shard_key(namespace, record.id), _BYTES_KEY, _LIMIT_KEY],
                 args=[record.id, encode_record(record), shard, DEFAULT_LIMIT_BYTES],
             )
         except ResponseError as error:
@@ -77,23 +77,23 @@ class RelayStore(ShardStore):
             return "full"
         return cast(PutOutcome, outcome.decode())
 
-    def has_record(self, group: str, task_id: str) -> bool:
-        return bool(self._redis.hexists(_records_key(group), task_id))
+    def has_record(self, namespace: str, task_id: str) -> bool:
+        return bool(self._redis.hexists(_records_key(namespace), task_id))
 
-    def record_ids(self, group: str) -> set[str]:
-        return {key.decode() for key in cast(list[bytes], self._redis.hkeys(_records_key(group)))}
+    def record_ids(self, namespace: str) -> set[str]:
+        return {key.decode() for key in cast(list[bytes], self._redis.hkeys(_records_key(namespace)))}
 
-    def record(self, group: str, task_id: str) -> Record:
-        data = cast(bytes | None, self._redis.hget(_records_key(group), task_id))
+    def record(self, namespace: str, task_id: str) -> Record:
+        data = cast(bytes | None, self._redis.hget(_records_key(namespace), task_id))
         if data is None:
             raise ShardCorruptError(f"{task_id} has no record in {self.label}")
         record = decode_record(data)
-        if record.id != task_id or record.task.group != group:
+        if record.id != task_id or record.task.namespace != namespace:
             raise ShardCorruptError(f"the record of {task_id} in {self.label} is {record.id}'s")
         return record
 
     def shard(self, record: Record) -> bytes:
-        key = _shard_key(record.task.group, record.id)
+        key = _shard_key(record.task.namespace, record.id)
         # Looked at before it is fetched: what is larger than its record says is not for us.
         if (size := self._redis.strlen(key)) != record.size:
             raise ShardCorruptError(
@@ -103,8 +103,10 @@ class RelayStore(ShardStore):
         record.check(data)
         return data
 
-    def discard(self, group: str, task_id: str) -> None:
-        self._discard(keys=[_records_key(group), _shard_key(group, task_id), _BYTES_KEY], args=[task_id])
+    def discard(self, namespace: str, task_id: str) -> None:
+        self._discard(
+            keys=[_records_key(namespace), _shard_key(namespace, task_id), _BYTES_KEY], args=[task_id]
+        )
 
     def put_blob(self, digest: str, data: bytes) -> None:
         self._redis.set(_blob_key(digest), data)
@@ -126,12 +128,12 @@ class RelayStore(ShardStore):
         self._redis.delete(_blob_key(digest))
 
 
-def _records_key(group: str) -> str:
-    return f"bitfleet:records:{group}"
+def _records_key(namespace: str) -> str:
+    return f"bitfleet:records:{namespace}"
 
 
-def _shard_key(group: str, task_id: str) -> str:
-    return f"bitfleet:shard:{group}:{task_id}"
+def _shard_key(namespace: str, task_id: str) -> str:
+    return f"bitfleet:shard:{namespace}:{task_id}"
 
 
 def _blob_key(digest: str) -> str:

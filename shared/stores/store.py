@@ -31,15 +31,15 @@ class ShardStore(ABC):
         """
 
     @abstractmethod
-    def has_record(self, group: str, task_id: str) -> bool:
+    def has_record(self, namespace: str, task_id: str) -> bool:
         """Whether a task has a record, readable or not."""
 
     @abstractmethod
-    def record_ids(self, group: str) -> set[str]:
+    def record_ids(self, namespace: str) -> set[str]:
         """Task ids that have a record, readable or not."""
 
     @abstractmethod
-    def record(self, group: str, task_id: str) -> Record:
+    def record(self, namespace: str, task_id: str) -> Record:
         """Return a task's record.
 
         Raises:
@@ -55,7 +55,7 @@ class ShardStore(ABC):
         """
 
     @abstractmethod
-    def discard(self, group: str, task_id: str) -> None:
+    def discard(self, namespace: str, task_id: str) -> None:
         """Forget record and shard; the record goes first. Nothing happens when there is none."""
 
     @abstractmethod

@@ -78,7 +78,7 @@ class Runtime:
     def run(self, task: Task, context: JobContext) -> dict[str, Any]:
         """Run one task and leave its shard and record in the store."""
         self._check(task)
-        if self._store.has_record(task.group, task.id):
+        if self._store.has_record(task.namespace, task.id):
             return {"outcome": "exists"}
         try:
             return self._run(task, context)
@@ -218,7 +218,7 @@ class Runtime:
             )
 
         engine: SketchEngine = self._engine_of(f"sketch {task.sensitivity.id} {task.bits}", new)
-        return engine.measure(task.sample, task.probe_group, task.probes, context.check).to_bytes()
+        return engine.measure(task.sample, task.probe_batch, task.probes, context.check).to_bytes()
 
     def _samples(self, task: SensitivityTask | SketchTask, context: JobContext) -> SampleSet:
         from worker.service.sample_cache import fetch_samples
