@@ -1,4 +1,4 @@
-"""All kinds of tasks. A new one is a module in each of shared, worker and producer, and a name here."""
+"""All kinds of tasks. A new kind is one module in each of shared, worker and producer, and a name here."""
 
 from functools import reduce
 from importlib import import_module
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     AnyTask = Task
 else:
     AnyTask = reduce(or_, _BY_TASK)
-    """The union of all tasks, as a type that msgspec decodes."""
+    """The union of all task classes, for decoding."""
 
 _decoder: msgspec.json.Decoder[Task] = msgspec.json.Decoder(AnyTask)
 
 
 class _AnyRevisionsTask(msgspec.Struct):
-    """A task as any revision writes it: of an unknown kind, nothing but the kind's name is read."""
+    """The one field that tasks of all revisions share: the name of their kind."""
 
     type: str
 
@@ -36,21 +36,21 @@ _any_revision = msgspec.json.Decoder(_AnyRevisionsTask)
 
 
 def kind_of(task: Task) -> Kind:
-    """The kind of a task."""
+    """Return the kind of a task."""
     return _BY_TASK[type(task)]
 
 
 def encode_task(task: Task) -> str:
-    """JSON text of a task: the one argument of its job."""
+    """Return a task as JSON text, which becomes an argument of its job."""
     return msgspec.json.encode(task).decode()
 
 
 def decode_task(text: str | bytes) -> Task:
-    """Read back a task.
+    """Return the task that `encode_task` wrote.
 
     Raises:
-        UnknownKindError: another revision's kind of task.
-        TaskRefusedError: no task at all, or a field outside its limits.
+        UnknownKindError: this revision does not know the kind.
+        TaskRefusedError: this is no task, or a field is outside its limits.
     """
     try:
         return decode(_decoder, text, TaskRefusedError, "not a task this revision knows")

@@ -1,4 +1,4 @@
-"""A shard store in a folder: a local one, a mounted share, or anything fsspec knows (s3://, sftp://)."""
+"""A store in a folder: local, on a mounted share, or anywhere fsspec can reach (s3://, sftp://)."""
 
 import contextlib
 import hashlib
@@ -23,7 +23,7 @@ _NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 
 class FolderStore(ShardStore):
-    """A shard's file carries its sha256 in its name: two attempts never overwrite each other."""
+    """Each shard's file name holds its sha256, so two attempts never overwrite each other."""
 
     def __init__(self, filesystem: Any, root: str, url: str, store_id: str) -> None:
         self.id = store_id
@@ -34,11 +34,11 @@ class FolderStore(ShardStore):
 
     @classmethod
     def open(cls, url: str, *, create: bool = False) -> "FolderStore":
-        """Open the store at `url`; `create` marks an unmarked folder as a new store.
+        """Open the store at `url`. With `create`, a folder that is no store yet becomes one.
 
         Raises:
-            StoreError: not an fsspec URL, or it can't be reached or written.
-            WrongStoreError: no store is there, and `create` is False.
+            StoreError: this is no fsspec URL, or it can't be reached or written.
+            WrongStoreError: there is no store, and `create` is False.
         """
         label = safe_url(url)
         with _explained(label):
@@ -95,7 +95,7 @@ class FolderStore(ShardStore):
     def discard(self, namespace: str, task_id: str) -> None:
         with _explained(self.label):
             self._remove(self._record_path(namespace, task_id))
-            # No glob: a bracket in the folder's own name would mean something else to it.
+            # Not with glob, which would misread a bracket in the folder's own name.
             for path in self._listing(namespace):
                 name = path.rpartition("/")[2]
                 if name.startswith(f"{task_id}.") and name.endswith(".npz"):
@@ -129,11 +129,11 @@ class FolderStore(ShardStore):
             self._remove(self._blob_path(digest))
 
     def _check_marker(self) -> None:
-        """A share that was unmounted, or swapped for another, must not swallow results."""
+        """Check that this is still the same store, and not an unmounted share or another one."""
         try:
             content = self._marker()
         except StoreTroubleError:
-            # Its connection may have died while this machine slept: that is no job's fault.
+            # The connection may have died while this machine slept, so connect again.
             with _explained(self.label):
                 self._fs, _ = open_filesystem(self._url, self.label)
             content = self._marker()
@@ -145,7 +145,7 @@ class FolderStore(ShardStore):
             return _content(self._fs, f"{self._root}/{MARKER}") or b""
 
     def _write(self, path: str, data: bytes) -> None:
-        """Temp file, then rename, where renaming is cheap; object stores write whole objects anyway."""
+        """Write a temporary file and rename it. Object stores write whole objects in any case."""
         folder, _, name = path.rpartition("/")
         self._fs.makedirs(folder, exist_ok=True)
         if "s3" in _protocols(self._fs) or "memory" in _protocols(self._fs):
@@ -162,7 +162,7 @@ class FolderStore(ShardStore):
 
     def _listing(self, namespace: str) -> list[str]:
         folder = f"{self._root}/{_safe(namespace)}"
-        # Another machine wrote there since the last look.
+        # Other machines may have written there since.
         self._fs.invalidate_cache()
         return list(self._fs.ls(folder, detail=False)) if self._fs.isdir(folder) else []
 
@@ -194,7 +194,7 @@ class FolderStore(ShardStore):
 
 
 def _content(filesystem: Any, path: str) -> bytes | None:
-    # Not exists(), which says no when the network fails: a new marker would be written over the old one.
+    # Not exists(): it also says no when the network fails, and a new marker would replace the old one.
     try:
         content: bytes = filesystem.cat_file(path)
     except FileNotFoundError:
@@ -222,7 +222,7 @@ def _protocols(filesystem: Any) -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def _explained(label: str, path: str | None = None) -> Any:
-    """Turn what fsspec and the system raise into one line that names the store, and the file if given."""
+    """Turn all errors into one line that names the store, and the file if given."""
     try:
         yield
     except BitfleetError:

@@ -1,4 +1,4 @@
-"""The Redis relay: shards wait in Redis until collected. A Mac needs nothing but the Redis URL."""
+"""The relay: a store in Redis. Workers need nothing but the URL of Redis."""
 
 import hashlib
 from typing import cast
@@ -13,18 +13,18 @@ from shared.stores.store import PutOutcome, ShardStore
 RELAY_ID = "relay"
 DEFAULT_LIMIT_BYTES = 1024**3
 MIN_LIMIT_BYTES = 1_000_000
-"""The least that is worth asking for: less does not hold an image of the smallest model."""
+"""The smallest limit that can be set: one image of the smallest model needs about this much."""
 
 _BYTES_KEY = "bitfleet:relay:bytes"
 _LIMIT_KEY = "bitfleet:relay:limit"
 
-# One script each, so that shard, record and the count of bytes change together or not at all.
+# Each is one script, so that shard, record and byte count change together or not at all.
 _PUT = """
 if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 1 then return 'exists' end
 local limit = tonumber(redis.call('GET', KEYS[4]) or ARGV[4])
 local used = tonumber(redis.call('GET', KEYS[3]) or '0')
 local size = string.len(ARGV[3])
--- An empty relay takes any shard: one larger than the limit must not wait for ever.
+-- An empty relay takes any shard, so that one larger than the limit does not wait for ever.
 if used > 0 and used + size > limit then return 'full' end
 redis.call('SET', KEYS[2], ARGV[3])
 redis.call('INCRBY', KEYS[3], size)
@@ -40,7 +40,7 @@ if size > 0 and redis.call('DECRBY', KEYS[3], size) <= 0 then redis.call('DEL', 
 
 
 class RelayStore(ShardStore):
-    """Keeps at most `limit` bytes of shards at a time; the producer sets the limit for all."""
+    """Holds shards up to a limit of bytes, which the producer sets for everybody."""
 
     def __init__(self, connection: Redis) -> None:
         self.id = RELAY_ID
@@ -51,16 +51,16 @@ class RelayStore(ShardStore):
 
     @property
     def used_bytes(self) -> int:
-        """Bytes of shards that wait now."""
+        """Bytes of all shards in the relay."""
         return int(cast(bytes | None, self._redis.get(_BYTES_KEY)) or 0)
 
     @property
     def limit_bytes(self) -> int:
-        """What `used_bytes` may reach."""
+        """The largest allowed value of `used_bytes`."""
         return int(cast(bytes | None, self._redis.get(_LIMIT_KEY)) or DEFAULT_LIMIT_BYTES)
 
     def set_limit(self, limit_bytes: int) -> None:
-        """For every worker, from now on."""
+        """Set the limit for all workers."""
         self._redis.set(_LIMIT_KEY, limit_bytes)
 
     def put(self, record: Record, shard: bytes) -> PutOutcome:
@@ -71,7 +71,7 @@ class RelayStore(ShardStore):
                 args=[record.id, encode_record(record), shard, DEFAULT_LIMIT_BYTES],
             )
         except ResponseError as error:
-            # Redis itself is full before the relay is; before version 7 it wraps what its script says.
+            # Redis itself can be full before the relay is. Before version 7 the script's error is wrapped.
             if not isinstance(error, OutOfMemoryError) and "OOM command" not in str(error):
                 raise
             return "full"
@@ -94,7 +94,7 @@ class RelayStore(ShardStore):
 
     def shard(self, record: Record) -> bytes:
         key = _shard_key(record.task.namespace, record.id)
-        # Looked at before it is fetched: what is larger than its record says is not for us.
+        # Check the size first, so that an oversized value is never fetched.
         if (size := self._redis.strlen(key)) != record.size:
             raise ShardCorruptError(
                 f"shard {record.id} ({record.task.label}) has {size} bytes, its record says {record.size}"
