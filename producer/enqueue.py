@@ -1,4 +1,4 @@
-"""Enqueueing: say in the calibration folder what is wanted, then reconcile."""
+"""Enqueue: write into the calibration folder what is wanted, then reconcile."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ from shared.stores.store import ShardStore
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fleet:
-    """Where jobs and shards go."""
+    """The connection to Redis and the store that a command works with."""
 
     connection: Redis
     store: ShardStore
@@ -37,9 +37,9 @@ class Fleet:
 def enqueue_calibration(
     folder: CalibFolder, settings: RunSettings, prompts: Sequence[str], num_images: int, fleet: Fleet
 ) -> tuple[RunFile, Reconciled]:
-    """Ask for the first `num_images` images of a run; images asked for before stay asked for.
+    """Enqueue the first `num_images` images of a run. Images that were wanted before are still wanted.
 
-    The folder's run goes on when its prompts are still the first of those given: more may follow.
+    The folder's run continues if its prompts are the first of those given here, so prompts can be added.
 
     Raises:
         InputError: the folder holds another run.
@@ -57,7 +57,7 @@ def enqueue_calibration(
     )
     folder.write_run(run)
     if old and old.settings != settings:
-        # Nothing of it was collected, or the folder would have refused: nobody waits for it any more.
+        # Nothing of the old run was collected, or `write_run` would have refused. Nobody needs it any more.
         queue = TaskQueue(queue_name(old.store_id), fleet.connection)
         queue.withdraw([task.id for task in calibration_tasks(old)])
     tasks = calibration_tasks(run)
@@ -68,7 +68,7 @@ def enqueue_calibration(
 
 
 def _goes_on(old: RunFile, settings: RunSettings, prompts: Sequence[str]) -> bool:
-    """Whether these settings differ from the run's by prompts at most, and by none that both have."""
+    """Return whether the settings are the run's, and the prompts too as far as both lists go."""
     same = msgspec.structs.replace(settings, prompts_sha256=old.settings.prompts_sha256)
     return same == old.settings and all(
         before == now for before, now in zip(old.prompts, prompts, strict=False)
@@ -77,14 +77,14 @@ def _goes_on(old: RunFile, settings: RunSettings, prompts: Sequence[str]) -> boo
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SensitivityOptions:
-    """What a user asks of a sensitivity run."""
+    """The options of a sensitivity run."""
 
     bits: Sequence[int]
     group_size: int
     max_images: int
     step_stride: int
     layers: str
-    """Globs over dotted paths, by comma; an exact measurement only."""
+    """Patterns of dotted paths, separated by commas; used by exact measurements only."""
     sketch: bool = False
     probes: int = DEFAULT_PROBES
     verify: int = 0
@@ -95,10 +95,10 @@ class SensitivityOptions:
 def enqueue_sensitivity(
     folder: CalibFolder, options: SensitivityOptions, fleet: Fleet
 ) -> tuple[RequestFile, Reconciled]:
-    """Ask for every (layer, bits) on a choice of samples, exactly or by a sketch.
+    """Enqueue exact measurements or a sketch on some of the samples.
 
     Raises:
-        InputError: no calibration to measure on, no layer fits, or bits that can't be measured.
+        InputError: images are not collected yet, no layer matches, or MLX lacks a bit width.
     """
     run = folder.require_run()
     card = folder.read_model()
@@ -119,13 +119,13 @@ def enqueue_sensitivity(
         until=options.until,
         compute=options.precision,
     )
-    place = folder.sensitivity(settings.id)
-    request = _request(place.read_request(), settings, options, card, len(samples))
-    write_atomically(place.samples_path, packed)
-    place.write_request(request)
+    subfolder = folder.sensitivity(settings.id)
+    request = _request(subfolder.read_request(), settings, options, card, len(samples))
+    write_atomically(subfolder.samples_path, packed)
+    subfolder.write_request(request)
     fleet.store.put_blob(settings.sample_set_sha256, packed)
     tasks = [*sketch_tasks(request, run), *exact_tasks(request, run)]
-    done = frozenset(place.records.read())
+    done = frozenset(subfolder.records.read())
     return request, reconcile(tasks, done, connection=fleet.connection, store=fleet.store, retry_failed=True)
 
 
@@ -136,7 +136,7 @@ def _request(
     card: ModelCard,
     samples: int,
 ) -> RequestFile:
-    """What was asked before, and what is asked now."""
+    """Return the old request, extended by what is wanted now."""
     bits = check_bits(options.bits)
     base = old or RequestFile(
         settings=settings,
@@ -148,7 +148,7 @@ def _request(
     )
     if options.sketch:
         sketch = SketchRequest(bits=tuple(bits), probes=options.probes, verify=options.verify)
-        # Another sketch has other uncertainties.
+        # Another sketch has other uncertainties, so other pairs are to be verified.
         verify = base.verify if base.sketch == sketch else ()
         return msgspec.structs.replace(base, sketch=sketch, verify=verify)
     paths = _matching_layers(card, options.layers, options.group_size)
