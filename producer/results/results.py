@@ -43,8 +43,8 @@ class Metrics(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_abs: float | None
     """Largest difference of any element; None in a sketch."""
     noise_relative_error: float | None
-    """The relative error when only the last bits of a nearby layer's weight are changed; None in a sketch, and
-    if it was not measured."""
+    """The relative error when only the last bits of a nearby layer's weight are changed; None in a sketch,
+    and if it was not measured."""
     within_noise: bool = False
     """The error is at most twice the noise floor: it says nothing about the layer, which is not ranked."""
 
