@@ -25,11 +25,12 @@ from benchmarks.report import Report, print_report
 from shared.kinds.calibration import CalibrationTask
 from shared.runs import RunSettings
 from worker.calibrate import calibrate
-from worker.model import models
-from worker.model.models import LoadedModel, load_model
-from worker.model.quiet_imports import quiet_imports
-from worker.model.small_models import TINY_SD3, BuiltIn
-from worker.model.tiny_checkpoint import write_random_checkpoint
+from worker.families.diffusionkit import loading
+from worker.families.diffusionkit.quiet_imports import quiet_imports
+from worker.families.diffusionkit.small_models import TINY_SD3, BuiltIn
+from worker.families.diffusionkit.tiny_checkpoint import write_random_checkpoint
+from worker.families.family import Family
+from worker.families.registry import load_family
 
 with quiet_imports():
     from diffusionkit.mlx import CFGDenoiser
@@ -60,8 +61,8 @@ def compare_loops(*, images: int, steps: int, hidden: int, depth: int, image_siz
     seconds: dict[str, list[float]] = {"task": [], "bare": [], "reload": []}
     with tempfile.TemporaryDirectory() as folder:
         write_random_checkpoint(Path(folder), small)
-        with patch.dict(models.BUILT_IN, {"tiny-sd3": BuiltIn(small, lambda: Path(folder))}):
-            model = load_model(run)
+        with patch.dict(loading.BUILT_IN, {"tiny-sd3": BuiltIn(small, lambda: Path(folder))}):
+            model = load_family(run)
             _bare(model, run, seed=999)
             for seed in range(images):
                 seconds["task"].append(_timed(_task, model, run, seed))
@@ -84,17 +85,17 @@ def _timed(function: Any, *arguments: Any) -> float:
     return time.perf_counter() - start
 
 
-def _task(model: LoadedModel, run: RunSettings, seed: int) -> None:
+def _task(model: Family, run: RunSettings, seed: int) -> None:
     task = CalibrationTask(run=run, store_id="benchmark", image_index=seed, prompt=PROMPT, seed=seed)
     calibrate(task, model, lambda progress: None).to_bytes()
 
 
 def _reload(run: RunSettings, seed: int) -> None:
-    _bare(load_model(run), run, seed)
+    _bare(load_family(run), run, seed)
 
 
-def _bare(model: LoadedModel, run: RunSettings, seed: int) -> None:
-    pipeline: Any = model.pipeline
+def _bare(model: Family, run: RunSettings, seed: int) -> None:
+    pipeline: Any = model._pipeline  # type: ignore[attr-defined]
     conditioning, pooled = pipeline.encode_text(PROMPT, run.cfg_weight, "")
     kept = [
         (module, module.weight, module.bias)

@@ -20,7 +20,7 @@ from shared.runs import RunSettings
 from training.grammar import Scene, sample_scenes
 from training.judge import Verdict, judge
 from training.render import IMAGE_SIZE, Array, render_all
-from worker.model.models import load_model
+from worker.families.diffusionkit.loading import load_model
 
 SEED = 20
 COLUMNS = 8

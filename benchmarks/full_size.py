@@ -12,14 +12,13 @@ from typing import Any
 import click
 import mlx.core as mx
 
-from benchmarks.random_mmdit import draw_samples, random_pipeline
+from benchmarks.random_mmdit import as_family, draw_samples, random_pipeline
 from benchmarks.report import Report, print_report
 from worker.engine.exact import ExactEngine
 from worker.engine.limits import default_memory_limit
 from worker.engine.sketch import SketchEngine
-from worker.engine.steps import forward_steps, start_of
-from worker.model.layers import linear_layers
-from worker.model.quiet_imports import quiet_imports
+from worker.families.diffusionkit.layers import linear_layers
+from worker.families.diffusionkit.quiet_imports import quiet_imports
 
 with quiet_imports():
     from diffusionkit.mlx.config import MMDiTConfig
@@ -46,7 +45,8 @@ def measure_full_size(*, latent: int, text_tokens: int, probes: int, blocks: lis
     report = Report(title="SD3 medium at full size, random weights, one sample")
     report.facts |= {"layers": len(layers), "latent": latent, "text tokens": text_tokens}
     report.facts |= {"weights, GiB": mx.get_active_memory() / GIB}
-    engine = ExactEngine(pipeline, samples, CFG_WEIGHT, GROUP_SIZE)
+    family = as_family(pipeline)
+    engine = ExactEngine(family, samples, CFG_WEIGHT, GROUP_SIZE)
     # The first measurement also makes the reference and the noise floor.
     engine.measure("t_embedder.mlp.layers.2", 4)
     mx.reset_peak_memory()
@@ -57,14 +57,18 @@ def measure_full_size(*, latent: int, text_tokens: int, probes: int, blocks: lis
         _seconds(engine, f"{path}attn.q_proj", 4)
         report.facts[f"block {block}, attn.k_proj: seconds"] = _seconds(engine, f"{path}attn.k_proj", 4)
     report.facts["exact: peak memory, GiB"] = mx.get_peak_memory() / GIB
-    steps = forward_steps(mmdit)
-    passes = sum(1 - start_of(steps, layer) / len(steps) for layer in layers) * len(BITS)
+    list_path, depth = "multimodal_transformer_blocks.", len(mmdit.multimodal_transformer_blocks)
+    blocks_before = [
+        int(layer.split(".")[1]) if layer.startswith(list_path) else depth * layer.startswith("final_layer.")
+        for layer in layers
+    ]
+    passes = sum(1 - before / depth for before in blocks_before) * len(BITS)
     report.facts["exact, 6 bit widths: full passes a sample (counted)"] = passes
     report.facts["plain, 6 bit widths: full passes a sample (counted)"] = len(layers) * len(BITS)
     del engine
     mx.clear_cache()
     mx.reset_peak_memory()
-    sketch = SketchEngine(pipeline, samples, CFG_WEIGHT, GROUP_SIZE, BITS, default_memory_limit())
+    sketch = SketchEngine(family, samples, CFG_WEIGHT, GROUP_SIZE, BITS, default_memory_limit())
     start = time.perf_counter()
     sketch.measure(0, 0, probes)
     seconds = time.perf_counter() - start

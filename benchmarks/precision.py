@@ -14,15 +14,16 @@ import click
 import mlx.core as mx
 import numpy as np
 
-from benchmarks.random_mmdit import draw_samples, plain_denoiser, random_pipeline, sd3_config
+from benchmarks.random_mmdit import as_family, draw_samples, plain_denoiser, random_pipeline, sd3_config
 from benchmarks.report import Report, print_report
 from shared.layout.npz import Array
 from worker.engine.exact import ExactEngine
+from worker.engine.layers import get_weight, set_weight
 from worker.engine.memory import memory_of_weights
 from worker.engine.noise import change_last_bit
 from worker.engine.quantize import quantize_layer
 from worker.engine.sketch import SketchEngine
-from worker.model.layers import get_weight, linear_layers, set_weight
+from worker.families.diffusionkit.layers import linear_layers
 
 GROUP_SIZE, CFG_WEIGHT, BITS = 32, 7.5, (2, 4, 6, 8)
 BLOCK = "multimodal_transformer_blocks.{}.{}_transformer_block.{}"
@@ -70,7 +71,7 @@ def _scores(report: Report, dtype: mx.Dtype, depth: int, hidden: int) -> None:
 
     v_ref = judged()
     engines = {
-        name: ExactEngine(pipeline, samples, CFG_WEIGHT, GROUP_SIZE, compute=name)
+        name: ExactEngine(as_family(pipeline), samples, CFG_WEIGHT, GROUP_SIZE, compute=name)
         for name in ("float32", "model")
     }
     worst = 0.0
@@ -115,7 +116,7 @@ def _sketch(report: Report, width: int, limit_gb: float, probes: tuple[int, ...]
     limit = int(limit_gb * 1e9)
     report.facts["sketch: weights of the block, GB"] = memory_of_weights(pipeline.mmdit) / 1e9
     for count in probes:
-        engine = SketchEngine(pipeline, samples, 4.0, 64, (2, 4, 8), limit)
+        engine = SketchEngine(as_family(pipeline), samples, 4.0, 64, (2, 4, 8), limit)
         mx.reset_peak_memory()
         start = time.perf_counter()
         engine.measure(0, 0, count)

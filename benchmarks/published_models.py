@@ -10,11 +10,11 @@ import numpy as np
 
 from shared.layout.npz import Array
 from shared.models import Reference
-from worker.engine.steps import Inputs, forward_steps, run_steps
-from worker.model.model_files import ModelFiles
-from worker.model.published import PublishedMMDiT, published_timesteps
-from worker.model.quiet_imports import quiet_imports
-from worker.model.sd3_layout import empty_parameters, mmdit_to_flux, mmdit_to_sd3
+from worker.families.diffusionkit.files import ModelFiles
+from worker.families.diffusionkit.modulation import set_modulation
+from worker.families.diffusionkit.published import PublishedMMDiT, published_timesteps
+from worker.families.diffusionkit.quiet_imports import quiet_imports
+from worker.families.diffusionkit.sd3_layout import empty_parameters, mmdit_to_flux, mmdit_to_sd3
 
 with quiet_imports():
     from diffusionkit.mlx import model_io
@@ -178,11 +178,9 @@ def timestep_of(case: Case, sigma: float, dtype: DType, reference: Reference) ->
 def mlx_velocity(mmdit: Any, question: Question, timestep: float, dtype: DType) -> Array:
     """(B, H, W, C) float32."""
     rows, activation = len(question.x), getattr(mx, dtype)
-    inputs = Inputs(
-        x=mx.array(question.x).astype(activation),
-        text=mx.array(question.text)[:, :, None, :].astype(activation),
-        pooled=mx.array(question.pooled).astype(activation),
-        timesteps=mx.full((rows,), timestep),
+    x, text, pooled = (
+        mx.array(values).astype(activation) for values in (question.x, question.text, question.pooled)
     )
-    (velocity,) = run_steps(mmdit, forward_steps(mmdit), (), inputs)
+    set_modulation(mmdit, pooled, mx.array([timestep]))
+    velocity = mmdit(x, text[:, :, None, :], mx.full((rows,), timestep))
     return np.array(velocity.astype(mx.float32))

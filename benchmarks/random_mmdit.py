@@ -11,8 +11,12 @@ import mlx.core as mx
 import numpy as np
 
 from shared.layout.sample_set import SampleSet
-from worker.model.layers import get_weight, linear_layers, set_weight
-from worker.model.quiet_imports import quiet_imports
+from worker.engine.layers import get_weight, set_weight
+from worker.families.diffusionkit.layers import linear_layers
+from worker.families.diffusionkit.mmdit_family import MMDiTFamily
+from worker.families.diffusionkit.quiet_imports import quiet_imports
+from worker.families.flux import Flux
+from worker.families.sd3 import Sd3
 
 with quiet_imports():
     from diffusionkit.mlx import CFGDenoiser, DiffusionPipeline, to_d
@@ -161,3 +165,8 @@ def plain_denoiser(
         return to_d(x, sigma, denoised)
 
     return d
+
+
+def as_family(pipeline: Any) -> MMDiTFamily:
+    """The family that an engine measures, of a pipeline."""
+    return (Flux if pipeline.mmdit.config.depth_unified else Sd3)(pipeline)

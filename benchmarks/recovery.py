@@ -33,6 +33,7 @@ from shared.jobs.history import read_events
 from shared.jobs.task_job import TaskJob
 from shared.jobs.task_queue import TaskQueue, queue_name
 from shared.kinds.calibration import CalibrationTask
+from shared.kinds.kind import Task
 from worker.jobs.job_context import JobContext
 from worker.service import process
 from worker.service.options import WorkerOptions
@@ -126,7 +127,7 @@ class _EndlessRuntime(Runtime):
     def _compare_canary(self, *_: Any) -> None:
         pass
 
-    def _calibrate(self, task: CalibrationTask, model: Any, context: JobContext) -> bytes:
+    def _run_task(self, task: Task, model: Any, context: JobContext) -> bytes:
         while True:
             context.check("running")
             time.sleep(0.1)

@@ -3,7 +3,7 @@
     python -m benchmarks.sensitivity [--depth 12 --hidden 128 --samples 8 --probes 12 --spread 0.5]
 
 plain   a full forward pass for every candidate, in the same micro-batches, weights quantized once
-exact   worker.engine.exact.ExactEngine: from the step where the layer matters on
+exact   worker.engine.exact.ExactEngine: from the block where the layer matters on
 sketch  worker.engine.sketch.SketchEngine: backward passes for all layers and bit widths at once
 
 Plain takes turns with the two others, candidate by candidate and sample by sample, and their time is
@@ -20,16 +20,15 @@ import click
 import mlx.core as mx
 import numpy as np
 
-from benchmarks.random_mmdit import draw_samples, random_pipeline, sd3_config
+from benchmarks.random_mmdit import as_family, draw_samples, random_pipeline, sd3_config
 from benchmarks.report import Report, print_report
 from shared.layout.npz import Array
 from shared.layout.sample_set import SampleSet
-from worker.engine.batches import batch_inputs, guided_velocity, split_samples
+from worker.engine.batches import batch_forward, guided_velocity, split_samples
 from worker.engine.exact import ExactEngine
 from worker.engine.quantize import quantize_layer, swapped
 from worker.engine.sketch import SketchEngine
-from worker.engine.steps import forward_steps, run_steps
-from worker.model.layers import linear_layers
+from worker.families.diffusionkit.layers import linear_layers
 
 BITS = (2, 3, 4, 5, 6, 8)
 GROUP_SIZE, CFG_WEIGHT = 64, 5.0
@@ -54,8 +53,7 @@ class Plain:
     """The plain way: the whole model for every candidate."""
 
     def __init__(self, pipeline: Any, samples: SampleSet, micro_batch: int) -> None:
-        self._mmdit, self._samples = pipeline.mmdit, samples
-        self._steps = forward_steps(self._mmdit)
+        self._family, self._mmdit, self._samples = as_family(pipeline), pipeline.mmdit, samples
         self._batches = split_samples(samples, micro_batch)
         self._reference = self._velocities()
 
@@ -70,9 +68,8 @@ class Plain:
     def _velocities(self) -> Array:
         velocities = np.empty(self._samples.x.shape, np.float64)
         for batch in self._batches:
-            inputs = batch_inputs(self._samples, batch, rows=2, dtype=mx.float32)
-            (velocity,) = run_steps(self._mmdit, self._steps, (), inputs)
-            velocities[batch.rows] = np.array(guided_velocity(velocity, CFG_WEIGHT))
+            forward = batch_forward(self._family, self._samples, batch, rows=2, dtype=mx.float32)
+            velocities[batch.rows] = np.array(guided_velocity(forward(), CFG_WEIGHT))
         return velocities
 
 
@@ -112,7 +109,7 @@ def compare_engines(
     pipeline = random_pipeline(config, spread=spread)
     sample_set = spread_over_trajectories(pipeline, samples=samples, latent=latent, text_tokens=text_tokens)
     layers = [layer.path for layer in linear_layers(pipeline.mmdit)]
-    engine = ExactEngine(pipeline, sample_set, CFG_WEIGHT, GROUP_SIZE)
+    engine = ExactEngine(as_family(pipeline), sample_set, CFG_WEIGHT, GROUP_SIZE)
     plain_way = Plain(pipeline, sample_set, engine.micro_batch)
     plain, exact, costs = _plain_and_exact(plain_way, engine, layers)
     sketched, sketch_cost = _sketch(pipeline, sample_set, plain_way, layers[0], probes)
@@ -161,7 +158,7 @@ def _sketch(
     pipeline: Any, samples: SampleSet, plain_way: Plain, layer: str, probes: int
 ) -> tuple[Array, float]:
     """Estimated squared errors (L, B, n), and what they took, in plain candidates."""
-    engine = SketchEngine(pipeline, samples, CFG_WEIGHT, GROUP_SIZE, BITS)
+    engine = SketchEngine(as_family(pipeline), samples, CFG_WEIGHT, GROUP_SIZE, BITS)
     estimates, cost = [], 0.0
     for sample in range(len(samples)):
         plain_clock, sketch_clock = Clock(), Clock()

@@ -48,7 +48,8 @@ class FakeRuntime(Runtime):
     def _compare_canary(self, run: Any, model: Any, context: JobContext) -> None:
         pass
 
-    def _calibrate(self, task: CalibrationTask, model: Any, context: JobContext) -> bytes:
+    def _run_task(self, task: Task, model: Any, context: JobContext) -> bytes:
+        assert isinstance(task, CalibrationTask)
         if task.prompt == "poison":
             os.kill(os.getpid(), signal.SIGKILL)
         while task.prompt == "hang":

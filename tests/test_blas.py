@@ -71,10 +71,10 @@ if sys.argv[1]:
 import msgspec
 from shared.runs import RunSettings
 from worker.service.canary import measure_canary
-from worker.model.models import load_model
+from worker.families.registry import load_family
 
 run = msgspec.json.decode(sys.argv[2], type=RunSettings)
-print(json.dumps(measure_canary(load_model(run), run).tolist()))
+print(json.dumps(measure_canary(load_family(run), run).tolist()))
 """
 
 

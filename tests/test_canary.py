@@ -1,6 +1,5 @@
 """A worker whose model answers otherwise than the first worker's is refused and named."""
 
-from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
@@ -9,17 +8,18 @@ import numpy as np
 import pytest
 from redis import Redis
 
-from benchmarks.random_mmdit import flux_config, random_pipeline, sd3_config
+from benchmarks.random_mmdit import as_family, flux_config, random_pipeline, sd3_config
 from shared.errors import RunMismatchError
 from tests.tasks import SETTINGS
-from worker.model.layers import get_weight, linear_layers, set_weight
+from worker.engine.layers import get_weight, set_weight
+from worker.families.diffusionkit.layers import linear_layers
 from worker.service.canary import TOLERANCES, VALUES, Canary, compare_with_first, measure_canary
 
 KEY = f"bitfleet:canary:{SETTINGS.id}"
 
 
 def model(config: Any = sd3_config) -> Any:
-    return SimpleNamespace(pipeline=random_pipeline(config()))
+    return as_family(random_pipeline(config()))
 
 
 def canary(host: str, output: Any, fingerprint: str = "f" * 64) -> Canary:
@@ -47,14 +47,14 @@ def test_measuring_leaves_the_model_as_it_was() -> None:
     one = model()
     first = measure_canary(one, SETTINGS)
     assert np.array_equal(measure_canary(one, SETTINGS), first)
-    for module in one.pipeline.mmdit.modules():
+    for module in one.transformer.modules():
         assert not getattr(module, "_modulation_params", {})
 
 
 def test_any_changed_layer_is_noticed(redis: Redis) -> None:
     """But for the queries of so little text, which hardly show in the velocity, the last not at all."""
     changed = model()
-    mmdit = changed.pipeline.mmdit
+    mmdit = changed.transformer
     reference = measure_canary(changed, SETTINGS)
     compare_with_first(redis, SETTINGS, canary("studio", reference))
     unnoticed = []
@@ -74,8 +74,8 @@ def test_any_changed_layer_is_noticed(redis: Redis) -> None:
 @pytest.mark.parametrize(("config", "dtype"), [(sd3_config, mx.float16), (flux_config, mx.bfloat16)])
 def test_half_precision_differs_by_less_than_is_tolerated_of_it(config: Any, dtype: Any) -> None:
     whole, half = model(config), model(config)
-    half.pipeline.mmdit.apply(lambda array: array.astype(dtype))
-    half.pipeline.activation_dtype = dtype
+    half.transformer.apply(lambda array: array.astype(dtype))
+    half._pipeline.activation_dtype = dtype
     outputs = [measure_canary(one, SETTINGS) for one in (whole, half)]
     difference = np.linalg.norm(outputs[1] - outputs[0]) / np.linalg.norm(outputs[0])
     assert 0 < difference < TOLERANCES["float16"]

@@ -18,11 +18,12 @@ from shared.models import MODELS
 from shared.runs import RunSettings
 from tests.tiny_models import DEV, SCHNELL, SD3, SD35, repository, tiny_tables, write_cache
 from worker.calibrate import calibrate, count_parameters
-from worker.model import model_files
-from worker.model.model_files import file_sha256
-from worker.model.models import LoadedModel, load_model
-from worker.model.published import PublishedMMDiT
-from worker.model.small_models import DEMO, TINY_SD3
+from worker.families.diffusionkit import files as model_files
+from worker.families.diffusionkit.files import file_sha256
+from worker.families.diffusionkit.loading import LoadedModel, load_model
+from worker.families.diffusionkit.published import PublishedMMDiT
+from worker.families.diffusionkit.small_models import DEMO, TINY_SD3
+from worker.families.registry import load_family
 
 pytestmark = pytest.mark.slow
 
@@ -177,7 +178,7 @@ def test_parts_come_and_go_and_the_fingerprint_stays(home: Path) -> None:
 
 
 def test_a_vae_that_cant_be_had_costs_previews_only(home: Path, caplog: pytest.LogCaptureFixture) -> None:
-    loaded = load_model(settings(SCHNELL), None, ("transformer",))
+    loaded = load_family(settings(SCHNELL), None, ("transformer",))
     path = repository(home, SCHNELL) / "ae.safetensors"
     aside = path.rename(home / "ae")
     try:

@@ -10,9 +10,9 @@ from training.export import MAX_BYTES
 from training.grammar import sample_scenes
 from training.judge import find_things, judge
 from training.painter import Painter, new_tokenizer, tokenize
-from worker.model.models import load_model
-from worker.model.small_models import DEMO, demo_folder
-from worker.model.vocabulary import byte_pair_merges, vocabulary
+from worker.families.diffusionkit.loading import load_model
+from worker.families.diffusionkit.small_models import DEMO, demo_folder
+from worker.families.diffusionkit.vocabulary import byte_pair_merges, vocabulary
 
 SPEC = model_spec("demo")
 SETTINGS = RunSettings(

@@ -81,8 +81,8 @@ def test_a_folder_that_cannot_be_written_is_named_with_its_cure(producer: Produc
     options = ("--model", "tiny-sd3", "--num-images", "1", "--prompt-csv", prompts, "--calib-dir", calib)
     output = producer(command, *options, code=2)
     assert output == (
-        f"Error: {calib} can't be written: Not a directory; nothing that was finished is lost: "
-        "mend that, or name another folder with --calib-dir\n"
+        f"Error: {calib} can't be written: Not a directory; nothing that was finished is lost: mend that, "
+        "or name another folder with --calib-dir\n"
     )
 
 
@@ -139,9 +139,8 @@ def test_a_file_that_can_not_be_read_is_named_and_the_rest_is_collected(producer
     record = broken.read_bytes()
     broken.unlink()
     broken.mkdir()
-    TaskQueue(queue_name(store.id), connect(producer.redis_url)).withdraw(
-        [task.id for task in calibration_tasks(run)]
-    )
+    withdrawn = [task.id for task in calibration_tasks(run)]
+    TaskQueue(queue_name(store.id), connect(producer.redis_url)).withdraw(withdrawn)
     output = producer("collect", "--wait", "--store", str(share), code=3)
     assert output.count(f"{broken} in store {share} can't be read: Is a directory; mend that") == 1
     assert "calibration: 1 of 2, 1 missing (1 can't be read from the store)" in output

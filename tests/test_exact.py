@@ -7,13 +7,21 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from benchmarks.random_mmdit import draw_samples, flux_config, plain_denoiser, random_pipeline, sd3_config
+from benchmarks.random_mmdit import (
+    as_family,
+    draw_samples,
+    flux_config,
+    plain_denoiser,
+    random_pipeline,
+    sd3_config,
+)
 from shared.errors import RunMismatchError, TaskRefusedError
 from shared.kinds.sensitivity import SensitivityShard
 from worker.engine.exact import ExactEngine
-from worker.engine.memory import memory_of_a_pass, memory_of_weights
-from worker.engine.steps import forward_steps, run_steps
-from worker.model.layers import get_weight, linear_layers, set_weight
+from worker.engine.layers import get_weight, set_weight
+from worker.engine.memory import memory_of_a_pass, memory_of_weights, memory_of_wide_weights
+from worker.engine.replay import Replay
+from worker.families.diffusionkit.layers import linear_layers
 
 GROUP = 32
 CASES = {"sd3": (sd3_config, 4.0), "flux": (flux_config, 0.0)}
@@ -32,7 +40,7 @@ def case(name):
 def new_engine(name, **options):
     samples, cfg_weight = case(name)
     pipeline = random_pipeline(CASES[name][0]())
-    return ExactEngine(pipeline, samples, cfg_weight, GROUP, **options), pipeline
+    return ExactEngine(as_family(pipeline), samples, cfg_weight, GROUP, **options), pipeline
 
 
 def scarce_engine(name):
@@ -41,13 +49,14 @@ def scarce_engine(name):
     pipeline = random_pipeline(CASES[name][0]())
     _, height, width, _ = samples.x.shape
     one_pass = memory_of_a_pass(
-        pipeline.mmdit,
+        as_family(pipeline).pass_size((height, width), samples.conditioning.shape[2]),
         rows=2 if cfg_weight else 1,
-        tokens=height * width // pipeline.mmdit.config.patch_size**2 + samples.conditioning.shape[2],
         itemsize=4,
     )
-    limit = memory_of_weights(pipeline.mmdit) + one_pass
-    return ExactEngine(pipeline, samples, cfg_weight, GROUP, limit), pipeline
+    family = as_family(pipeline)
+    # A quarter more, for what the model keeps of its first pass, as the positions of FLUX.
+    limit = memory_of_weights(pipeline.mmdit) + memory_of_wide_weights(family) + one_pass * 5 // 4
+    return ExactEngine(family, samples, cfg_weight, GROUP, limit), pipeline
 
 
 @cache
@@ -144,25 +153,31 @@ def test_jobs_out_of_order_and_small_memory_change_nothing(name):
 
 def test_a_state_is_advanced_not_computed_anew(monkeypatch):
     """Work is counted in blocks run, not in seconds."""
-    ran = []
-    monkeypatch.setattr(
-        "worker.engine.exact.run_steps",
-        lambda mmdit, steps, *rest: ran.append(len(steps)) or run_steps(mmdit, steps, *rest),
-    )
-    engine, pipeline = new_engine("sd3")
-    steps, first, last = len(forward_steps(pipeline.mmdit)), f"{BLOCK}.image_transformer_block", "final_layer"
-    engine.measure(f"{first}.attn.k_proj", 4)
+    ran, advance, run_from = [], Replay.advance, Replay.run_from
+
+    def advanced(replay, forward, state, position):
+        ran.append(position - state.position)
+        return advance(replay, forward, state, position)
+
+    def run(replay, forward, state):
+        ran.append(len(replay) + 1 - state.position)
+        return run_from(replay, forward, state)
+
+    monkeypatch.setattr(Replay, "advance", advanced)
+    monkeypatch.setattr(Replay, "run_from", run)
+    engine, _ = new_engine("sd3")
+    # Four embedders, two blocks, what follows them.
+    whole, block = 4 + 2 + 1, f"{BLOCK}.image_transformer_block"
+    engine.measure(f"{block}.attn.k_proj", 4)
     # Reference, advance to block 1, noise floor, candidate.
-    assert ran == [steps, 4, steps - 4, steps - 4]
+    assert ran == [whole, 5, 2, 2]
     ran.clear()
-    engine.measure(f"{first}.attn.k_proj", 2)
-    assert ran == [steps - 4]
+    engine.measure(f"{block}.mlp.fc1", 2)
+    assert ran == [2]
     ran.clear()
-    engine.measure(f"{first}.mlp.fc1", 4)
-    assert ran == [1, steps - 5]
-    ran.clear()
-    engine.measure(f"{last}.linear", 4)
-    assert ran == [2, 1, 1]
+    engine.measure("final_layer.linear", 4)
+    # Advance, noise floor, candidate.
+    assert ran == [1, 1, 1]
 
 
 def test_weights_come_back_and_a_stopped_candidate_loses_only_itself():
@@ -190,7 +205,7 @@ def test_a_weight_that_quantizes_to_itself_is_not_dead():
     sixteen_steps = (mx.arange(64 * 64).reshape(64, 64) % 16 - 8) / 8
     set_weight(pipeline.mmdit, LIVE, sixteen_steps)
     unknown_outcome = replace(samples, has_next=np.zeros(len(samples), bool))
-    shard = ExactEngine(pipeline, unknown_outcome, cfg_weight, GROUP).measure(LIVE, 4)
+    shard = ExactEngine(as_family(pipeline), unknown_outcome, cfg_weight, GROUP).measure(LIVE, 4)
     assert shard.weight_squared_error == 0
     assert not shard.squared_error.any()
     assert not shard.dead
@@ -200,24 +215,26 @@ def test_another_model_is_refused_in_words():
     samples, cfg_weight = case("sd3")
     other = random_pipeline(sd3_config(), seed=1)
     with pytest.raises(RunMismatchError, match=r"does not reproduce image \d step \d"):
-        ExactEngine(other, samples, cfg_weight, GROUP).measure(LIVE, 4)
+        ExactEngine(as_family(other), samples, cfg_weight, GROUP).measure(LIVE, 4)
 
 
 def test_another_cfg_weight_is_refused_in_words():
     pipeline, (samples, _) = random_pipeline(sd3_config()), case("sd3")
     with pytest.raises(RunMismatchError, match="does not reproduce"):
-        ExactEngine(pipeline, samples, 7.5, GROUP).measure(LIVE, 4)
+        ExactEngine(as_family(pipeline), samples, 7.5, GROUP).measure(LIVE, 4)
     with pytest.raises(RunMismatchError, match="rows of conditioning"):
-        ExactEngine(pipeline, samples, 0.0, GROUP)
+        ExactEngine(as_family(pipeline), samples, 0.0, GROUP)
 
 
 def test_samples_stored_in_half_precision_are_accepted_and_a_wrong_model_is_still_found():
     samples, cfg_weight = case("sd3")
     half = replace(samples, x=samples.x.astype(np.float16), x_next=samples.x_next.astype(np.float16))
-    shard = ExactEngine(random_pipeline(sd3_config()), half, cfg_weight, GROUP).measure(LIVE, 4)
+    shard = ExactEngine(as_family(random_pipeline(sd3_config())), half, cfg_weight, GROUP).measure(LIVE, 4)
     assert len(shard.squared_error) == len(samples)
     with pytest.raises(RunMismatchError, match="does not reproduce"):
-        ExactEngine(random_pipeline(sd3_config(), seed=1), half, cfg_weight, GROUP).measure(LIVE, 4)
+        ExactEngine(as_family(random_pipeline(sd3_config(), seed=1)), half, cfg_weight, GROUP).measure(
+            LIVE, 4
+        )
 
 
 def test_half_precision_weights_stay_half_precision():
@@ -225,7 +242,7 @@ def test_half_precision_weights_stay_half_precision():
     pipeline = random_pipeline(sd3_config())
     pipeline.mmdit.set_dtype(mx.float16)
     pipeline.activation_dtype = mx.float16
-    shard = ExactEngine(pipeline, samples, cfg_weight, GROUP).measure(LIVE, 2)
+    shard = ExactEngine(as_family(pipeline), samples, cfg_weight, GROUP).measure(LIVE, 2)
     assert shard.bits_per_weight == 3
     full = plain_metrics("sd3", LIVE, 2)["squared_error"].sum()
     assert shard.squared_error.sum() == pytest.approx(full, rel=0.2)
@@ -236,7 +253,7 @@ def test_until_stops_early_with_a_draw_of_the_samples(monkeypatch):
     monkeypatch.setattr("worker.engine.memory.MAX_TOKENS", 8 * 2 * 22)
     pipeline = random_pipeline(sd3_config())
     samples = draw_samples(pipeline, num_images=12, num_steps=3)
-    engine = ExactEngine(pipeline, samples, 4.0, GROUP)
+    engine = ExactEngine(as_family(pipeline), samples, 4.0, GROUP)
     loose, tight = engine.measure(LIVE, 2, until=30), engine.measure(LIVE, 2, until=1e-6)
     assert 4 <= len(loose.squared_error) < len(tight.squared_error) == len(samples)
     assert len(set(loose.image_index.tolist())) > 3
@@ -248,7 +265,8 @@ def test_until_stops_early_with_a_draw_of_the_samples(monkeypatch):
 def test_one_bit_is_a_candidate():
     engine, _ = new_engine("sd3")
     one, two = engine.measure(LIVE, 1), engine.measure(LIVE, 2)
-    assert one.bits_per_weight == 1 + 64 / 32
+    # A scale and a bias of 16 bits for 32 weights.
+    assert one.bits_per_weight == 1 + 32 / 32
     assert one.squared_error.sum() > two.squared_error.sum() > 0
 
 
@@ -259,6 +277,6 @@ def test_what_can_not_be_measured_is_refused():
     with pytest.raises(TaskRefusedError, match="no layer"):
         engine.measure("multimodal_transformer_blocks.7.image_transformer_block.attn.q_proj", 4)
     samples, cfg_weight = case("sd3")
-    wide = ExactEngine(random_pipeline(sd3_config()), samples, cfg_weight, 128)
+    wide = ExactEngine(as_family(random_pipeline(sd3_config())), samples, cfg_weight, 128)
     with pytest.raises(TaskRefusedError, match=r"not measurable: .* 64 inputs"):
         wide.measure(LIVE, 4)

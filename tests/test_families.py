@@ -5,19 +5,26 @@ from functools import cache
 import mlx.core as mx
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from benchmarks.random_mmdit import flux_config, random_pipeline, sd3_config
 from shared.errors import InputError
-from shared.models import model_spec
+from shared.kinds.calibration import CalibrationShard, CalibrationTask
+from shared.layout.sample_set import SampleSet
+from shared.model_card import decode_model_card
 from shared.runs import RunSettings
 from tests.toy_families import ToyFamily, TwoStreamFamily
-from worker.engine.replay import START, Replay
-from worker.families import FAMILIES, load_family
+from worker.engine.exact import ExactEngine
+from worker.engine.quantize import quantize_layer, swapped
+from worker.engine.sketch import SketchEngine
+from worker.families.diffusionkit.layers import linear_layers
+from worker.families.diffusionkit.modulation import set_modulation
 from worker.families.flux import Flux
+from worker.families.registry import FAMILIES, load_family, load_family_named
 from worker.families.sd3 import Sd3
-from worker.model.layers import linear_layers
-from worker.model.modulation import set_modulation
-from worker.trajectory import decode_png, denoise
+from worker.kinds.lent import EngineSlot, Lent
+from worker.kinds.registry import run_task
+from worker.trajectory import denoise
 
 DOUBLE, UNIFIED = "multimodal_transformer_blocks.1", "unified_transformer_blocks.1.transformer_block"
 SETTINGS = RunSettings(
@@ -106,50 +113,106 @@ def test_every_layer_has_a_place_and_a_name(name):
 
 
 @pytest.mark.slow
-def test_a_loaded_family_draws_the_image_that_the_trajectory_draws():
-    model = load_family(model_spec(SETTINGS.model).family, SETTINGS)
-    pipeline = model._pipeline
+def test_a_loaded_family_draws_the_image_that_its_interface_says():
+    model = load_family(SETTINGS)
     expected = denoise(
-        pipeline, "a red cube", seed=3, num_steps=2, cfg_weight=7.5, latent_size=SETTINGS.latent_size
+        model, "a red cube", seed=3, num_steps=2, cfg_weight=7.5, latent_size=SETTINGS.latent_size
     )
-    x = draw(model, "a red cube", SETTINGS, cfg_weight=7.5)
+    sigmas, conditioning = model.sigmas(2), model.encode("a red cube", 7.5)
+    x = model.first_latent(3, sigmas, SETTINGS.latent_size)
+    for step in range(2):
+        rows = mx.concatenate([x, x])
+        v_text, v_negative = model.velocity(rows, mx.broadcast_to(sigmas[step], [2]), conditioning).split(2)
+        x = x + (v_negative + 7.5 * (v_text - v_negative)) * (sigmas[step + 1] - sigmas[step])
     # DiffusionKit's step goes by x - (x - sigma v), which rounds.
     np.testing.assert_allclose(np.array(x), np.array(expected.x[-1]), rtol=0, atol=2e-5)
-    assert model.decode(expected.x[-1]) == decode_png(pipeline, expected.x[-1])
     assert len(model.fingerprint) == 64
 
 
-def draw(model, prompt, settings, *, cfg_weight):
-    """Euler steps of the guided velocity, by nothing but the family's interface."""
-    size = (settings.image_size, settings.image_size)
-    conditioning, sigmas = model.encode(prompt, cfg_weight), model.sigmas(settings.num_steps, size)
-    x = model.first_latent(settings.seed, sigmas, size)
-    for step in range(settings.num_steps):
-        v_text, v_negative = model.velocity(
-            mx.concatenate([x, x]), mx.broadcast_to(sigmas[step], [2]), conditioning
-        ).split(2)
-        x = x + (v_negative + cfg_weight * (v_text - v_negative)) * (sigmas[step + 1] - sigmas[step])
-    return x
-
-
-@pytest.mark.parametrize("new_family", [ToyFamily, TwoStreamFamily])
-def test_another_librarys_model_is_one_file_and_one_line(monkeypatch, new_family):
+@pytest.fixture(params=[ToyFamily, TwoStreamFamily])
+def toy(request, monkeypatch):
+    """Another library's model: one file, and one line."""
     line = {"toy": "tests.toy_families"}
-    monkeypatch.setattr("worker.families.FAMILIES", FAMILIES | line)
-    monkeypatch.setattr("tests.toy_families.ToyFamily", new_family)
-    model = load_family("toy", SETTINGS)
-    x = draw(model, "a red cube", SETTINGS, cfg_weight=2.0)
-    assert model.decode(x).startswith(b"\x89PNG")
-    conditioning = model.encode("a red cube", 0.0)
+    monkeypatch.setattr("worker.families.registry.FAMILIES", FAMILIES | line)
+    monkeypatch.setattr("tests.toy_families.ToyFamily", request.param)
+    return load_family_named("toy", SETTINGS)
 
-    def forward():
-        return model.velocity(x, mx.array([0.5]), conditioning)
 
-    replay = Replay(model.stages, model.after_blocks, forward)
-    state = replay.advance(forward, START, len(replay))
-    assert np.array_equal(np.array(replay.run_from(forward, state)), np.array(forward()))
+def lent(family, samples=None):
+    return Lent(
+        family=family,
+        check=lambda progress: None,
+        samples=lambda sensitivity: samples,
+        memory_share=2**30,
+        engine_slot=EngineSlot(),
+    )
+
+
+def drawn_samples(family):
+    """Samples of one image, by a calibration task of its own."""
+    run = replace(SETTINGS, cfg_weight=2.0, num_steps=3)
+    task = CalibrationTask(run=run, store_id="relay", image_index=0, prompt="a red cube", seed=1)
+    shard = CalibrationShard.from_bytes(run_task(task, lent(family)))
+    assert shard.preview_png.tobytes().startswith(b"\x89PNG")
+    card = decode_model_card(shard.model_json.tobytes())
+    assert [layer.path for layer in card.layers] == [layer.path for layer in family.layers]
+    steps = np.arange(3, dtype=np.int32)
+    return SampleSet(
+        x=shard.x[:-1],
+        timestep=shard.timestep,
+        sigma=shard.sigma[:-1],
+        x_next=shard.x[1:],
+        sigma_next=shard.sigma[1:],
+        has_next=np.ones(3, bool),
+        step_index=steps,
+        image=np.zeros(3, np.int32),
+        image_index=np.zeros(1, np.int32),
+        conditioning=shard.conditioning[None],
+        pooled_conditioning=shard.pooled_conditioning[None],
+    )
+
+
+def test_a_toy_is_calibrated_and_measured_by_both_engines(toy):
+    samples = drawn_samples(toy)
+    exact = ExactEngine(toy, samples, 2.0, 32)
+    sketch, probes = SketchEngine(toy, samples, 2.0, 32, (4,)), 64
+    shards = [sketch.measure(sample, 0, probes) for sample in range(len(samples))]
+    for index, layer in enumerate(toy.layers):
+        if layer.shape[1] % 32:
+            assert not shards[0].measurable[index]
+            continue
+        measured = exact.measure(layer.path, 4)
+        expected = brute_force(toy, samples, layer.path)
+        np.testing.assert_allclose(measured.squared_error.sum(), expected, rtol=1e-4)
+        sketched = sum((shard.products[index, 0] ** 2).mean() for shard in shards)
+        # First order in dW, and the mean of 64 squares for each of three samples.
+        assert 0.5 < sketched / expected < 2, layer.path
+        assert not measured.dead
+
+
+def brute_force(family, samples, layer):
+    """Summed squared error of the guided velocity, by whole passes."""
+
+    def velocities():
+        conditioning = {
+            "conditioning": mx.array(samples.conditioning[0]),
+            "pooled_conditioning": mx.array(samples.pooled_conditioning[0]),
+        }
+        return np.concatenate(
+            [
+                np.array(
+                    family.direction(mx.array(samples.x[[i]]), mx.array(samples.sigma[i]), conditioning, 2.0)
+                )
+                for i in range(len(samples))
+            ]
+        ).astype(np.float64)
+
+    reference = velocities()
+    candidate = quantize_layer(family.transformer, layer, bits=4, group_size=32)
+    with swapped(family.transformer, layer, candidate.weight):
+        return ((velocities() - reference) ** 2).sum()
 
 
 def test_an_unknown_family_is_refused_in_words():
     with pytest.raises(InputError, match="no family of models named 'sd4'; choose one of: sd3, flux"):
-        load_family("sd4", SETTINGS)
+        load_family_named("sd4", SETTINGS)

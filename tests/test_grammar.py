@@ -9,8 +9,8 @@ from training.grammar import RELATIONS, Scene, Thing, all_scenes, sample_scenes
 from training.judge import find_things, judge
 from training.prompts import prompts
 from training.render import render, render_all
-from worker.model.small_models import DEMO
-from worker.model.vocabulary import WORDS
+from worker.families.diffusionkit.small_models import DEMO
+from worker.families.diffusionkit.vocabulary import WORDS
 
 RED = Thing("large", "red", "circle")
 BLUE = Thing("small", "blue", "square")

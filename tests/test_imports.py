@@ -62,7 +62,7 @@ def loaded_by(names: list[str]) -> set[str]:
 @pytest.mark.slow
 def test_nothing_that_producer_and_shared_import_loads_mlx() -> None:
     names = [name for package in ("shared", "producer") for name in modules(package)]
-    assert {"producer.cli", "shared.tasks"} <= set(names)
+    assert {"producer.cli", "shared.kinds.registry"} <= set(names)
     loaded = loaded_by(names)
     assert {"producer", "shared", "redis"} <= loaded
     assert not loaded & (HEAVY | {"worker"})
@@ -76,7 +76,7 @@ def test_a_worker_loads_mlx_with_its_first_job_only(name: str) -> None:
 
 @pytest.mark.slow
 def test_the_converter_to_core_ml_is_left_out() -> None:
-    loaded = loaded_by(["worker.model.models"])
+    loaded = loaded_by(["worker.families.diffusionkit.loading"])
     assert {"diffusionkit", "mlx"} <= loaded
     assert not loaded & {"coremltools", "sklearn"}
 

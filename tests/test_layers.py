@@ -6,8 +6,9 @@ import pytest
 from benchmarks.random_mmdit import flux_config, random_mmdit, sd3_config
 from shared.errors import ModelUnavailableError, TaskRefusedError
 from shared.model_card import LayerInfo
-from worker.model.layers import get_weight, linear_layers, set_weight
-from worker.model.modulation import set_modulation
+from worker.engine.layers import get_weight, set_weight
+from worker.families.diffusionkit.layers import linear_layers
+from worker.families.diffusionkit.modulation import set_modulation
 
 BLOCK = "multimodal_transformer_blocks.0"
 

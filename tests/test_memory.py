@@ -4,7 +4,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from benchmarks.random_mmdit import draw_samples, random_mmdit, random_pipeline, sd3_config
+from benchmarks.random_mmdit import as_family, draw_samples, random_pipeline, sd3_config
 from shared.errors import MachineTooSmallError
 from worker.engine.exact import ExactEngine
 from worker.engine.limits import CACHE_SHARE, apply_limits, default_memory_limit
@@ -15,23 +15,29 @@ from worker.engine.memory import (
     plan_memory,
     spare_memory,
 )
+from worker.engine.replay import START, State
 from worker.engine.sketch import SketchEngine
 from worker.engine.states import KeptStates
 
 GIB = 1024**3
 
 
-MMDIT = random_mmdit(sd3_config())
-A_PASS = memory_of_a_pass(MMDIT, rows=2, tokens=1178, itemsize=2)
-LEAST = memory_of_weights(MMDIT) + memory_of_wide_weights(MMDIT) + A_PASS
+FAMILY = as_family(random_pipeline(sd3_config()))
+SIZE = FAMILY.pass_size((64, 64), 154)
+A_PASS = memory_of_a_pass(SIZE, rows=2, itemsize=2)
+
+
+def least():
+    """What one sample's pass takes; other tests of this process may hold arrays, too."""
+    return memory_of_weights(FAMILY.transformer) + memory_of_wide_weights(FAMILY) + A_PASS
 
 
 def plan(memory_limit, samples=1000):
-    return plan_memory(MMDIT, samples=samples, rows=2, tokens=1178, itemsize=2, memory_limit=memory_limit)
+    return plan_memory(FAMILY, SIZE, samples=samples, rows=2, itemsize=2, memory_limit=memory_limit)
 
 
 def test_the_more_memory_the_more_samples_a_pass_up_to_a_bound():
-    sizes = [plan(limit).micro_batch for limit in (LEAST, LEAST + 2 * A_PASS, GIB, 64 * GIB)]
+    sizes = [plan(limit).micro_batch for limit in (least(), least() + 2 * A_PASS, GIB, 64 * GIB)]
     assert sizes == sorted(sizes)
     assert sizes[0] == 1
     # 8,000 tokens a pass, of samples with two rows of 1,178.
@@ -42,9 +48,9 @@ def test_what_does_not_hold_one_pass_is_refused_and_not_tried_with_less():
     with pytest.raises(
         MachineTooSmallError, match=r"needs [\d.]+ MB of memory, this machine offers [\d.]+ MB"
     ):
-        plan(LEAST - A_PASS // 2)
+        plan(least() - A_PASS // 2)
     with pytest.raises(MachineTooSmallError, match="to try all the same"):
-        spare_memory(MMDIT, memory_of_weights(MMDIT) // 2)
+        spare_memory(FAMILY.transformer, memory_of_weights(FAMILY.transformer) // 2)
 
 
 def test_no_micro_batch_is_larger_than_the_sample_set():
@@ -70,17 +76,18 @@ def test_mlx_is_told_the_limits():
 
 def test_states_come_back_from_files_as_they_were_put():
     states = KeptStates(2, in_memory=False)
-    assert (states.steps_done(1), states.get(1)) == (0, ())
-    for steps_done in (3, 5):
-        states.put(1, (mx.full((2, 3), steps_done, mx.bfloat16), mx.zeros((1,))), steps_done)
-        image, text = states.get(1)
-        assert (image.dtype, image.tolist(), text.tolist()) == (mx.bfloat16, [[steps_done] * 3] * 2, [0])
+    assert (states.position(1), states.get(1)) == (0, START)
+    for position in (3, 5):
+        full, zeros = mx.full((2, 3), position, mx.bfloat16), mx.zeros((1,))
+        states.put(1, State(({"image": full}, zeros, *[None] * (position - 2))))
+        image, text = states.get(1).arrays
+        assert (image.dtype, image.tolist(), text.tolist()) == (mx.bfloat16, [[position] * 3] * 2, [0])
         # Read, computed on and put again: the file must not be overwritten unread.
-        states.put(1, (image + 1, text), steps_done + 1)
-        assert states.get(1)[0].tolist() == [[steps_done + 1] * 3] * 2
-    assert states.steps_done(1) == 6
+        states.put(1, State(({"image": image + 1}, text, *[None] * (position - 1))))
+        assert states.get(1).outputs[0]["image"].tolist() == [[position + 1] * 3] * 2
+    assert states.position(1) == 6
     states.drop(1)
-    assert (states.steps_done(1), states.get(1)) == (0, ())
+    assert (states.position(1), states.get(1)) == (0, START)
 
 
 def narrow_pipeline(dtype, **options):
@@ -106,7 +113,7 @@ def test_the_sketch_keeps_its_limit_whatever_the_number_of_probes(dtype):
     limit = memory_of_weights(pipeline.mmdit) + 40 * 2**20
     at_once = []
     for probes in (1, 8, 32):
-        engine = SketchEngine(pipeline, samples, 4.0, 64, (2, 4, 8), limit)
+        engine = SketchEngine(as_family(pipeline), samples, 4.0, 64, (2, 4, 8), limit)
         assert taken_by(lambda engine=engine, probes=probes: engine.measure(0, 0, probes)) <= limit
         at_once.append(engine.at_once)
         del engine
@@ -119,7 +126,7 @@ def test_the_sketch_keeps_its_limit_whatever_the_number_of_probes(dtype):
 def test_exact_keeps_its_limit(dtype):
     pipeline, samples = narrow_pipeline(dtype, latent_size=(16, 16))
     limit = memory_of_weights(pipeline.mmdit) + 10 * 2**20
-    engine = ExactEngine(pipeline, samples, 4.0, 64, limit)
+    engine = ExactEngine(as_family(pipeline), samples, 4.0, 64, limit)
     assert 1 < engine.micro_batch < len(samples)
     block = "multimodal_transformer_blocks.0.image_transformer_block"
     layers = (f"{block}.adaLN_modulation.layers.1", f"{block}.mlp.fc1")

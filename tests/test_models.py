@@ -21,12 +21,14 @@ from safetensors.numpy import load_file, save_file
 from shared.errors import InputError, ModelUnavailableError, RunMismatchError
 from shared.runs import RunSettings
 from tests.tiny_flux import load_tiny_flux
-from worker.model import model_files, models, tiny_checkpoint
-from worker.model.model_files import file_sha256
-from worker.model.models import LoadedModel, load_model
-from worker.model.small_models import TINY_SD3, WEIGHTS_FILE
-from worker.model.tiny_checkpoint import tiny_sd3_folder, write_random_checkpoint
-from worker.model.vocabulary import WORDS, byte_pair_merges, vocabulary
+from worker.families.diffusionkit import files as model_files
+from worker.families.diffusionkit import loading as models
+from worker.families.diffusionkit import tiny_checkpoint
+from worker.families.diffusionkit.files import file_sha256
+from worker.families.diffusionkit.loading import LoadedModel, load_model
+from worker.families.diffusionkit.small_models import TINY_SD3, WEIGHTS_FILE
+from worker.families.diffusionkit.tiny_checkpoint import tiny_sd3_folder, write_random_checkpoint
+from worker.families.diffusionkit.vocabulary import WORDS, byte_pair_merges, vocabulary
 
 PROMPT = "a large red circle left of a small blue square on a grey background"
 SETTINGS = RunSettings(
@@ -306,7 +308,7 @@ def test_retries_of_a_download_are_told_once() -> None:
     code = """
 import logging
 logging.basicConfig(format="worker: %(message)s")
-from worker.model.quiet_imports import quiet_imports
+from worker.families.diffusionkit.quiet_imports import quiet_imports
 with quiet_imports():
     import huggingface_hub.utils
 logging.getLogger("huggingface_hub.utils._http").warning("Retrying in 1s [Retry 1/5].")

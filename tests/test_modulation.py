@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 
 from benchmarks.random_mmdit import flux_config, random_mmdit, sd3_config
-from worker.model.layers import linear_layers
-from worker.model.modulation import clear_modulation, modulated_modules, set_modulation
+from worker.families.diffusionkit.layers import linear_layers
+from worker.families.diffusionkit.modulation import clear_modulation, modulated_modules, set_modulation
 
 TIMESTEPS = [1000.0, 750.5, 3.0]
 

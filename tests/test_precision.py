@@ -6,11 +6,18 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from benchmarks.random_mmdit import draw_samples, flux_config, plain_denoiser, random_pipeline, sd3_config
+from benchmarks.random_mmdit import (
+    as_family,
+    draw_samples,
+    flux_config,
+    plain_denoiser,
+    random_pipeline,
+    sd3_config,
+)
 from worker.engine.exact import ExactEngine
+from worker.engine.layers import get_weight, set_weight
 from worker.engine.noise import change_last_bit
 from worker.engine.quantize import quantize_layer
-from worker.model.layers import get_weight, set_weight
 
 GROUP = 32
 DTYPES = {"float16": mx.float16, "bfloat16": mx.bfloat16, "float32": mx.float32}
@@ -60,7 +67,7 @@ def score(error, reference):
 @pytest.mark.parametrize("name", CASES)
 def test_scores_are_those_of_float32_whatever_the_weights_are_stored_in(name, dtype):
     pipeline, samples, cfg_weight = stored_as(name, DTYPES[dtype])
-    engine = ExactEngine(pipeline, samples, cfg_weight, GROUP)
+    engine = ExactEngine(as_family(pipeline), samples, cfg_weight, GROUP)
     v_ref = brute_force(*stored_as(name, DTYPES[dtype]))
     for layer in LAYERS:
         for bits in (2, 8):
@@ -75,8 +82,10 @@ def test_scores_are_those_of_float32_whatever_the_weights_are_stored_in(name, dt
 
 def test_the_floor_tells_rounding_from_error_in_each_precision():
     pipeline, samples, cfg_weight = stored_as("sd3", mx.bfloat16)
-    wide = ExactEngine(pipeline, samples, cfg_weight, GROUP).measure(LAYERS[2], 8)
-    narrow = ExactEngine(pipeline, samples, cfg_weight, GROUP, compute="model").measure(LAYERS[2], 8)
+    wide = ExactEngine(as_family(pipeline), samples, cfg_weight, GROUP).measure(LAYERS[2], 8)
+    narrow = ExactEngine(as_family(pipeline), samples, cfg_weight, GROUP, compute="model").measure(
+        LAYERS[2], 8
+    )
     assert (wide.noise_squared_error > 0).all()
     assert (wide.squared_error > 1000 * wide.noise_squared_error).all()
     # In bfloat16 the same score is rounding, and far too large.
@@ -89,7 +98,7 @@ def test_the_floor_tells_rounding_from_error_in_each_precision():
 def test_the_floor_does_not_hang_on_the_order_of_jobs():
     pipeline, samples, cfg_weight = stored_as("sd3", mx.float16)
     layers = (*LAYERS, DEAD, "final_layer.linear")
-    forth, back = (ExactEngine(pipeline, samples, cfg_weight, GROUP) for _ in range(2))
+    forth, back = (ExactEngine(as_family(pipeline), samples, cfg_weight, GROUP) for _ in range(2))
     shards = {layer: forth.measure(layer, 4) for layer in layers}
     for layer in reversed(layers):
         shard = back.measure(layer, 4)

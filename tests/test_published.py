@@ -19,11 +19,10 @@ from benchmarks.published_models import (
     timestep_of,
     write_checkpoint,
 )
+from benchmarks.random_mmdit import as_family
 from shared.models import MODELS, model_spec, sampler_shift
-from worker.engine.steps import forward_steps
-from worker.model.modulation import set_modulation
-from worker.model.published import PublishedMMDiT, published_timesteps
-from worker.model.quiet_imports import quiet_imports
+from worker.families.diffusionkit.published import PublishedMMDiT, published_timesteps
+from worker.families.diffusionkit.quiet_imports import quiet_imports
 
 with quiet_imports():
     from diffusionkit.mlx import DiffusionPipeline
@@ -84,17 +83,23 @@ def test_guidance_is_embedded_as_diffusers_embeds_it(checkpoints: dict[str, Path
 
 
 @BY_NAME
-def test_a_pass_as_a_whole_and_one_in_steps_are_equal(case: Case, checkpoints: dict[str, Path]) -> None:
+def test_a_familys_pass_is_the_transformers_and_rounds_levels_as_its_publishers(
+    case: Case, checkpoints: dict[str, Path]
+) -> None:
     mmdit = load_mlx(case, checkpoints[case.name], case.half, "published")
     question, dtype = new_question(case.half, rows=1), getattr(mx, case.half)
+    sampler = (FluxSampler if case.is_flux else ModelSamplingDiscreteFlow)()
+    family = as_family(SimpleNamespace(mmdit=mmdit, sampler=sampler, activation_dtype=dtype))
+    conditioning = {"conditioning": question.text, "pooled_conditioning": question.pooled}
+    velocity = family.velocity(
+        mx.array(question.x).astype(dtype),
+        mx.array([0.7773]),
+        {name: mx.array(values) for name, values in conditioning.items()},
+    )
+    assert velocity.dtype == dtype, "nothing is promoted to float32"
     timestep = timestep_of(case, 0.7773, case.half, "published")
-    set_modulation(mmdit, mx.array(question.pooled).astype(dtype), mx.array([timestep]))
-    text = mx.array(question.text)[:, :, None, :].astype(dtype)
-    whole = mmdit(mx.array(question.x).astype(dtype), text, mx.array([timestep]))
-    assert whole.dtype == dtype, "nothing is promoted to float32"
-    in_steps = mlx_velocity(mmdit, question, timestep, case.half)
-    assert np.array_equal(np.array(whole.astype(mx.float32)), in_steps)
-    assert len(forward_steps(mmdit)) > len(mmdit.multimodal_transformer_blocks)
+    whole = mlx_velocity(mmdit, question, timestep, case.half)
+    assert np.array_equal(np.array(velocity.astype(mx.float32)), whole)
 
 
 @BY_NAME

@@ -9,13 +9,14 @@ from diffusionkit.mlx import FluxPipeline
 from diffusionkit.mlx.sampler import FluxSampler
 
 from benchmarks.published_models import POOLED, TEXT, TOKENS, cases, load_mlx, write_checkpoint
+from benchmarks.random_mmdit import as_family
 from shared.errors import ModelUnavailableError, RunMismatchError, TaskRefusedError
 from shared.layout.sample_set import SampleSet
 from worker.engine.exact import ExactEngine
 from worker.engine.quantize import quantize_layer, swapped
 from worker.engine.sketch import SketchEngine
-from worker.model.layers import linear_layers
-from worker.model.modulation import set_modulation
+from worker.families.diffusionkit.layers import linear_layers
+from worker.families.diffusionkit.modulation import set_modulation
 from worker.trajectory import Trajectory, denoise
 
 pytestmark = pytest.mark.slow
@@ -43,9 +44,14 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> _Dev:
     return _Dev(load_mlx(DEV, path, "float32", "published"))
 
 
+def drawn(pipeline: _Dev) -> Trajectory:
+    family = as_family(pipeline)
+    return denoise(family, "a tree", seed=SEED, num_steps=STEPS, cfg_weight=0.0, latent_size=(8, 8))
+
+
 @pytest.fixture(scope="module")
 def trajectory(pipeline: _Dev) -> Trajectory:
-    return denoise(pipeline, "a tree", seed=SEED, num_steps=STEPS, cfg_weight=0.0, latent_size=(8, 8))
+    return drawn(pipeline)
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +67,13 @@ def samples(trajectory: Trajectory) -> SampleSet:
         step_index=np.arange(STEPS, dtype=np.int32),
         image=np.zeros(STEPS, np.int32),
         image_index=np.zeros(1, np.int32),
-        conditioning=np.array(trajectory.conditioning)[None],
-        pooled_conditioning=np.array(trajectory.pooled_conditioning)[None],
+        conditioning=np.array(trajectory.conditioning["conditioning"])[None],
+        pooled_conditioning=np.array(trajectory.conditioning["pooled_conditioning"])[None],
     )
+
+
+def encoded(trajectory: Trajectory) -> tuple[mx.array, mx.array]:
+    return trajectory.conditioning["pooled_conditioning"], trajectory.conditioning["conditioning"]
 
 
 def velocities(pipeline: _Dev, samples: SampleSet, pooled: mx.array, text: mx.array) -> np.ndarray:
@@ -77,7 +87,7 @@ def velocities(pipeline: _Dev, samples: SampleSet, pooled: mx.array, text: mx.ar
 
 
 def test_steps_follow_the_velocity(pipeline: _Dev, trajectory: Trajectory, samples: SampleSet) -> None:
-    v = velocities(pipeline, samples, trajectory.pooled_conditioning, trajectory.conditioning)
+    v = velocities(pipeline, samples, *encoded(trajectory))
     np.testing.assert_allclose(samples.implied_velocity, v, atol=2e-5 * np.abs(v).max())
     assert samples.sigma_next[-1] == 0
 
@@ -86,12 +96,12 @@ def test_steps_follow_the_velocity(pipeline: _Dev, trajectory: Trajectory, sampl
     "layer", [GUIDANCE_LAYER, "multimodal_transformer_blocks.0.text_transformer_block.attn.k_proj"]
 )
 def test_exact_is_brute_force(pipeline: _Dev, trajectory: Trajectory, samples: SampleSet, layer: str) -> None:
-    inputs = trajectory.pooled_conditioning, trajectory.conditioning
+    inputs = encoded(trajectory)
     right = velocities(pipeline, samples, *inputs)
     candidate = quantize_layer(pipeline.mmdit, layer, bits=3, group_size=GROUP)
     with swapped(pipeline.mmdit, layer, candidate.weight):
         wrong = velocities(pipeline, samples, *inputs)
-    shard = ExactEngine(pipeline, samples, 0.0, GROUP).measure(layer, 3)
+    shard = ExactEngine(as_family(pipeline), samples, 0.0, GROUP).measure(layer, 3)
     error = ((wrong - right) ** 2).sum(axis=(1, 2, 3))[shard.step_index]
     assert error.min() > 0
     np.testing.assert_allclose(shard.squared_error, error, rtol=1e-3)
@@ -99,10 +109,10 @@ def test_exact_is_brute_force(pipeline: _Dev, trajectory: Trajectory, samples: S
 
 def test_a_sketch_reaches_the_guidance_embedding(pipeline: _Dev, samples: SampleSet) -> None:
     probes = 24
-    sketch = SketchEngine(pipeline, samples, 0.0, GROUP, (6,)).measure(1, 0, probes)
+    sketch = SketchEngine(as_family(pipeline), samples, 0.0, GROUP, (6,)).measure(1, 0, probes)
     layers = [layer.path for layer in linear_layers(pipeline.mmdit)]
     assert not sketch.dead.any()
-    exact = ExactEngine(pipeline, samples, 0.0, GROUP)
+    exact = ExactEngine(as_family(pipeline), samples, 0.0, GROUP)
     for layer in (GUIDANCE_LAYER, "guidance_in.mlp.layers.2", "t_embedder.mlp.layers.0"):
         sketched = np.mean(sketch.products[layers.index(layer), 0] ** 2)
         shard = exact.measure(layer, 6)
@@ -115,10 +125,10 @@ def test_another_guidance_is_another_model(pipeline: _Dev, samples: SampleSet) -
     pipeline.mmdit.set_guidance(1.0, mx.float32)
     try:
         with pytest.raises(RunMismatchError, match="does not reproduce"):
-            ExactEngine(pipeline, samples, 0.0, GROUP).measure(GUIDANCE_LAYER, 4)
+            ExactEngine(as_family(pipeline), samples, 0.0, GROUP).measure(GUIDANCE_LAYER, 4)
         pipeline.mmdit.set_guidance(None, mx.float32)
         with pytest.raises(ModelUnavailableError, match="needs a guidance"):
-            ExactEngine(pipeline, samples, 0.0, GROUP).measure(GUIDANCE_LAYER, 4)
+            ExactEngine(as_family(pipeline), samples, 0.0, GROUP).measure(GUIDANCE_LAYER, 4)
     finally:
         pipeline.mmdit.set_guidance(DEV.guidance, mx.float32)
 
@@ -128,6 +138,6 @@ def test_a_latent_that_is_no_longer_finite_is_refused(pipeline: _Dev) -> None:
     bias, linear.bias = linear.bias, linear.bias + float("inf")
     try:
         with pytest.raises(TaskRefusedError, match="step 1: the latent is no longer finite"):
-            denoise(pipeline, "a tree", seed=SEED, num_steps=STEPS, cfg_weight=0.0, latent_size=(8, 8))
+            drawn(pipeline)
     finally:
         linear.bias = bias

@@ -15,10 +15,10 @@ import pytest
 
 from producer.results.layer_place import place_of
 from producer.results.merge import FinishedTask, merge_results
-from producer.results.metrics import bucket_of
 from producer.results.results import MissingTask, Results, decode_results, encode_results, results_csv
 from shared.errors import InputError, RunMismatchError
 from shared.kinds.calibration import CalibrationTask
+from shared.metrics import bucket_of
 
 MULTI = "multimodal_transformer_blocks"
 UNIFIED = "unified_transformer_blocks"

@@ -49,7 +49,7 @@ def test_an_idle_worker_gives_the_model_back_and_takes_it_again(
 ) -> None:
     one = runtime()
     assert one.run(image_task(0), CONTEXT)["outcome"] == "stored"
-    weights = sum(value.nbytes for _, value in tree_flatten(one._model[1].pipeline.mmdit.parameters()))
+    weights = sum(value.nbytes for _, value in tree_flatten(one._model[1].transformer.parameters()))
     one.rest()
     assert one._model is not None, "it was used just now"
     held = mx.get_active_memory()

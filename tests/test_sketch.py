@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from benchmarks.random_mmdit import draw_samples, flux_config, random_pipeline, sd3_config
+from benchmarks.random_mmdit import as_family, draw_samples, flux_config, random_pipeline, sd3_config
 from shared.errors import RunMismatchError
 from shared.kinds.sketch import SketchShard
-from worker.engine.batches import Batch, batch_inputs, guided_velocity
+from worker.engine.batches import Batch, batch_forward, guided_velocity
 from worker.engine.exact import ExactEngine
+from worker.engine.layers import get_weight
 from worker.engine.memory import memory_of_weights
 from worker.engine.quantize import quantize_layer, swapped
 from worker.engine.sketch import SketchEngine, probe_signs
-from worker.engine.steps import forward_steps, run_steps
-from worker.model.layers import get_weight, linear_layers
+from worker.families.diffusionkit.layers import linear_layers
 
 GROUP, BITS = 32, (2, 4, 8)
 CASES = {"sd3": (sd3_config, 4.0), "flux": (flux_config, 0.0)}
@@ -32,7 +32,8 @@ def case(name):
 
 
 def new_engine(name, **options):
-    return SketchEngine(*case(name), GROUP, BITS, **options)
+    pipeline, samples, cfg_weight = case(name)
+    return SketchEngine(as_family(pipeline), samples, cfg_weight, GROUP, BITS, **options)
 
 
 def paths(name):
@@ -44,13 +45,13 @@ def paths(name):
 def test_each_product_is_the_directional_derivative_of_the_probed_output(name):
     pipeline, samples, cfg_weight = case(name)
     mmdit, rows = pipeline.mmdit, 2 if cfg_weight else 1
-    steps = forward_steps(mmdit)
-    inputs = batch_inputs(samples, Batch(index=0, rows=np.array([1])), rows=rows, dtype=mx.float32)
+    batch = Batch(index=0, rows=np.array([1]))
+    forward = batch_forward(as_family(pipeline), samples, batch, rows=rows, dtype=mx.float32)
     shard = new_engine(name).measure(1, 0, 2)
     r = np.array(probe_signs(1, 0, 2, samples.x.shape[1:]), np.float64)
 
     def velocity():
-        return np.array(guided_velocity(run_steps(mmdit, steps, (), inputs)[0], cfg_weight), np.float64)
+        return np.array(guided_velocity(forward(), cfg_weight), np.float64)
 
     for index, layer in enumerate(paths(name)):
         weight = get_weight(mmdit, layer)
@@ -69,7 +70,7 @@ def test_each_product_is_the_directional_derivative_of_the_probed_output(name):
 @pytest.mark.parametrize("name", CASES)
 def test_the_mean_square_over_probes_is_the_exact_squared_error(name):
     pipeline, samples, cfg_weight = case(name)
-    exact, sketch, probes = ExactEngine(pipeline, samples, cfg_weight, GROUP), new_engine(name), 64
+    exact, sketch, probes = ExactEngine(as_family(pipeline), samples, cfg_weight, GROUP), new_engine(name), 64
     shards = [sketch.measure(sample, 0, probes) for sample in range(len(samples))]
     squares = np.stack([(shard.products**2).mean(axis=-1) for shard in shards])
     for index, layer in enumerate(paths(name)):
@@ -127,7 +128,7 @@ def test_what_the_group_size_does_not_divide_is_marked_and_the_rest_is_sketched(
     config = sd3_config(text_dim=96)
     pipeline = random_pipeline(config)
     samples = draw_samples(pipeline, latent_size=(4, 4))
-    shard = SketchEngine(pipeline, samples, 4.0, 64, BITS).measure(0, 0, 1)
+    shard = SketchEngine(as_family(pipeline), samples, 4.0, 64, BITS).measure(0, 0, 1)
     layers = [layer.path for layer in linear_layers(pipeline.mmdit)]
     assert [p for p, ok in zip(layers, shard.measurable, strict=True) if not ok] == ["context_embedder"]
     assert not shard.products[~shard.measurable].any()
@@ -146,7 +147,7 @@ def test_weights_come_back_and_nothing_traced_stays_behind():
 
     with pytest.raises(KeyboardInterrupt):
         new_engine("sd3").measure(0, 0, 1, stop)
-    assert told == ["sketch of sample 0: 4 of 4 blocks to go", "sketch of sample 0: 3 of 4 blocks to go"]
+    assert told == ["sketch of sample 0: 7 of 7 blocks to go", "sketch of sample 0: 6 of 7 blocks to go"]
     new_engine("sd3").measure(0, 0, 1)
     after = {name: np.array(value) for name, value in tree_flatten(pipeline.mmdit.parameters())}
     assert before.keys() == after.keys()
@@ -158,7 +159,7 @@ def test_half_precision_models_are_differentiated_in_float32():
     pipeline = random_pipeline(sd3_config())
     pipeline.mmdit.set_dtype(mx.float16)
     pipeline.activation_dtype = mx.float16
-    half = SketchEngine(pipeline, samples, cfg_weight, GROUP, BITS).measure(0, 0, 2)
+    half = SketchEngine(as_family(pipeline), samples, cfg_weight, GROUP, BITS).measure(0, 0, 2)
     full = new_engine("sd3").measure(0, 0, 2)
     assert half.bits_per_weight[0].tolist() == [3, 5, 9]
     scale = np.abs(full.products[:, 0]).max(axis=-1) + 1e-6
@@ -169,4 +170,4 @@ def test_another_model_is_refused_in_words():
     _, samples, cfg_weight = case("sd3")
     other = random_pipeline(sd3_config(), seed=1)
     with pytest.raises(RunMismatchError, match="does not reproduce"):
-        SketchEngine(other, samples, cfg_weight, GROUP, BITS).measure(0, 0, 1)
+        SketchEngine(as_family(other), samples, cfg_weight, GROUP, BITS).measure(0, 0, 1)

@@ -14,7 +14,7 @@ from transformers import T5Config, T5EncoderModel
 
 from shared.models import Reference
 from tests.tiny_models import SD3, T5_TOKENS, repository, tiny_tables, write_t5
-from worker.model.model_files import ModelFiles
+from worker.families.diffusionkit.files import ModelFiles
 
 pytestmark = pytest.mark.slow
 

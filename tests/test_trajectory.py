@@ -1,7 +1,6 @@
 """DiffusionKit's pass: its trajectory to the last bit. The published pass: steps along its own velocity."""
 
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 import msgspec
@@ -18,9 +17,11 @@ from tests.tasks import SETTINGS
 from tests.tiny_flux import load_tiny_flux
 from worker.calibrate import calibrate
 from worker.engine.batches import guided_velocity
-from worker.engine.steps import Inputs, forward_steps, run_steps
-from worker.model import model_files, tiny_checkpoint
-from worker.model.models import LoadedModel, load_model
+from worker.families.diffusionkit import files as model_files
+from worker.families.diffusionkit import tiny_checkpoint
+from worker.families.diffusionkit.mmdit_family import MMDiTFamily
+from worker.families.flux import Flux
+from worker.families.registry import load_family
 from worker.trajectory import Trajectory, denoise
 
 pytestmark = pytest.mark.slow
@@ -38,19 +39,17 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> object:
 
 
 @pytest.fixture(scope="module")
-def model(cache: object) -> LoadedModel:
-    return load_model(SETTINGS)
+def model(cache: object) -> MMDiTFamily:
+    return load_family(SETTINGS)
 
 
-def draw(model: LoadedModel, prompt: str, seed: int, cfg_weight: float, steps: int = 4) -> Trajectory:
-    return denoise(
-        model.pipeline, prompt, seed=seed, num_steps=steps, cfg_weight=cfg_weight, latent_size=(8, 8)
-    )
+def draw(model: MMDiTFamily, prompt: str, seed: int, cfg_weight: float, steps: int = 4) -> Trajectory:
+    return denoise(model, prompt, seed=seed, num_steps=steps, cfg_weight=cfg_weight, latent_size=(8, 8))
 
 
 def judge(prompt: str, seed: int, cfg_weight: float, steps: int = 4) -> np.ndarray:
     """DiffusionKit alone, on a pipeline of its own."""
-    pipeline = load_model(SETTINGS).pipeline
+    pipeline = load_family(SETTINGS)._pipeline
     conditioning, pooled = pipeline.encode_text(prompt, cfg_weight, "")
     if cfg_weight <= 0:
         # Its denoiser takes one row of latents then, but its text encoder gives two.
@@ -70,16 +69,16 @@ def judge(prompt: str, seed: int, cfg_weight: float, steps: int = 4) -> np.ndarr
     (PROMPTS[1], 5, 1.0, 1),
 ])  # fmt: skip
 def test_equals_diffusionkit_to_the_last_bit(
-    model: LoadedModel, prompt: str, seed: int, cfg_weight: float, steps: int
+    model: MMDiTFamily, prompt: str, seed: int, cfg_weight: float, steps: int
 ) -> None:
     # One model for all cases: each but the first is an image after another one.
     ours = draw(model, prompt, seed, cfg_weight, steps)
-    final = np.array(model.pipeline.latent_format.process_out(ours.x[-1]))
+    final = np.array(model._pipeline.latent_format.process_out(ours.x[-1]))
     assert np.array_equal(final, judge(prompt, seed, cfg_weight, steps))
     assert len(ours.x) == steps + 1
 
 
-def test_a_second_image_reads_nothing_from_disk(model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_image_reads_nothing_from_disk(model: MMDiTFamily, monkeypatch: pytest.MonkeyPatch) -> None:
     first = draw(model, PROMPTS[0], 3, 7.5)
 
     def no_more(*_: object, **__: object) -> None:
@@ -92,19 +91,19 @@ def test_a_second_image_reads_nothing_from_disk(model: LoadedModel, monkeypatch:
     assert all(np.array_equal(a, b) for a, b in zip(first.x, again.x, strict=True))
 
 
-def test_seed_zero_is_a_seed(model: LoadedModel) -> None:
+def test_seed_zero_is_a_seed(model: MMDiTFamily) -> None:
     zero, again, one = (draw(model, PROMPTS[0], seed, 7.5, 1).x[0] for seed in (0, 0, 1))
     assert np.array_equal(zero, again)
     assert not np.array_equal(zero, one)
 
 
-def test_a_shard_holds_the_trajectory_and_what_the_producer_must_know(model: LoadedModel) -> None:
+def test_a_shard_holds_the_trajectory_and_what_the_producer_must_know(model: MMDiTFamily) -> None:
     task = CalibrationTask(run=SETTINGS, store_id="relay", image_index=2, prompt=PROMPTS[1], seed=2)
     seen: list[str] = []
     shard = calibrate(task, model, seen.append)
     ours = draw(model, PROMPTS[1], 2, 7.5)
     assert np.array_equal(shard.x, np.concatenate([np.array(x) for x in ours.x]))
-    assert np.array_equal(shard.conditioning, np.array(ours.conditioning))
+    assert np.array_equal(shard.conditioning, np.array(ours.conditioning["conditioning"]))
     assert shard.sigma[-1] == 0
     assert shard.sigma[0] == pytest.approx(1.0)
     assert np.allclose(shard.timestep, shard.sigma[:-1] * 1000)
@@ -115,13 +114,13 @@ def test_a_shard_holds_the_trajectory_and_what_the_producer_must_know(model: Loa
 def test_half_precision_keeps_what_the_transformer_sees(cache: object) -> None:
     settings = msgspec.structs.replace(SETTINGS, precision="float16")
     task = CalibrationTask(run=settings, store_id="relay", image_index=0, prompt=PROMPTS[0], seed=0)
-    shard = calibrate(task, load_model(settings), lambda progress: None)
+    shard = calibrate(task, load_family(settings), lambda progress: None)
     assert shard.x.dtype == shard.conditioning.dtype == np.float16
     assert np.isfinite(shard.x).all()
 
 
 def test_a_preview_that_fails_costs_a_warning_and_not_the_image(
-    model: LoadedModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    model: MMDiTFamily, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     task = CalibrationTask(run=SETTINGS, store_id="relay", image_index=2, prompt=PROMPTS[1], seed=2)
     whole = calibrate(task, model, lambda progress: None)
@@ -129,7 +128,7 @@ def test_a_preview_that_fails_costs_a_warning_and_not_the_image(
     def fail(*_: object) -> None:
         raise RuntimeError("[malloc] Unable to allocate 9 bytes")
 
-    monkeypatch.setattr(model.pipeline, "decode_latents_to_image", fail)
+    monkeypatch.setattr(model._pipeline, "decode_latents_to_image", fail)
     shard = CalibrationShard.from_bytes(calibrate(task, model, lambda progress: None).to_bytes())
     assert shard.preview_png.size == 0
     assert np.array_equal(shard.x, whole.x)
@@ -138,27 +137,21 @@ def test_a_preview_that_fails_costs_a_warning_and_not_the_image(
 
 def test_the_published_pass_keeps_timesteps_whole_and_steps_along_the_velocity(cache: object) -> None:
     settings = msgspec.structs.replace(SETTINGS, precision="float16", reference="published")
-    model = load_model(settings)
+    model = load_family(settings)
     ours = draw(model, PROMPTS[0], 0, 7.5, steps=3)
     assert ours.timesteps.dtype == mx.float32
     assert np.array_equal(np.array(ours.timesteps), 1000 * np.array(ours.sigmas))
-    mmdit: Any = model.pipeline.mmdit
     for step in range(3):
-        inputs = Inputs(
-            x=mx.repeat(ours.x[step], 2, axis=0).astype(mx.float16),
-            text=ours.conditioning[:, :, None, :],
-            pooled=ours.pooled_conditioning,
-            timesteps=mx.repeat(ours.timesteps[step][None], 2),
-        )
-        (output,) = run_steps(mmdit, forward_steps(mmdit), (), inputs)
+        x = mx.repeat(ours.x[step], 2, axis=0).astype(mx.float16)
+        output = model.velocity(x, mx.repeat(ours.sigmas[step][None], 2), ours.conditioning)
         assert output.dtype == mx.float16
         v = np.array(guided_velocity(output, 7.5))
         implied = np.array((ours.x[step + 1] - ours.x[step]) / (ours.sigmas[step + 1] - ours.sigmas[step]))
         np.testing.assert_allclose(implied, v, atol=1e-2 * np.abs(v).max())
 
 
-def test_the_two_passes_differ_and_a_run_says_which(model: LoadedModel) -> None:
-    published = load_model(msgspec.structs.replace(SETTINGS, reference="published"))
+def test_the_two_passes_differ_and_a_run_says_which(model: MMDiTFamily) -> None:
+    published = load_family(msgspec.structs.replace(SETTINGS, reference="published"))
     # DiffusionKit's pass is of the whole model's files, as it was before parts were told apart.
     parts = published.part_fingerprints()
     assert parts == model.part_fingerprints()
@@ -177,7 +170,7 @@ def test_a_guidance_that_the_pass_does_not_take_is_refused() -> None:
         ({"model": "tiny-sd3", "use_t5": False, "reference": "published", "guidance": 1.0}, "takes no"),
     ):
         with pytest.raises(InputError, match=says):
-            load_model(msgspec.structs.replace(dev, **changes))
+            load_family(msgspec.structs.replace(dev, **changes))
 
 
 class _TinyFlux(FluxPipeline):
@@ -201,7 +194,12 @@ class _TinyFlux(FluxPipeline):
 
 def test_flux_takes_its_own_schedule_and_no_guidance(tmp_path: Path) -> None:
     ours = denoise(
-        _TinyFlux(load_tiny_flux(tmp_path)), "a tree", seed=3, num_steps=3, cfg_weight=0.0, latent_size=(8, 8)
+        Flux(_TinyFlux(load_tiny_flux(tmp_path))),
+        "a tree",
+        seed=3,
+        num_steps=3,
+        cfg_weight=0.0,
+        latent_size=(8, 8),
     )
     judge = _TinyFlux(load_tiny_flux(tmp_path))
     conditioning, pooled = judge.encode_text("a tree", 0.0, "")

@@ -11,8 +11,8 @@ from diffusionkit.mlx import model_io
 from diffusionkit.mlx.config import MMDiTConfig, PositionalEncoding
 from diffusionkit.mlx.mmdit import MMDiT
 
-from worker.model.model_files import ModelFiles
-from worker.model.tiny_checkpoint import write_tiny_flux
+from worker.families.diffusionkit.files import ModelFiles
+from worker.families.diffusionkit.tiny_checkpoint import write_tiny_flux
 
 FLUX = "argmaxinc/mlx-FLUX.1-schnell"
 

@@ -24,10 +24,11 @@ from safetensors.numpy import save_file
 from transformers import T5Config
 
 from tests.tiny_flux import TINY_FLUX
-from worker.model import model_files, sd3_layout
-from worker.model.sd3_layout import Weights, empty_parameters
-from worker.model.small_models import TINY_SD3
-from worker.model.tiny_checkpoint import new_clip, random_like, write_clip, write_tokenizers
+from worker.families.diffusionkit import files as model_files
+from worker.families.diffusionkit import sd3_layout
+from worker.families.diffusionkit.sd3_layout import Weights, empty_parameters
+from worker.families.diffusionkit.small_models import TINY_SD3
+from worker.families.diffusionkit.tiny_checkpoint import new_clip, random_like, write_clip, write_tokenizers
 
 SD3 = "argmaxinc/mlx-stable-diffusion-3-medium"
 SD35 = "argmaxinc/mlx-stable-diffusion-3.5-large"

@@ -11,7 +11,7 @@ from training.grammar import sample_scenes
 from training.optimiser import Recipe, TrainingState, cosine
 from training.render import IMAGE_SIZE
 from training.vae import LATENT_FORMAT, Autoencoder, picture_loss, training_batch
-from worker.model.quiet_imports import quiet_imports
+from worker.families.diffusionkit.quiet_imports import quiet_imports
 
 with quiet_imports():
     from diffusionkit.mlx.vae import VAEDecoder

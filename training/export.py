@@ -10,10 +10,15 @@ from mlx.utils import tree_flatten
 from training.painter import Painter
 from training.render import Array
 from training.vae import Autoencoder
-from worker.model import sd3_layout
-from worker.model.model_files import file_sha256
-from worker.model.small_models import DEMO, WEIGHTS_FILE
-from worker.model.tiny_checkpoint import write_clip, write_json, write_tokenizers, write_weights
+from worker.families.diffusionkit import sd3_layout
+from worker.families.diffusionkit.files import file_sha256
+from worker.families.diffusionkit.small_models import DEMO, WEIGHTS_FILE
+from worker.families.diffusionkit.tiny_checkpoint import (
+    write_clip,
+    write_json,
+    write_tokenizers,
+    write_weights,
+)
 
 TEXT_COLUMNS = 4096
 """DiffusionKit pads token embeddings to this width with zeros."""

@@ -8,15 +8,15 @@ import mlx.core as mx
 import numpy as np
 from mlx import nn
 
-from worker.model.quiet_imports import quiet_imports
-from worker.model.vocabulary import byte_pair_merges, vocabulary
+from worker.families.diffusionkit.quiet_imports import quiet_imports
+from worker.families.diffusionkit.vocabulary import byte_pair_merges, vocabulary
 
 with quiet_imports():
     from diffusionkit.mlx.mmdit import MMDiT
     from diffusionkit.mlx.tokenizer import Tokenizer
 
-    from worker.model.small_models import DEMO
-    from worker.model.tiny_checkpoint import new_clip
+    from worker.families.diffusionkit.small_models import DEMO
+    from worker.families.diffusionkit.tiny_checkpoint import new_clip
 
 PATCH = 2
 _KEY = 0.0

@@ -1,7 +1,7 @@
 """Makes the demo model's weights: `python -m training.train --folder training_run`.
 
 Every stage saves every hundred steps and goes on from there when started again. The weights that are shipped
-are written into `worker/model/demo_model` at the end.
+are written into `worker/families/diffusionkit/demo_model` at the end.
 """
 
 import argparse
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from training import decoder, diffusion, vae
 from training.export import export
-from worker.model.small_models import demo_folder
+from worker.families.diffusionkit.small_models import demo_folder
 
 SEED = 0
 

@@ -11,13 +11,13 @@ from mlx import nn
 from training.grammar import Scene, sample_scenes
 from training.optimiser import Recipe, TrainingState, cosine
 from training.render import IMAGE_SIZE, Array, render_all
-from worker.model.quiet_imports import quiet_imports
+from worker.families.diffusionkit.quiet_imports import quiet_imports
 
 with quiet_imports():
     from diffusionkit.mlx import SD3LatentFormat
     from diffusionkit.mlx.vae import Attention, ResnetBlock2D, VAEDecoder, VAEEncoder
 
-    from worker.model.small_models import DEMO
+    from worker.families.diffusionkit.small_models import DEMO
 
 RECIPE = Recipe(steps=2000, peak=1.5e-3, warmup=30, schedule=cosine, ema=0.99)
 CROPPED_SHARE = 0.75

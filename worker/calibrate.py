@@ -12,19 +12,19 @@ from mlx.utils import tree_flatten
 from shared.kinds.calibration import CalibrationShard, CalibrationTask
 from shared.layout.npz import Array
 from shared.model_card import ModelCard, encode_model_card
+from worker.engine.batches import CONDITIONING
+from worker.families.family import Family
 from worker.jobs.failures import is_metal_error
-from worker.model.layers import linear_layers
-from worker.model.models import LoadedModel
-from worker.trajectory import Trajectory, decode_png, denoise, to_numpy
+from worker.trajectory import Trajectory, denoise, to_numpy
 
 logger = logging.getLogger("bitfleet.worker")
 
 
-def calibrate(task: CalibrationTask, model: LoadedModel, check: Callable[[str], None]) -> CalibrationShard:
+def calibrate(task: CalibrationTask, family: Family, check: Callable[[str], None]) -> CalibrationShard:
     """Draw the task's image and return everything that a collector needs to write its samples."""
-    model.hold("text_encoder", "transformer")
+    family.hold("text_encoder", "transformer")
     trajectory = denoise(
-        model.pipeline,
+        family,
         task.prompt,
         seed=task.seed,
         num_steps=task.run.num_steps,
@@ -34,40 +34,38 @@ def calibrate(task: CalibrationTask, model: LoadedModel, check: Callable[[str], 
     )
     check("decoding the preview")
     return CalibrationShard(
-        x=_latents(trajectory, model.pipeline.activation_dtype),
+        x=_latents(trajectory, family.dtype),
         sigma=to_numpy(trajectory.sigmas),
         timestep=to_numpy(trajectory.timesteps[:-1].astype(mx.float32)),
-        conditioning=to_numpy(trajectory.conditioning),
-        pooled_conditioning=to_numpy(trajectory.pooled_conditioning),
-        preview_png=_bytes(_preview(task, model, trajectory)),
-        model_json=_bytes(encode_model_card(model_card(model))),
+        **{name: to_numpy(trajectory.conditioning[name]) for name in CONDITIONING},
+        preview_png=_bytes(_preview(task, family, trajectory)),
+        model_json=_bytes(encode_model_card(model_card(task.run.model, family))),
     )
 
 
-def model_card(model: LoadedModel) -> ModelCard:
+def model_card(model: str, family: Family) -> ModelCard:
     """What the producer must know of a model to enqueue its layers."""
-    mmdit = model.pipeline.mmdit
     return ModelCard(
-        model=model.spec.id,
-        fingerprint=model.fingerprint,
-        parts=model.part_fingerprints(),
-        parameters=count_parameters(mmdit),
-        layers=tuple(linear_layers(mmdit)),
+        model=model,
+        fingerprint=family.fingerprint,
+        parts=family.part_fingerprints(),
+        parameters=count_parameters(family.transformer),
+        layers=tuple(family.layers),
     )
 
 
-def count_parameters(mmdit: Any) -> int:
+def count_parameters(transformer: Any) -> int:
     """Numbers that were trained: tables, such as that of positions, are looked up and not counted."""
-    tables = {id(module.weight) for module in mmdit.modules() if isinstance(module, nn.Embedding)}
-    parameters: Any = tree_flatten(mmdit.parameters())
+    tables = {id(module.weight) for module in transformer.modules() if isinstance(module, nn.Embedding)}
+    parameters: Any = tree_flatten(transformer.parameters())
     return sum(array.size for _, array in parameters if id(array) not in tables)
 
 
-def _preview(task: CalibrationTask, model: LoadedModel, trajectory: Trajectory) -> bytes:
+def _preview(task: CalibrationTask, family: Family, trajectory: Trajectory) -> bytes:
     """PNG, or nothing: the samples are worth keeping without it."""
     try:
-        model.hold("vae")
-        return decode_png(model.pipeline, trajectory.x[-1])
+        family.hold("vae")
+        return family.decode(trajectory.x[-1])
     except Exception as error:
         if is_metal_error(error):
             raise

@@ -12,9 +12,9 @@ from msgspec import Struct, field
 from msgspec.structs import astuple
 
 from producer.results.layer_place import LayerPlace
-from producer.results.metrics import BUCKETS, Bucket
 from shared.decoding import decode
 from shared.errors import InputError
+from shared.metrics import BUCKETS, Bucket
 from shared.runs import RunSettings, SensitivitySettings
 
 FORMAT = 2
@@ -131,7 +131,7 @@ class HostTimings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
 
 class Intervals(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How the intervals were computed; see producer.results.metrics."""
+    """How the intervals were computed; see shared.metrics."""
 
     level: float
     min_images: int

@@ -6,7 +6,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from worker.model.layers import get_weight, set_weight
+from worker.engine.layers import get_weight, set_weight
 
 Arrays = list[mx.array]
 Function = Callable[[Arrays], Arrays]

@@ -8,7 +8,11 @@ import numpy as np
 from shared.errors import RunMismatchError
 from shared.layout.npz import Array
 from shared.layout.sample_set import SampleSet
-from worker.engine.steps import Inputs
+from worker.engine.replay import Forward
+from worker.families.family import Family
+
+CONDITIONING = ("conditioning", "pooled_conditioning")
+"""What a sample file holds of a prompt."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,20 +50,13 @@ def rows_per_sample(samples: SampleSet, cfg_weight: float) -> int:
     return rows
 
 
-def batch_inputs(samples: SampleSet, batch: Batch, *, rows: int, dtype: mx.Dtype) -> Inputs:
-    """Inputs of S samples, S * `rows` rows, sample after sample, in the activation dtype.
-
-    Timesteps stay as they are stored.
-    """
+def batch_forward(family: Family, samples: SampleSet, batch: Batch, *, rows: int, dtype: mx.Dtype) -> Forward:
+    """The forward pass of S samples in `dtype`: S * `rows` rows, sample after sample."""
     image = samples.image[batch.rows]
-    text = samples.conditioning[image]
-    pooled = samples.pooled_conditioning[image]
-    return Inputs(
-        x=_array(np.repeat(samples.x[batch.rows], rows, axis=0), dtype),
-        text=_array(text.reshape(-1, text.shape[2], 1, text.shape[3]), dtype),
-        pooled=_array(pooled.reshape(-1, pooled.shape[2]), dtype),
-        timesteps=mx.array(np.repeat(samples.timestep[batch.rows], rows)),
-    )
+    conditioning = {name: _array(_rows(getattr(samples, name)[image]), dtype) for name in CONDITIONING}
+    x = _array(np.repeat(samples.x[batch.rows], rows, axis=0), dtype)
+    sigma = mx.array(np.repeat(samples.sigma[batch.rows], rows))
+    return lambda: family.velocity(x, sigma, conditioning)
 
 
 def guided_velocity(velocity: mx.array, cfg_weight: float) -> mx.array:
@@ -69,6 +66,11 @@ def guided_velocity(velocity: mx.array, cfg_weight: float) -> mx.array:
         return velocity
     text, negative = velocity[0::2], velocity[1::2]
     return negative + cfg_weight * (text - negative)
+
+
+def _rows(values: Array) -> Array:
+    """(S, rows, ...) as (S * rows, ...)."""
+    return values.reshape(-1, *values.shape[2:])
 
 
 def _array(values: Array, dtype: mx.Dtype) -> mx.array:

@@ -9,11 +9,15 @@ from typing import Any
 
 import mlx.core as mx
 
-from worker.engine.backward import Arrays, pull_back
+from worker.engine.backward import Arrays, Function, pull_back
 from worker.engine.replay import START, Forward, Replay, State
 
-Receive = Callable[[dict[str, mx.array]], None]
-"""Takes gradients (P, outputs, inputs) by layer; they are evaluated, and each layer comes once."""
+Receive = Callable[[int, dict[str, mx.array]], None]
+"""Takes the number of a probe, and gradients (p, outputs, inputs) by layer of p probes from there on.
+
+They are evaluated. A layer of a block comes once for each probe; a layer that blocks share comes once for
+each of them, and its gradient is the sum.
+"""
 
 Check = Callable[[int], None]
 """Told how many parts are still to go, before each; may raise to stop."""
@@ -52,34 +56,36 @@ def pull_back_by_block(
         layers: dotted paths.
         cotangent: (P, *output.shape).
         at_once: how many of the P go back together.
-        receive: told each block's gradients before the next block is touched. Layers that the blocks
-            share, as embedders, come last: every block adds to their gradients.
+        receive: told some probes' gradients of a block before the next ones are computed; it empties them.
         check: told the progress.
     """
     shared = [layer for layer in layers if replay.block_of(layer) is None]
-    sums: dict[str, mx.array] = {}
     cotangents: Arrays = [cotangent]
     while states:
         check(len(states))
         state = states.pop()
         own = [layer for layer in layers if replay.block_of(layer) == state.position]
-        cotangents, gradients = pull_back(
-            transformer,
-            _part(replay, forward, state),
-            state.arrays,
-            [*own, *shared],
-            cotangents,
-            at_once=at_once,
-        )
-        for layer in shared:
-            more = gradients.pop(layer)
-            sums[layer] = sums[layer] + more if layer in sums else more
-        mx.eval(cotangents, gradients, sums)
-        receive(gradients)
-    receive(sums)
+        part, entering = _part(replay, forward, state), state.arrays
+        del state
+        before: list[Arrays] = []
+        for start in range(0, len(cotangents[0]), at_once):
+            some = [array[start : start + at_once] for array in cotangents]
+            pulled, gradients = pull_back(transformer, part, entering, [*own, *shared], some)
+            mx.eval(pulled, gradients)
+            receive(start, gradients)
+            before.append(pulled)
+        cotangents = _joined(before)
 
 
-def _part(replay: Replay, forward: Forward, state: State) -> Callable[[Arrays], Arrays]:
+def _joined(parts: list[Arrays]) -> Arrays:
+    if len(parts) == 1:
+        return parts[0]
+    joined = [mx.concatenate(list(same)) for same in zip(*parts, strict=True)]
+    mx.eval(joined)
+    return joined
+
+
+def _part(replay: Replay, forward: Forward, state: State) -> Function:
     """From the arrays of a state to those of the next one; behind the last block, to the output."""
 
     def run(arrays: Arrays) -> Arrays:

@@ -9,8 +9,8 @@ import numpy as np
 
 from shared.errors import TaskRefusedError
 from shared.layout.npz import Array
+from worker.engine.layers import get_weight
 from worker.engine.quantize import check_measurable, fake_quantize, squared_rows
-from worker.model.layers import get_weight
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,9 +1,9 @@
-"""The exact engine: run the model with one quantized weight, from the step where that weight matters.
+"""The exact engine: run the model with one quantized weight, from the block where that weight matters.
 
 A change in block k leaves all before it as it was. So each micro-batch of samples keeps the state that
-enters the step under work and the reference output; every candidate starts there, and the kept state
+enters the block under work and the reference output; every candidate starts there, and the kept state
 moves on as the jobs do. Jobs in the order of the forward pass sweep once through the model; a job out of
-order is as right, and costs the way back to its step.
+order is as right, and costs the way back to its block.
 
 All of it is float32: weights and candidates are those that are stored, in the model's dtype, and MLX widens
 them as it multiplies. In 16 bits a changed weight would make every rounding behind it fall anew, and a small
@@ -11,7 +11,6 @@ error could not be told from that.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -21,15 +20,16 @@ from shared.kinds.sensitivity import SensitivityShard
 from shared.layout.npz import Array
 from shared.layout.sample_set import SampleSet
 from shared.runs import Compute
-from worker.engine.batches import Batch, batch_inputs, guided_velocity, rows_per_sample, split_samples
+from worker.engine.batches import Batch, batch_forward, guided_velocity, rows_per_sample, split_samples
+from worker.engine.layers import get_weight
 from worker.engine.memory import plan_memory
 from worker.engine.metrics import METRICS, compare, is_tight
 from worker.engine.noise import change_last_bit, floor_layers, part_of
 from worker.engine.quantize import Candidate, quantize_layer, swapped
 from worker.engine.reference import check_reference
+from worker.engine.replay import START, Forward, Replay
 from worker.engine.states import KeptStates
-from worker.engine.steps import forward_steps, run_steps, start_of, velocity_dtype
-from worker.model.layers import get_weight, linear_layers
+from worker.families.family import Family
 
 Check = Callable[[str], None]
 
@@ -43,7 +43,7 @@ class ExactEngine:
 
     def __init__(
         self,
-        pipeline: Any,
+        family: Family,
         samples: SampleSet,
         cfg_weight: float,
         group_size: int,
@@ -54,7 +54,7 @@ class ExactEngine:
         """Nothing is computed yet.
 
         Args:
-            pipeline: DiffusionKit's, loaded; its `mmdit` must not be quantized.
+            family: the loaded model; its transformer must not be quantized.
             samples: what to measure on.
             cfg_weight: that of the run; 0 for none.
             group_size: weights that share a scale.
@@ -64,21 +64,21 @@ class ExactEngine:
         Raises:
             RunMismatchError: the samples were made with another kind of cfg_weight.
         """
-        self._mmdit: Any = pipeline.mmdit
-        self._half = pipeline.activation_dtype.size == 2
-        self._dtype: mx.Dtype = mx.float32 if compute == "float32" else pipeline.activation_dtype
+        self._family, self._transformer = family, family.transformer
+        self._half = family.dtype.size == 2
+        self._dtype: mx.Dtype = mx.float32 if compute == "float32" else family.dtype
         self._samples, self._cfg_weight, self._group_size = samples, cfg_weight, group_size
         self._rows = rows_per_sample(samples, cfg_weight)
-        self._steps = forward_steps(self._mmdit)
-        self._computed = velocity_dtype(
-            self._mmdit, self._steps, self._inputs(Batch(index=0, rows=np.array([0])))
-        )
-        _, height, width, _ = samples.x.shape
+        one = self._forward(Batch(index=0, rows=np.array([0])))
+        self._replay = Replay(family.stages, family.after_blocks, one)
+        # Where weights and activations differ in dtype MLX promotes, and all that follows is wider than x.
+        self._computed = one().dtype
+        del one
         plan = plan_memory(
-            self._mmdit,
+            family,
+            family.pass_size(samples.x.shape[1:3], samples.conditioning.shape[2]),
             samples=len(samples),
             rows=self._rows,
-            tokens=height * width // self._mmdit.config.patch_size**2 + samples.conditioning.shape[2],
             itemsize=self._computed.size,
             memory_limit=memory_limit,
         )
@@ -86,7 +86,7 @@ class ExactEngine:
         self._batches = split_samples(samples, plan.micro_batch)
         self._states = KeptStates(len(self._batches), in_memory=plan.keep_in_memory)
         self._references: dict[int, Array] = {}
-        self._layers = [layer.path for layer in linear_layers(self._mmdit)]
+        self._layers = [layer.path for layer in family.layers]
         self._floor_layer: dict[int, str] = {}
         self._noise: dict[tuple[int, int], Array] = {}
         self._alive: dict[str, bool] = {}
@@ -108,17 +108,17 @@ class ExactEngine:
             TaskRefusedError: the pair is not measurable.
             RunMismatchError: this model did not make these samples.
         """
-        start = start_of(self._steps, layer)
-        candidate = quantize_layer(self._mmdit, layer, bits=bits, group_size=self._group_size)
+        start = self._replay.entry_of(layer)
+        candidate = quantize_layer(self._transformer, layer, bits=bits, group_size=self._group_size)
         label, done = f"{layer} at {bits} bits", 0
         measured: list[Batch] = []
         metrics: list[dict[str, Array]] = []
         noise: list[Array] = []
         for batch in self._batches:
             check(f"{label}: {done} of {len(self._samples)} samples")
-            noise.append(self._noise_floor(batch, part_of(start, len(self._steps))))
+            noise.append(self._noise_floor(batch, part_of(self._replay, start)))
             self._advance(batch, start)
-            with swapped(self._mmdit, layer, candidate.weight):
+            with swapped(self._transformer, layer, candidate.weight):
                 velocity = self._velocity(batch, start)
             metrics.append(compare(velocity, self._references[batch.index]))
             measured.append(batch)
@@ -133,22 +133,20 @@ class ExactEngine:
         return self._shard(np.concatenate([batch.rows for batch in measured]), joined, candidate, dead)
 
     def _advance(self, batch: Batch, start: int) -> None:
-        """Bring the kept state to the entry of step `start`, with the model's own weights."""
+        """Bring the kept state to the entry of block `start`, with the model's own weights."""
         if batch.index not in self._references:
             self._references[batch.index] = reference = self._velocity(batch, 0)
             check_reference(self._samples, batch.rows, reference, half_precision=self._half)
-        if self._states.steps_done(batch.index) > start:
+        if self._states.position(batch.index) > start:
             self._states.drop(batch.index)
-        done = self._states.steps_done(batch.index)
-        if done < start:
+        if self._states.position(batch.index) < start:
             state = self._states.get(batch.index)
-            state = run_steps(self._mmdit, self._steps[done:start], state, self._inputs(batch))
-            self._states.put(batch.index, state, start)
+            self._states.put(batch.index, self._replay.advance(self._forward(batch), state, start))
 
     def _velocity(self, batch: Batch, start: int) -> Array:
         """Guided velocity (S, H, W, C) float32 with the weights as they are, from the kept state on."""
-        state = self._states.get(batch.index) if start else ()
-        (velocity,) = run_steps(self._mmdit, self._steps[start:], state, self._inputs(batch))
+        state = self._states.get(batch.index) if start else START
+        velocity = self._replay.run_from(self._forward(batch), state)
         guided = guided_velocity(velocity, self._cfg_weight)
         mx.eval(guided)
         return np.array(guided)
@@ -163,7 +161,7 @@ class ExactEngine:
 
     def _live_floor_layer(self, part: int) -> str:
         """The first layer whose last bit makes any difference."""
-        candidates = floor_layers(self._steps, self._layers, part)
+        candidates = floor_layers(self._replay, self._layers, self._family.place, part)
         for layer in candidates:
             noise = self._last_bit_error(self._batches[0], layer)
             if noise.any():
@@ -172,13 +170,13 @@ class ExactEngine:
         return candidates[0]
 
     def _last_bit_error(self, batch: Batch, layer: str) -> Array:
-        start = start_of(self._steps, layer)
+        start = self._replay.entry_of(layer)
         self._advance(batch, start)
-        changed = change_last_bit(get_weight(self._mmdit, layer).astype(self._computed))
+        changed = change_last_bit(get_weight(self._transformer, layer).astype(self._computed))
         return self._squared_error(batch, start, layer, changed)
 
     def _squared_error(self, batch: Batch, start: int, layer: str, weight: mx.array) -> Array:
-        with swapped(self._mmdit, layer, weight):
+        with swapped(self._transformer, layer, weight):
             velocity = self._velocity(batch, start)
         squared_error: Array = compare(velocity, self._references[batch.index])["squared_error"]
         return squared_error
@@ -196,7 +194,7 @@ class ExactEngine:
         if (metrics["squared_error"] > metrics["noise_squared_error"]).any():
             return False
         if layer not in self._alive:
-            batch, weight = self._batches[0], get_weight(self._mmdit, layer)
+            batch, weight = self._batches[0], get_weight(self._transformer, layer)
             spread = weight.astype(mx.float32).std() + 1
             other = 10 * mx.random.normal(weight.shape, key=mx.random.key(0)) * spread
             changed = self._squared_error(batch, start, layer, other.astype(weight.dtype))
@@ -205,8 +203,8 @@ class ExactEngine:
             self._alive[layer] = not (changed <= repeated).all()
         return not self._alive[layer]
 
-    def _inputs(self, batch: Batch) -> Any:
-        return batch_inputs(self._samples, batch, rows=self._rows, dtype=self._dtype)
+    def _forward(self, batch: Batch) -> Forward:
+        return batch_forward(self._family, self._samples, batch, rows=self._rows, dtype=self._dtype)
 
     def _shard(
         self, rows: Array, metrics: dict[str, Array], candidate: Candidate, dead: bool

@@ -11,7 +11,8 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from worker.engine.limits import default_memory_limit, require_memory
-from worker.model.layers import get_weight, linear_layers
+from worker.engine.replay import blocks_by_path
+from worker.families.family import Family, PassSize
 
 MAX_TOKENS = 8_000
 """Of all rows of a pass. More make no machine faster, and a worker asks for news only between passes."""
@@ -37,127 +38,132 @@ class SketchPlan:
     """Whether all dW fit; else each is made anew when it is needed."""
 
 
-def spare_memory(mmdit: Any, memory_limit: int | None) -> int:
+def spare_memory(transformer: Any, memory_limit: int | None) -> int:
     """Bytes of the limit (None: the default one) that the weights leave.
 
     Raises:
         MachineTooSmallError: the limit doesn't hold the weights.
     """
     limit = default_memory_limit() if memory_limit is None else memory_limit
-    weights = memory_of_weights(mmdit)
+    weights = memory_of_weights(transformer)
     require_memory("the model", weights, limit)
     return limit - weights
 
 
-def memory_of_weights(mmdit: Any) -> int:
+def memory_of_weights(transformer: Any) -> int:
     """Bytes that are taken before any pass.
 
     Other parts of the pipeline are in memory too, and weights not read yet soon will be.
     """
-    parameters: Any = tree_flatten(mmdit.parameters())
+    parameters: Any = tree_flatten(transformer.parameters())
     weights: int = sum(value.nbytes for _, value in parameters)
     return max(weights, mx.get_active_memory())
 
 
-def memory_of_wide_weights(mmdit: Any) -> int:
+def memory_of_wide_weights(family: Family) -> int:
     """Bytes of a block's weights in float32: what MLX widens ahead of products, or a candidate takes."""
-    return 4 * largest_block(mmdit)
+    return 4 * largest_block(family)
 
 
-def memory_of_a_pass(mmdit: Any, *, rows: int, tokens: int, itemsize: int) -> int:
+def memory_of_a_pass(size: PassSize, *, rows: int, itemsize: int) -> int:
     """Bytes that one sample's forward pass works in, beside all weights.
 
     Args:
-        mmdit: DiffusionKit's transformer.
+        size: of a row.
         rows: of a sample: 2 with CFG.
-        tokens: of a row, image and text together.
         itemsize: bytes of an activation.
     """
-    config = mmdit.config
-    # Of a block, at once: states, modulated states, q, k, v, attention, and an MLP four times as wide, twice.
+    # Of a block, at once: states, modulated states, q, k, v, attention, and the inside of an MLP, twice.
     # In 16 bits positions, softmax and the like are computed in float32.
-    arrays = (11 if itemsize == 4 else 20) + 2 * config.mlp_ratio
-    working: int = rows * tokens * config.hidden_size * itemsize * arrays
+    arrays = (11 if itemsize == 4 else 20) + 2 * size.mlp_ratio
+    working = int(_state(size, rows, itemsize) * arrays)
     if not mx.metal.is_available():
         # Only Metal's attention never holds the scores.
-        working += 2 * 4 * rows * config.num_heads * tokens**2
+        working += 2 * 4 * rows * size.heads * size.tokens**2
     return working
 
 
+def _state(size: PassSize, rows: int, itemsize: int) -> int:
+    """Bytes of one sample's tokens."""
+    return rows * size.tokens * size.width * itemsize
+
+
 def plan_memory(
-    mmdit: Any, *, samples: int, rows: int, tokens: int, itemsize: int, memory_limit: int | None
+    family: Family, size: PassSize, *, samples: int, rows: int, itemsize: int, memory_limit: int | None
 ) -> MemoryPlan:
     """Divide the limit among weights, kept states and the pass under way.
 
     Args:
-        mmdit: DiffusionKit's transformer.
+        family: the loaded model.
+        size: of a row.
         samples: how many are kept.
         rows: of a sample: 2 with CFG.
-        tokens: of a row, image and text together.
         itemsize: bytes of an activation.
         memory_limit: bytes; None for `default_memory_limit()`.
 
     Raises:
         MachineTooSmallError: the limit doesn't hold the weights and one sample's pass.
     """
-    config = mmdit.config
     limit = default_memory_limit() if memory_limit is None else memory_limit
-    working = memory_of_a_pass(mmdit, rows=rows, tokens=tokens, itemsize=itemsize)
-    weights = memory_of_weights(mmdit)
-    wide = memory_of_wide_weights(mmdit)
+    working = memory_of_a_pass(size, rows=rows, itemsize=itemsize)
+    weights = memory_of_weights(family.transformer)
+    wide = memory_of_wide_weights(family)
     require_memory("the model with one sample's pass", weights + wide + working, limit)
-    # A kept state is at most the tokens, their attention output and, in unified blocks, a copy between.
-    kept = samples * rows * tokens * config.hidden_size * itemsize * (3 if config.depth_unified else 2)
+    # A kept state is the tokens; where lists of blocks take turns, the newest of each.
+    kept = 2 * samples * _state(size, rows, itemsize)
     free = limit - weights - wide
     keep_in_memory = kept <= min(free // 2, free - working)
     if keep_in_memory:
         free -= kept
     return MemoryPlan(
-        micro_batch=min(free // working, max(1, MAX_TOKENS // (rows * tokens)), samples),
+        micro_batch=min(free // working, max(1, MAX_TOKENS // (rows * size.tokens)), samples),
         keep_in_memory=keep_in_memory,
     )
 
 
 def plan_sketch(
-    mmdit: Any, *, rows: int, tokens: int, probes: int, widths: int, spare_bytes: int
+    family: Family, size: PassSize, *, rows: int, probes: int, widths: int, spare_bytes: int
 ) -> SketchPlan:
     """Divide what the weights leave among states, dW and the probes that go back together; all is float32.
 
     Args:
-        mmdit: DiffusionKit's transformer.
+        family: the loaded model.
+        size: of a row.
         rows: of a sample: 2 with CFG.
-        tokens: of a row, image and text together.
         probes: of a sample, at once or not.
         widths: bit widths of each layer.
         spare_bytes: what the sketch may take.
     """
-    config = mmdit.config
-    blocks = config.depth_multimodal + config.depth_unified + 2
-    state = 4 * rows * tokens * config.hidden_size
+    state = _state(size, rows, 4)
     # Differentiated attention holds its scores on every machine.
-    scores = 4 * rows * config.num_heads * tokens**2
-    block, largest = largest_block(mmdit), max(_sizes(mmdit))
+    scores = 4 * rows * size.heads * size.tokens**2
+    sizes = _sizes(family)
+    block, largest = largest_block(family), max(sizes)
     # The state of each block, what the probes have come to before and after this block, its forward pass, and
     # a dW while it is made.
-    always = blocks * state + 2 * probes * state + 4 * block + 24 * state + 2 * scores + 24 * largest
+    always = (
+        (size.blocks + 2) * state + 2 * probes * state + 4 * block + 24 * state + 2 * scores + 24 * largest
+    )
     # The gradient of one layer is laid out anew before it is contracted.
     probe = 4 * (block + largest) + 8 * state + 3 * scores
     spare = spare_bytes - always
-    deltas = 4 * sum(_sizes(mmdit)) * widths
+    deltas = 4 * sum(sizes) * widths
     keep_deltas = deltas <= spare - probes * probe
     if keep_deltas:
         spare -= deltas
     return SketchPlan(at_once=max(1, min(spare // probe, probes)), keep_deltas=keep_deltas)
 
 
-def largest_block(mmdit: Any) -> int:
-    """Weights of the block that has most of them."""
+def largest_block(family: Family) -> int:
+    """Weights of the block that has most of them; those that lie in no list of blocks count as one."""
+    of_lists = {path: blocks for path, blocks in family.stages.items() if isinstance(blocks, list)}
+    starts = [f"{path}." for path in blocks_by_path(of_lists)]
     by_block: dict[str, int] = {}
-    for layer in linear_layers(mmdit):
-        block = ".".join(layer.path.split(".")[:2]) if "blocks." in layer.path else "others"
+    for layer in family.layers:
+        block = next((start for start in starts if layer.path.startswith(start)), "others")
         by_block[block] = by_block.get(block, 0) + layer.shape[0] * layer.shape[1]
     return max(by_block.values())
 
 
-def _sizes(mmdit: Any) -> list[int]:
-    return [get_weight(mmdit, layer.path).size for layer in linear_layers(mmdit)]
+def _sizes(family: Family) -> list[int]:
+    return [layer.shape[0] * layer.shape[1] for layer in family.layers]

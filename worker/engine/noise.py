@@ -9,14 +9,18 @@ else. The last bit of bfloat16 would be no floor there: it changes a weight as m
 measures that well.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import mlx.core as mx
 
-from worker.engine.steps import Step, start_of
+from shared.layer_place import LayerPlace
+from worker.engine.replay import Replay
 
 PARTS = 6
 """The floor is measured at the start of each sixth of the model: the more blocks follow, the higher it is."""
+
+_PREFERRED = ("v", "fc1", "o")
+"""Roles of layers on which the output always depends."""
 
 _INTEGER = {2: mx.uint16, 4: mx.uint32}
 _LARGEST = {mx.float16: 0x7BFF, mx.bfloat16: 0x7F7F, mx.float32: 0x7F7FFFFF}
@@ -34,23 +38,24 @@ def change_last_bit(weight: mx.array) -> mx.array:
     return moved.astype(bits.dtype).view(weight.dtype)
 
 
-def part_of(start: int, steps: int) -> int:
-    """Which part of the model a candidate that starts at this step lies in."""
-    return start * PARTS // steps
+def part_of(replay: Replay, position: int) -> int:
+    """Which part of the model a candidate that enters here lies in; embedders lie in the first."""
+    first = replay.first_block
+    return max(0, position - first) * PARTS // (len(replay) - first + 1)
 
 
-def floor_layers(steps: Sequence[Step], layers: Sequence[str], part: int) -> list[str]:
+def floor_layers(
+    replay: Replay, layers: Sequence[str], place: Callable[[str], LayerPlace], part: int
+) -> list[str]:
     """The layers whose last bit may tell the floor of a part, the best first.
 
-    The first step of the part comes first, so that a sweep need not go back; of a step, values and MLPs
+    The first block of the part comes first, so that a sweep need not go back; of a block, values and MLPs
     before queries and keys, on which attention may hardly depend. The next serve where the first are dead.
     """
-    starts = {layer: start_of(steps, layer) for layer in layers}
-    within = [layer for layer in layers if part_of(starts[layer], len(steps)) >= part]
+    within = [layer for layer in layers if part_of(replay, replay.entry_of(layer)) >= part]
     # An end without layers of its own is told by the last layers there are.
-    return sorted(within or layers[-1:], key=lambda layer: (starts[layer], _rank(layer)))
+    return sorted(within or layers[-1:], key=lambda layer: (replay.entry_of(layer), _rank(place(layer))))
 
 
-def _rank(layer: str) -> int:
-    preferred = ("context_embedder", "attn.v_proj", "mlp.fc1", "attn.o_proj", "linear")
-    return next((rank for rank, end in enumerate(preferred) if layer.endswith(end)), len(preferred))
+def _rank(place: LayerPlace) -> int:
+    return _PREFERRED.index(place.role) if place.role in _PREFERRED else len(_PREFERRED)

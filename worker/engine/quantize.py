@@ -11,7 +11,7 @@ import numpy as np
 from shared.choices import BITS, GROUP_SIZES
 from shared.errors import TaskRefusedError
 from shared.model_card import LayerInfo
-from worker.model.layers import get_weight, set_weight
+from worker.engine.layers import get_weight, set_weight
 
 SHIPPED_BYTES = 2
 """Of a scale, and of a bias: float16 or bfloat16."""

@@ -12,11 +12,11 @@ which. All others are answered with NaN, which costs nothing as long as nobody r
 """
 
 import io
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import count
 from typing import Any
 
@@ -73,22 +73,23 @@ START = State()
 class Replay:
     """Runs one model's forward pass from any of its blocks on."""
 
-    def __init__(self, stages: Mapping[str, Sequence[Any]], after: Sequence[str], forward: Forward) -> None:
+    def __init__(self, stages: Mapping[str, Any], after: Sequence[str], forward: Forward) -> None:
         """Learn the order in which the blocks are called; `forward` is traced once, and not computed.
 
         Args:
-            stages: the model's lists of blocks, by their dotted paths.
+            stages: the model's lists of blocks, by their dotted paths; a module that stands by itself, as an
+                embedder that is called once, is a block of its own.
             after: starts of the dotted paths of what is read only after the last block.
             forward: of any inputs.
 
         Raises:
             ModelUnavailableError: a pass calls no block of the stages, or one of them twice.
         """
-        self._blocks = [block for blocks in stages.values() for block in blocks]
-        self._paths = {
-            f"{path}.{index}.": id(block)
-            for path, blocks in stages.items()
-            for index, block in enumerate(blocks)
+        blocks = blocks_by_path(stages)
+        self._blocks = list(blocks.values())
+        self._paths = {f"{path}.": id(block) for path, block in blocks.items()}
+        self._in_lists = {
+            id(block) for of_list in stages.values() if isinstance(of_list, list) for block in of_list
         }
         self._after = tuple(after)
         self._order: list[int] = []
@@ -104,6 +105,11 @@ class Replay:
         """Blocks that a pass calls."""
         return len(self._order)
 
+    @property
+    def first_block(self) -> int:
+        """Position of the first block that lies in a list; embedders in the stages come before."""
+        return next((position for position, block in enumerate(self._order) if block in self._in_lists), 0)
+
     def block_of(self, layer: str) -> int | None:
         """Position of the block that a layer lies in; `len(self)` after the last block.
 
@@ -112,7 +118,7 @@ class Replay:
         if layer.startswith(self._after):
             return len(self)
         for path, block in self._paths.items():
-            if layer.startswith(path):
+            if f"{layer}.".startswith(path):
                 # A block that a pass never calls changes nothing.
                 return self._position.get(block, len(self))
         return None
@@ -219,6 +225,18 @@ class Replay:
         return tuple(kept(position, output) for position, output in enumerate(outputs))
 
 
+def blocks_by_path(stages: Mapping[str, Any]) -> dict[str, Any]:
+    """Each block of the stages by its own dotted path."""
+    blocks: dict[str, Any] = {}
+    for path, stage in stages.items():
+        blocks |= (
+            {f"{path}.{i}": block for i, block in enumerate(stage)}
+            if isinstance(stage, list)
+            else {path: stage}
+        )
+    return blocks
+
+
 class _ReachedError(BaseException):
     """Leaves a forward pass whose rest is not wanted, through any code of the model."""
 
@@ -241,6 +259,13 @@ def _remember(output: Any) -> Any:
     return _copy(tree_map(lambda leaf: leaf.placeholder() if isinstance(leaf, _Forgotten) else leaf, output))
 
 
+_answers: dict[int, _Answer] = {}
+"""By the id of a block whose calls are answered now.
+
+Not held by the block's class: a class is a cycle, and would keep a pass's arrays until Python looks for it.
+"""
+
+
 @contextmanager
 def _answering(blocks: Iterable[Any], answer: _Answer) -> Iterator[None]:
     """Within this context a call of a block returns `answer(block, its own computation)`.
@@ -250,15 +275,21 @@ def _answering(blocks: Iterable[Any], answer: _Answer) -> Iterator[None]:
     originals = [(block, type(block)) for block in blocks]
     try:
         for block, original in originals:
-            block.__class__ = _stand_in(original, answer)
+            _answers[id(block)] = answer
+            block.__class__ = _stand_in(original)
         yield
     finally:
         for block, original in originals:
             block.__class__ = original
+            _answers.pop(id(block), None)
 
 
-def _stand_in(original: Any, answer: _Answer) -> Any:
+@cache
+def _stand_in(original: Hashable) -> Any:
+    assert isinstance(original, type)
+    run: Any = original.__call__
+
     def call(block: Any, *args: Any, **kwargs: Any) -> Any:
-        return answer(block, partial(original.__call__, block, *args, **kwargs))
+        return _answers[id(block)](block, partial(run, block, *args, **kwargs))
 
     return type(original.__name__, (original,), {"__call__": call})

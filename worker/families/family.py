@@ -1,19 +1,37 @@
 """What the engines and the trajectory know of a model, whatever library it comes from."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import mlx.core as mx
 
 from shared.layer_place import LayerPlace
+from shared.model_card import LayerInfo
+from shared.models import Part
 from shared.runs import RunSettings
 
-Part = Literal["transformer", "text_encoder", "decoder"]
-ALL_PARTS: frozenset[Part] = frozenset({"transformer", "text_encoder", "decoder"})
-
 Conditioning = Mapping[str, mx.array]
-"""What the transformer is told of a prompt: arrays of R rows, by the names that a sample file gives them."""
+"""What the transformer is told of a prompt: arrays of R rows, `conditioning` and `pooled_conditioning` as the
+sample file names them."""
+
+Draw = Callable[..., mx.array]
+"""Draws an array of a shape (R, ...) in the activation dtype, the same on every machine."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassSize:
+    """What one row of a forward pass is made of: enough to say how much memory it will take."""
+
+    tokens: int
+    """Image and text together."""
+    width: int
+    """Channels of a token."""
+    heads: int
+    blocks: int
+    mlp_ratio: float
+    """Channels within an MLP, by `width`."""
 
 
 class Family(Protocol):
@@ -24,24 +42,66 @@ class Family(Protocol):
         """The `nn.Module` whose layers are measured."""
 
     @property
+    def dtype(self) -> mx.Dtype:
+        """Of activations, as the model is run to draw images."""
+
+    @property
     def fingerprint(self) -> str:
         """sha256, in hex, over the files that the weights came from."""
 
+    def part_fingerprints(self) -> dict[str, str]:
+        """sha256, in hex, over the files of each part that was loaded so far."""
+
+    def hold(self, *parts: Part) -> None:
+        """Load those of these parts that are missing.
+
+        Raises:
+            ModelUnavailableError: a file is missing, gated, or holds another model.
+        """
+
+    def keep_only(self, *parts: Part) -> None:
+        """Drop all other parts, and give their memory back."""
+
     @property
-    def stages(self) -> Mapping[str, Sequence[Any]]:
-        """The transformer's lists of blocks by dotted path; `velocity` calls each block once."""
+    def layers(self) -> Sequence[LayerInfo]:
+        """Every linear layer that is measured, in the order in which a forward pass first needs it.
+
+        Raises:
+            ModelUnavailableError: there is none, because the checkpoint is already quantized.
+        """
+
+    @property
+    def stages(self) -> Mapping[str, Any]:
+        """The transformer's lists of blocks by dotted path; `velocity` calls each block once.
+
+        Modules that it calls once before the blocks, as embedders, may stand here by themselves: gradients of
+        layers in no stage cost a product for each block.
+        """
 
     @property
     def after_blocks(self) -> tuple[str, ...]:
         """Starts of the dotted paths of what is read only after the last block."""
 
+    def pass_size(self, latent_size: tuple[int, int], text_tokens: int) -> PassSize:
+        """Of a row with a latent of this height and width, and so many tokens of text."""
+
     def encode(self, prompt: str, cfg_weight: float) -> Conditioning:
-        """Conditioning of a prompt: with CFG two rows (text, negative), else one."""
+        """Conditioning of a prompt in `dtype`, evaluated: with CFG two rows (text, negative), else one."""
 
-    def sigmas(self, steps: int, size: tuple[int, int]) -> mx.array:
-        """Noise levels (steps + 1,) float32 of an image of this height and width in pixels; the last is 0."""
+    def canary_conditioning(self, draw: Draw, rows: int, tokens: int) -> Conditioning:
+        """Conditioning of no prompt, drawn: `rows` rows with `tokens` tokens of text."""
 
-    def first_latent(self, seed: int, sigmas: mx.array, size: tuple[int, int]) -> mx.array:
+    @property
+    def channels(self) -> int:
+        """C of a latent (1, H, W, C)."""
+
+    def sigmas(self, steps: int) -> mx.array:
+        """Noise levels (steps + 1,) float32 of an image; the last is 0."""
+
+    def timesteps(self, sigmas: mx.array) -> mx.array:
+        """What the transformer is told of noise levels (N,), rounded as the model rounds it."""
+
+    def first_latent(self, seed: int, sigmas: mx.array, latent_size: tuple[int, int]) -> mx.array:
         """What enters the first step, (1, H, W, C) float32, drawn from `seed`."""
 
     def velocity(self, x: mx.array, sigma: mx.array, conditioning: Conditioning) -> mx.array:
@@ -49,16 +109,24 @@ class Family(Protocol):
 
         Args:
             x: (R, H, W, C); its dtype is the one to compute in.
-            sigma: (R,) float32. Rows may differ only if `rows_may_differ`.
+            sigma: (R,) float32; rows may differ.
             conditioning: R rows.
 
         Returns:
             (R, H, W, C), not guided.
         """
 
-    @property
-    def rows_may_differ(self) -> bool:
-        """Whether rows of one pass may have different sigmas."""
+    def direction(
+        self, x_t: mx.array, sigma: mx.array, conditioning: Conditioning, cfg_weight: float
+    ) -> mx.array:
+        """Guided velocity (1, H, W, C) float32 that an Euler step from x_t (1, H, W, C) follows.
+
+        Args:
+            x_t: float32.
+            sigma: (), the noise level of x_t.
+            conditioning: of `encode`.
+            cfg_weight: 0 for none.
+        """
 
     def decode(self, x_0: mx.array) -> bytes:
         """The image of a final latent (1, H, W, C), as PNG."""
@@ -73,7 +141,7 @@ class Family(Protocol):
 class Load(Protocol):
     """The function `load` of a family's module."""
 
-    def __call__(self, settings: RunSettings, checkpoint: Path | None, parts: frozenset[Part]) -> Family:
+    def __call__(self, settings: RunSettings, checkpoint: Path | None, parts: Sequence[Part]) -> Family:
         """Load the model of a run, or parts of it.
 
         Raises:

@@ -1,23 +1,25 @@
 """FLUX.1, by DiffusionKit."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from shared.models import Part
 from shared.runs import RunSettings
-from worker.families.diffusionkit import MMDiTFamily
-from worker.families.family import Family, Part
-from worker.model.models import load_model
-from worker.model.sd3_layout import mmdit_to_flux
+from worker.families.diffusionkit.loading import LoadedModel, load_model
+from worker.families.diffusionkit.mmdit_family import MMDiTFamily
+from worker.families.diffusionkit.sd3_layout import mmdit_to_flux
+from worker.families.family import Family
 
 
 class Flux(MMDiTFamily):
     """One loaded FLUX.1."""
 
-    def __init__(self, pipeline: Any, fingerprint: str = "") -> None:
-        super().__init__(pipeline, fingerprint=fingerprint, layout=mmdit_to_flux)
+    def __init__(self, pipeline: Any, model: LoadedModel | None = None) -> None:
+        super().__init__(pipeline, model, layout=mmdit_to_flux)
 
 
-def load(settings: RunSettings, checkpoint: Path | None, parts: frozenset[Part]) -> Family:
-    """See `Load`. DiffusionKit opens all parts; what nobody uses stays on disk, for its weights are lazy."""
-    model = load_model(settings, checkpoint)
-    return Flux(model.pipeline, model.fingerprint)
+def load(settings: RunSettings, checkpoint: Path | None, parts: Sequence[Part]) -> Family:
+    """See `Load`."""
+    model = load_model(settings, checkpoint, parts)
+    return Flux(model.pipeline, model)

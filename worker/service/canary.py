@@ -5,7 +5,7 @@ build of MLX, a chip of other habits or a bad cache shows here, before it gets i
 """
 
 import math
-from typing import Annotated, Any, cast
+from typing import Annotated, cast
 
 import mlx.core as mx
 import msgspec
@@ -18,12 +18,11 @@ from shared.layout.npz import Array
 from shared.models import Precision
 from shared.runs import Digest, RunSettings
 from worker.engine.batches import guided_velocity
-from worker.engine.steps import Inputs, forward_steps, run_steps
-from worker.model.models import LoadedModel
+from worker.families.family import Family
 
 LATENT_SIZE = 8
 TEXT_TOKENS = 8
-TIMESTEP = 500.0
+SIGMA = 0.5
 VALUES = 256
 KEEP_SECONDS = 30 * 24 * 3600
 
@@ -44,28 +43,20 @@ class Canary(Struct, frozen=True, kw_only=True):
     """Of the guided velocity, evenly chosen."""
 
 
-def measure_canary(model: LoadedModel, run: RunSettings) -> Array:
+def measure_canary(family: Family, run: RunSettings) -> Array:
     """Guided velocity, at most `VALUES` float32 of it, of an input that is the same everywhere.
 
     One forward pass of an 8x8 latent and 8 tokens of text, with the run's cfg_weight, drawn from seed 0.
     """
-    mmdit: Any = model.pipeline.mmdit
-    config = mmdit.config
     rows = 2 if run.cfg_weight > 0 else 1
     rng = np.random.default_rng(0)
-    dtype = model.pipeline.activation_dtype
 
     def draw(*shape: int) -> mx.array:
-        return mx.array(rng.standard_normal(shape, dtype=np.float32)).astype(dtype)
+        return mx.array(rng.standard_normal(shape, dtype=np.float32)).astype(family.dtype)
 
-    x = mx.repeat(draw(1, LATENT_SIZE, LATENT_SIZE, config.vae_latent_dim), rows, axis=0)
-    inputs = Inputs(
-        x=x,
-        text=draw(rows, TEXT_TOKENS, 1, config.token_level_text_embed_dim),
-        pooled=draw(rows, config.pooled_text_embed_dim),
-        timesteps=mx.full((rows,), TIMESTEP),
-    )
-    (velocity,) = run_steps(mmdit, forward_steps(mmdit), (), inputs)
+    x = mx.repeat(draw(1, LATENT_SIZE, LATENT_SIZE, family.channels), rows, axis=0)
+    conditioning = family.canary_conditioning(draw, rows, TEXT_TOKENS)
+    velocity = family.velocity(x, mx.full((rows,), SIGMA), conditioning)
     flat = np.array(guided_velocity(velocity, run.cfg_weight)).reshape(-1)
     return flat[:: math.ceil(flat.size / VALUES)]
 

@@ -1,30 +1,28 @@
-"""What a worker process keeps between jobs: the model, the engine, and how each kind of task is run."""
+"""What a worker process keeps between jobs: the model and the engine. Kinds of tasks run in worker/kinds."""
 
 import hashlib
 import logging
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from redis import Redis
 
-from shared.errors import UnknownKindError, WrongStoreError
+from shared.errors import WrongStoreError
 from shared.jobs.history import utc_now
-from shared.kinds.calibration import CalibrationTask
 from shared.kinds.kind import Task
 from shared.kinds.registry import KINDS
-from shared.kinds.sensitivity import SensitivityTask
-from shared.kinds.sketch import SketchTask
 from shared.layout.sample_set import SampleSet
-from shared.runs import RunSettings
+from shared.runs import RunSettings, SensitivitySettings
 from shared.stores.records import Record
 from shared.stores.store import ShardStore
 from worker.jobs.job_context import JobContext
+from worker.kinds.lent import EngineSlot, Lent
+from worker.kinds.registry import run_task
 from worker.service.blas import use_fast_blas
 
 if TYPE_CHECKING:
-    from worker.model.models import LoadedModel
+    from worker.families.family import Family
 
 logger = logging.getLogger("bitfleet.worker")
 
@@ -65,8 +63,8 @@ class Runtime:
         self._canary_tolerance = canary_tolerance
         self._agreed: set[str] = set()
         """Runs whose canary was compared."""
-        self._model: tuple[str, LoadedModel] | None = None
-        self._engine: tuple[str, Any] | None = None
+        self._model: tuple[str, Family] | None = None
+        self._engine = EngineSlot()
         self._used = 0.0
         """When the model was used last, on the monotonic clock."""
 
@@ -94,7 +92,8 @@ class Runtime:
         import mlx.core as mx
 
         logger.info("idle for %.0f s: giving back the memory of the model", time.monotonic() - self._used)
-        self._model = self._engine = None
+        self._model = None
+        self._engine.clear()
         gc.collect()
         mx.clear_cache()
 
@@ -103,14 +102,7 @@ class Runtime:
         context.check("loading the model")
         model = self._model_of(task.run)
         self._compare_canary(task.run, model, context)
-        if isinstance(task, CalibrationTask):
-            shard = self._calibrate(task, model, context)
-        elif isinstance(task, SensitivityTask):
-            shard = self._measure(task, model, context)
-        elif isinstance(task, SketchTask):
-            shard = self._sketch(task, model, context)
-        else:
-            raise UnknownKindError(f"{task.label}: this worker has no way to run it")
+        shard = self._run_task(task, model, context)
         context.confirm()
         record = self._record(task, shard, model.fingerprint, time.monotonic() - started)
         outcome = self._put(record, shard, context)
@@ -122,11 +114,11 @@ class Runtime:
                 f"{task.label} belongs into store {task.store_id}, this worker has {self._store.label}"
             )
 
-    def _model_of(self, run: RunSettings) -> "LoadedModel":
+    def _model_of(self, run: RunSettings) -> "Family":
         if self._model is None:
             use_fast_blas(self._workers_here)
         from worker.engine.limits import apply_limits
-        from worker.model.models import load_model
+        from worker.families.registry import load_family
 
         # Steps, prompts and seeds may change without loading anything again.
         key = (
@@ -134,32 +126,27 @@ class Runtime:
             f"{run.reference} {run.guidance}"
         )
         if self._model is None or self._model[0] != key:
-            self._model = self._engine = None
+            self._model = None
+            self._engine.clear()
             logger.info("loading %s", run.model)
-            model = load_model(run, self._checkpoint, ("transformer",))
+            model = load_family(run, self._checkpoint, ("transformer",))
             self._require_memory(run, model)
             self._model = (key, model)
         # Each time: DiffusionKit's T5 sets a limit of its own.
         apply_limits(self._memory_share())
         return self._model[1]
 
-    def _require_memory(self, run: RunSettings, model: "LoadedModel") -> None:
+    def _require_memory(self, run: RunSettings, model: "Family") -> None:
         """Before any weight is read: the transformer and one sample's pass must fit."""
         from worker.engine.limits import require_memory
         from worker.engine.memory import memory_of_a_pass, memory_of_weights, memory_of_wide_weights
 
-        mmdit: Any = model.pipeline.mmdit
-        height, width = run.latent_size
-        one_pass = memory_of_a_pass(
-            mmdit,
-            rows=2 if run.cfg_weight > 0 else 1,
-            tokens=height * width // mmdit.config.patch_size**2 + TEXT_TOKENS[run.use_t5],
-            itemsize=4,
-        )
-        needed = memory_of_weights(mmdit) + memory_of_wide_weights(mmdit) + one_pass
+        size = model.pass_size(run.latent_size, TEXT_TOKENS[run.use_t5])
+        one_pass = memory_of_a_pass(size, rows=2 if run.cfg_weight > 0 else 1, itemsize=4)
+        needed = memory_of_weights(model.transformer) + memory_of_wide_weights(model) + one_pass
         require_memory(run.model, needed, self._memory_share())
 
-    def _compare_canary(self, run: RunSettings, model: "LoadedModel", context: JobContext) -> None:
+    def _compare_canary(self, run: RunSettings, model: "Family", context: JobContext) -> None:
         """On joining a run, before its first real task."""
         if self._connection is None or run.id in self._agreed:
             return
@@ -178,53 +165,21 @@ class Runtime:
         logger.info("run %s: the canary differs by %.2g from the first worker's", run.id, difference)
         self._agreed.add(run.id)
 
-    def _calibrate(self, task: CalibrationTask, model: "LoadedModel", context: JobContext) -> bytes:
-        from worker.calibrate import calibrate
+    def _run_task(self, task: Task, model: "Family", context: JobContext) -> bytes:
+        def samples(sensitivity: SensitivitySettings) -> SampleSet:
+            from worker.service.sample_cache import fetch_samples
 
-        return calibrate(task, model, context.check).to_bytes()
+            context.check("fetching samples")
+            return fetch_samples(sensitivity, self._store, self._cache_dir, self._calib_dir)
 
-    def _measure(self, task: SensitivityTask, model: "LoadedModel", context: JobContext) -> bytes:
-        from worker.engine.exact import ExactEngine
-
-        model.keep_only("transformer")
-
-        def new() -> ExactEngine:
-            return ExactEngine(
-                model.pipeline,
-                self._samples(task, context),
-                cfg_weight=task.run.cfg_weight,
-                group_size=task.sensitivity.group_size,
-                memory_limit=self._memory_share(),
-                compute=task.sensitivity.compute,
-            )
-
-        engine: ExactEngine = self._engine_of(f"exact {task.sensitivity.id}", new)
-        until = task.sensitivity.until
-        return engine.measure(task.layer, task.bits, check=context.check, until=until).to_bytes()
-
-    def _sketch(self, task: SketchTask, model: "LoadedModel", context: JobContext) -> bytes:
-        from worker.engine.sketch import SketchEngine
-
-        model.keep_only("transformer")
-
-        def new() -> SketchEngine:
-            return SketchEngine(
-                model.pipeline,
-                self._samples(task, context),
-                cfg_weight=task.run.cfg_weight,
-                group_size=task.sensitivity.group_size,
-                bits=task.bits,
-                memory_limit=self._memory_share(),
-            )
-
-        engine: SketchEngine = self._engine_of(f"sketch {task.sensitivity.id} {task.bits}", new)
-        return engine.measure(task.sample, task.probe_batch, task.probes, context.check).to_bytes()
-
-    def _samples(self, task: SensitivityTask | SketchTask, context: JobContext) -> SampleSet:
-        from worker.service.sample_cache import fetch_samples
-
-        context.check("fetching samples")
-        return fetch_samples(task, self._store, self._cache_dir, self._calib_dir)
+        lent = Lent(
+            family=model,
+            check=context.check,
+            samples=samples,
+            memory_share=self._memory_share(),
+            engine_slot=self._engine,
+        )
+        return run_task(task, lent)
 
     def _memory_share(self) -> int:
         """Bytes. Two workers that each took what one may would leave none for the machine."""
@@ -234,13 +189,6 @@ class Runtime:
             # Once: what Linux has available falls with every array of ours and of the other workers.
             self._memory_limit = default_memory_limit() // self._workers_here
         return self._memory_limit
-
-    def _engine_of(self, key: str, new: Callable[[], Any]) -> Any:
-        """The engine at hand, or a new one: each keeps what fits into memory, so there is only ever one."""
-        if self._engine is None or self._engine[0] != key:
-            self._engine = None
-            self._engine = (key, new())
-        return self._engine[1]
 
     def _record(self, task: Task, shard: bytes, fingerprint: str, seconds: float) -> Record:
         from worker.service.machine import versions

@@ -5,24 +5,23 @@ from pathlib import Path
 
 from shared.errors import ShardCorruptError
 from shared.files import write_atomically
-from shared.kinds.sensitivity import SensitivityTask
-from shared.kinds.sketch import SketchTask
 from shared.layout.sample_set import SampleSet
+from shared.runs import SensitivitySettings
 from shared.stores.store import ShardStore
 
 
 def fetch_samples(
-    task: SensitivityTask | SketchTask, store: ShardStore, cache_dir: Path, calib_dir: Path | None
+    sensitivity: SensitivitySettings, store: ShardStore, cache_dir: Path, calib_dir: Path | None
 ) -> SampleSet:
-    """Return a task's sample set: from `calib_dir` if it is there, else the cache, else the store.
+    """Return a sensitivity run's sample set: from `calib_dir` if it is there, else the cache, else the store.
 
     Raises:
         StoreError: it is nowhere.
         ShardCorruptError: what the store has is not it.
     """
-    digest = task.sensitivity.sample_set_sha256
+    digest = sensitivity.sample_set_sha256
     cached = cache_dir / "samples" / f"{digest}.npz"
-    places = [calib_dir / "sensitivity" / task.sensitivity.id / "samples.npz"] if calib_dir else []
+    places = [calib_dir / "sensitivity" / sensitivity.id / "samples.npz"] if calib_dir else []
     for place in [*places, cached]:
         if place.is_file() and hashlib.sha256(data := place.read_bytes()).hexdigest() == digest:
             return SampleSet.from_bytes(data)

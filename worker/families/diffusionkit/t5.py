@@ -6,7 +6,7 @@ import mlx.core as mx
 from diffusionkit.mlx.t5 import DenseActivation, TransformerEncoder
 from mlx import nn
 
-from worker.model.published import gelu_tanh
+from worker.families.diffusionkit.published import gelu_tanh
 
 
 class T5Stack(TransformerEncoder):  # type: ignore[misc]

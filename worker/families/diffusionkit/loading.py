@@ -10,16 +10,16 @@ from typing import Any
 from shared.errors import InputError, ModelUnavailableError, RunMismatchError
 from shared.models import PARTS, ModelSpec, Part, model_spec
 from shared.runs import RunSettings
-from worker.model.quiet_imports import quiet_imports
+from worker.families.diffusionkit.quiet_imports import quiet_imports
 
 with quiet_imports():
     import mlx.core as mx
     from diffusionkit.mlx import DiffusionPipeline, FluxPipeline, model_io
 
-    from worker.model.model_files import ModelFiles, file_sha256
-    from worker.model.published import PublishedMMDiT
-    from worker.model.small_models import DEMO, TINY_SD3, BuiltIn, demo_folder
-    from worker.model.tiny_checkpoint import tiny_sd3_folder
+    from worker.families.diffusionkit.files import ModelFiles, file_sha256
+    from worker.families.diffusionkit.published import PublishedMMDiT
+    from worker.families.diffusionkit.small_models import DEMO, TINY_SD3, BuiltIn, demo_folder
+    from worker.families.diffusionkit.tiny_checkpoint import tiny_sd3_folder
 
 _ATTRIBUTES: dict[Part, tuple[str, ...]] = {
     "transformer": ("mmdit",),

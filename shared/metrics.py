@@ -80,8 +80,8 @@ def relative_error_interval(
 
     The relative error is the root of a ratio of sums. Each image is left out in turn (the jackknife of a
     ratio estimator; Cochran, Sampling Techniques, 6.17), and the spread times Student's t gives the interval.
-    This is done with logarithms, as in `sqnr_db`, because these are less skewed. All steps of an image count as one,
-    because they are not independent.
+    This is done with logarithms, as in `sqnr_db`, because these are less skewed. All steps of an image count
+    as one, because they are not independent.
 
     Args:
         squared_error: (..., n).

@@ -25,9 +25,15 @@ from platformdirs import user_cache_path
 from shared.errors import ModelUnavailableError
 from shared.identity import digest_of
 from shared.models import Part, Precision, Reference, model_spec
-from worker.model.checkpoint_check import OTHER_PARTS, MisfitError, Shape, check_part, check_transformer
-from worker.model.published import PublishedMMDiT, adjust_sd3_with_key_biases
-from worker.model.sd3_layout import (
+from worker.families.diffusionkit.checkpoint_check import (
+    OTHER_PARTS,
+    MisfitError,
+    Shape,
+    check_part,
+    check_transformer,
+)
+from worker.families.diffusionkit.published import PublishedMMDiT, adjust_sd3_with_key_biases
+from worker.families.diffusionkit.sd3_layout import (
     VAE_DECODER_PREFIX,
     VAE_ENCODER_PREFIX,
     Weights,
@@ -38,8 +44,8 @@ from worker.model.sd3_layout import (
     t5_to_google,
     vae_to_sd3,
 )
-from worker.model.small_models import WEIGHTS_FILE, BuiltIn
-from worker.model.t5 import PublishedDense, T5Stack
+from worker.families.diffusionkit.small_models import WEIGHTS_FILE, BuiltIn
+from worker.families.diffusionkit.t5 import PublishedDense, T5Stack
 
 
 class ModelFiles:

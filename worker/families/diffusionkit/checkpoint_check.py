@@ -5,7 +5,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from worker.model.sd3_layout import MMDIT_PREFIX
+from worker.families.diffusionkit.sd3_layout import MMDIT_PREFIX
 
 DTYPES = ("F16", "BF16", "F32")
 """What weights may be stored in; anything else (fp8, packed integers) would be read as other numbers."""

@@ -23,7 +23,7 @@ import mlx.nn as nn
 import numpy as np
 
 from shared.errors import ModelUnavailableError
-from worker.model.quiet_imports import quiet_imports
+from worker.families.diffusionkit.quiet_imports import quiet_imports
 
 with quiet_imports():
     from diffusionkit.mlx import model_io

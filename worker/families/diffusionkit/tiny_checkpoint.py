@@ -17,10 +17,10 @@ from platformdirs import user_cache_path
 from safetensors.numpy import save_file
 
 from shared.errors import ModelUnavailableError
-from worker.model import sd3_layout
-from worker.model.sd3_layout import Array, Weights, empty_parameters
-from worker.model.small_models import TINY_SD3, WEIGHTS_FILE, SmallModel
-from worker.model.vocabulary import byte_pair_merges, vocabulary
+from worker.families.diffusionkit import sd3_layout
+from worker.families.diffusionkit.sd3_layout import Array, Weights, empty_parameters
+from worker.families.diffusionkit.small_models import TINY_SD3, WEIGHTS_FILE, SmallModel
+from worker.families.diffusionkit.vocabulary import byte_pair_merges, vocabulary
 
 VERSION = 1
 """Raised whenever the bytes written change; old folders in the cache are left alone."""

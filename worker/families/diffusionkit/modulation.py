@@ -9,7 +9,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from worker.model.published import PublishedMMDiT
+from worker.families.diffusionkit.published import PublishedMMDiT
 
 MODULATION_EMBEDDERS = ("y_embedder.", "t_embedder.", "guidance_in.")
 """Starts of the paths of all layers that `modulation_inputs` runs."""

@@ -1,0 +1,11 @@
+"""Calibration: one image is drawn, and what entered each of its steps is kept."""
+
+from shared.kinds.calibration import CalibrationTask
+from worker.kinds.lent import Lent
+
+
+def run(task: CalibrationTask, lent: Lent) -> bytes:
+    """Draw the image."""
+    from worker.calibrate import calibrate
+
+    return calibrate(task, lent.family, lent.check).to_bytes()

@@ -1,0 +1,49 @@
+"""What the worker lends to a kind of task."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from shared.layout.sample_set import SampleSet
+from shared.runs import SensitivitySettings
+
+if TYPE_CHECKING:
+    from worker.families.family import Family
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lent:
+    """The model of a task, and what a worker keeps between tasks."""
+
+    family: "Family"
+    """Holds at least the transformer."""
+    check: Callable[[str], None]
+    """Told the progress; may raise to stop."""
+    samples: Callable[[SensitivitySettings], SampleSet]
+    """Fetches a sample set."""
+    memory_share: int
+    """Bytes that this worker may take, weights included."""
+    engine_slot: "EngineSlot"
+
+
+class EngineSlot:
+    """The engine at hand. Each keeps what fits into memory, so there is only ever one."""
+
+    def __init__(self) -> None:
+        self._key: str | None = None
+        self._engine: object = None
+
+    def get(self, key: str, new: Callable[[], T]) -> T:
+        """The engine of this key, or a new one. Keys begin with the kind: all of one key are of one T."""
+        if self._key != key:
+            self.clear()
+            self._engine = new()
+            self._key = key
+        engine: T = self._engine  # type: ignore[assignment]
+        return engine
+
+    def clear(self) -> None:
+        """Give the engine's memory back."""
+        self._key = self._engine = None

@@ -1,1 +1,0 @@
-"""Models in memory: DiffusionKit's pipelines by its own loaders, built-in small ones, layers, modulation."""
