@@ -6,8 +6,8 @@ With v the output, v_q the output with the quantized weight, and sums over all s
     relative_error = sqrt(sum |v_q - v|^2 / sum |v|^2)
     sqnr_db        = 10 log10(sum |v|^2 / sum |v_q - v|^2) = -20 log10(relative_error)
 
-Without any error, relative_error is 0 and sqnr_db is infinite. With a zero reference they are NaN, or infinite if
-the error is not zero. The last axis of every array is the samples; axes before it are candidates.
+Without any error, relative_error is 0 and sqnr_db is infinite. With a zero reference they are NaN, or
+infinite if the error is not zero. The last axis of every array is the samples; axes before it are candidates.
 """
 
 from collections.abc import Iterable
@@ -68,7 +68,7 @@ def is_within_noise(squared_error: Floats, noise_squared_error: Floats) -> Boole
 
 
 def mean_squared_error(squared_error: Floats, output_size: int | Integers) -> Floats:
-    """Return the mse of (..., n) squared errors. `output_size` is the number of elements of one output."""
+    """Return the mse of (..., n) squared errors; `output_size` is the number of elements of one output."""
     mse: Floats = squared_error.sum(axis=-1) / (squared_error.shape[-1] * np.asarray(output_size))
     return mse
 
@@ -76,12 +76,12 @@ def mean_squared_error(squared_error: Floats, output_size: int | Integers) -> Fl
 def relative_error_interval(
     squared_error: Floats, squared_reference: Floats, image_index: Integers, *, level: float = 0.95
 ) -> tuple[Floats, Floats]:
-    """Return an interval for the relative error over all possible images, from how much these images differ.
+    """Return an interval for the relative error over all images of this kind, from how much these differ.
 
-    The relative error is the root of a ratio of sums. Each image is left out in turn (the jackknife of a ratio
-    estimator; Cochran, Sampling Techniques, 6.17), and the spread times Student's t gives the interval. This is
-    done with logarithms, as in `sqnr_db`, because these are less skewed. All steps of an image count as one,
-    because they are not independent.
+    The relative error is the root of a ratio of sums. Each image is left out in turn (the jackknife of a
+    ratio estimator; Cochran, Sampling Techniques, 6.17), and the spread times Student's t gives the interval.
+    This is done with logarithms, as in `sqnr_db`, because these are less skewed. All steps of an image count
+    as one, because they are not independent.
 
     Args:
         squared_error: (..., n).
@@ -119,6 +119,6 @@ def _by_image(values: Floats, image_index: Integers) -> Floats:
 
 
 def most_sensitive(scores: Iterable[tuple[str, float | None]], count: int) -> list[str]:
-    """Return `count` names with the highest scores. Equal scores keep their order; missing ones are left out."""
+    """Return `count` names with the highest scores; None counts for nothing, and ties keep their order."""
     scored = [(name, score) for name, score in scores if score is not None and not np.isnan(score)]
     return [name for name, _ in sorted(scored, key=lambda pair: -pair[1])[:count]]

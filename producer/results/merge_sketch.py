@@ -37,7 +37,7 @@ def merge_sketch(
     missing_sketches: Iterable[MissingSketch] = (),
     calibration_records: Iterable[Record] = (),
 ) -> Results:
-    """Return estimates with standard errors for all (layer, bits), or the exact measurement where there is one.
+    """Return estimates with standard errors for all (layer, bits), or exact measurements if there are any.
 
     Args:
         finished: in any order, at most one per sample and probe batch.

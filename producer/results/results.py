@@ -43,8 +43,8 @@ class Metrics(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_abs: float | None
     """Largest difference of any element; None in a sketch."""
     noise_relative_error: float | None
-    """The relative error when only the last bits of a nearby layer's weight are changed; None in a sketch, and
-    if it was not measured."""
+    """The relative error when only the last bits of a nearby layer's weight are changed; None in a sketch,
+    and if it was not measured."""
     within_noise: bool = False
     """The error is at most twice the noise floor: it says nothing about the layer, which is not ranked."""
 
@@ -131,7 +131,11 @@ class HostTimings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
 
 class Intervals(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+<<<<<<< HEAD
     """How the intervals were computed: by Student's t over images, see shared.metrics."""
+=======
+    """How the intervals were computed; see shared.metrics."""
+>>>>>>> words
 
     level: float
     min_images: int

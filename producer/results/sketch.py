@@ -1,7 +1,8 @@
 """Estimate the effect of every (layer, bits), with a standard error, from the shards of a sketch.
 
-A shard holds <r, dv> for P random vectors r of +-1, where dv is how much a candidate changes the guided velocity
-of one sample, to first order. The mean of <r, dv>^2 over r is ||dv||^2 (Hutchinson's estimator, 1990).
+A shard holds <r, dv> for P random vectors r of +-1, where dv is how much a candidate changes the guided
+velocity of one sample, to first order. The mean of <r, dv>^2 over r is ||dv||^2 (Hutchinson's
+estimator, 1990).
 """
 
 from collections import defaultdict
