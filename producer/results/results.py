@@ -131,7 +131,7 @@ class HostTimings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
 
 class Intervals(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How the intervals were computed; see shared.metrics."""
+    """How the intervals were computed: by Student's t over images, see shared.metrics."""
 
     level: float
     min_images: int
