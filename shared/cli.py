@@ -2,7 +2,6 @@
 
 import errno
 import functools
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -111,8 +110,3 @@ def _one_line(error: Exception) -> str:
             advice = "; nothing that was finished is lost: mend that and start the same command again"
         return f"{error.filename}: {error.strerror}{advice}"
     return str(error) or type(error).__name__
-
-
-def interactive() -> bool:
-    """Return whether standard error is a terminal."""
-    return sys.stderr.isatty()

@@ -147,7 +147,7 @@ def test_run_is_interrupted_and_goes_on(alone: Fleet) -> None:
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "goes on where this one stopped" in output
+    assert "give the same command again to continue" in output
     assert "Traceback" not in output
     before = alone.finished_at()
 

@@ -31,7 +31,7 @@ class LayerPlace(Struct, frozen=True, kw_only=True):
     group: str
     """For people: "block 3", "unified block 7", "embedders", "final layer"."""
     stream: Stream | None
-    """Of a block's layer: image, text, or both in a unified block."""
+    """What the layer works on: image, text, or both in a unified block; None outside of blocks."""
     kind: Kind
     short: str
     """What tells it apart within its group."""

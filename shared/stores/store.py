@@ -13,7 +13,7 @@ PutOutcome = Literal["stored", "exists", "full"]
 
 
 class ShardStore(ABC):
-    """Keeps shards and records by namespace (of a run or sensitivity run) and task id, blobs by sha256."""
+    """Keeps shards and records by namespace (a run id or sensitivity id) and task id, and blobs by digest."""
 
     id: str
     """Identifies the store, so that an unmounted share or another bucket is not mistaken for it."""
