@@ -1,4 +1,4 @@
-"""Averages over layers: by kind, and by depth. Dead layers don't count.
+"""Averages over layers: by role, and by depth. Dead layers don't count.
 
 The average is the root mean square of the relative errors: squared errors of many layers add up.
 """
@@ -7,27 +7,27 @@ import math
 from collections import defaultdict
 from collections.abc import Callable
 
-from producer.results.layer_place import LayerPlace
 from producer.results.results import Results
+from shared.layer_place import LayerPlace
 
 Averages = dict[str, dict[int, float]]
 """Label -> bits -> root mean square relative error, labels in the order of the layers."""
 
 
 def by_kind(results: Results) -> Averages:
-    """By kind and stream: "image q", "text fc1", "embedders", ..."""
-    return _averages(results, _kind_label)
+    """By role and stream: "image q", "text fc1", "embedders", ..."""
+    return _averages(results, _role_label)
 
 
 def by_depth(results: Results) -> Averages:
     """By block; embedders and final layer are none."""
-    return _averages(results, lambda place: place.group if place.stream else None)
+    return _averages(results, lambda place: place.block if place.stream else None)
 
 
-def _kind_label(place: LayerPlace) -> str:
+def _role_label(place: LayerPlace) -> str:
     if place.stream is None:
-        return place.group
-    return place.kind if place.stream == "both" else f"{place.stream} {place.kind}"
+        return place.block
+    return place.role if place.stream == "both" else f"{place.stream} {place.role}"
 
 
 def _averages(results: Results, label_of: Callable[[LayerPlace], str | None]) -> Averages:

@@ -103,7 +103,7 @@ def heatmap(results: Results, scale: Scale) -> list[Group]:
             parameters=layer.parameters,
             cells=cells,
         )
-        groups.setdefault(layer.place.group, []).append(row)
+        groups.setdefault(layer.place.block, []).append(row)
     return [Group(name=name, rows=tuple(rows)) for name, rows in groups.items()]
 
 

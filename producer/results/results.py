@@ -11,9 +11,9 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import astuple
 
-from producer.results.layer_place import LayerPlace
 from producer.results.metrics import BUCKETS, Bucket
 from shared.errors import InputError
+from shared.layer_place import LayerPlace
 from shared.runs import RunSettings, SensitivitySettings
 
 FORMAT = 2
@@ -211,7 +211,7 @@ def results_csv(results: Results) -> str:
     for pair in results.measurements:
         row = rows[pair.layer]
         place = row.place
-        layer = (row.path, place.group, place.stream, place.kind, *row.shape, row.parameters)
+        layer = (row.path, place.block, place.stream, place.role, *row.shape, row.parameters)
         candidate = (pair.bits, pair.bits_per_weight, int(pair.dead), pair.weight_relative_error)
         for bucket, metrics in pair.buckets.items():
             cells = (int(cell) if cell is True or cell is False else cell for cell in astuple(metrics))
