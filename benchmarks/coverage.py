@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from producer.results.metrics import relative_error_interval
+from shared.metrics import relative_error_interval
 
 DRAWS = 20_000
 SCATTERS = (0.3, 0.6, 1.0)

@@ -21,7 +21,7 @@ from rq.serializers import JSONSerializer
 from benchmarks.report import Report, print_report
 from producer.jobs.redis_server import RedisServer
 from shared.jobs.connection import connect
-from shared.jobs.task_queue import TaskQueue
+from shared.jobs.task_queue import TaskQueue, queue_name
 from shared.kinds.calibration import CalibrationTask
 from shared.kinds.kind import Task
 from shared.kinds.registry import encode_task
@@ -80,7 +80,7 @@ def _tasks(turn: int, jobs: int) -> list[CalibrationTask]:
 
 def _ours(url: str, turn: int, jobs: int) -> float:
     connection = connect(url)
-    name = f"bitfleet-1-benchmark{turn}"
+    name = queue_name(f"benchmark{turn}")
     TaskQueue(name, connection).enqueue_tasks(_tasks(turn, jobs))
     worker = LeaseWorker(
         name,

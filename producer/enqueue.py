@@ -13,12 +13,12 @@ from producer.folder.run_file import RunFile
 from producer.folder.sample_selection import select_samples
 from producer.folder.tasks import calibration_tasks, exact_tasks, sketch_tasks
 from producer.jobs.reconcile import Reconciled, reconcile
-from producer.results.metrics import MIN_IMAGES
 from shared.errors import InputError
 from shared.files import write_atomically
 from shared.jobs.connection import safe_url
 from shared.jobs.task_queue import TaskQueue, queue_name
 from shared.layout.sample_set import sample_set_digest
+from shared.metrics import MIN_IMAGES
 from shared.model_card import ModelCard
 from shared.runs import Compute, RunSettings, SensitivitySettings
 from shared.stores.store import ShardStore

@@ -19,7 +19,7 @@ def test_engines_agree_on_a_model_of_one_block(capsys):
     assert figures["exact against plain, largest relative difference"]["met"]
     assert figures["sketch against exact, Spearman over all pairs"]["value"] > 0.9
     print_report(report)
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["facts"]["layers"] == 18
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["facts"]["layers"] == 19
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import pytest
 from redis import Redis
 
 from producer.jobs.redis_server import RedisServer
+from shared.jobs.task_queue import queue_name
 from shared.layout.reader import read_manifest, read_samples
 from tests.fleet import Fleet, wait_for
 
@@ -48,7 +49,7 @@ def test_calibrate_measure_collect_report(fleet: Fleet) -> None:
     # Settings may change until something is collected.
     assert "2 images enqueued" in fleet.enqueue(2, "--seed", "7")
     assert "2 images enqueued" in fleet.enqueue()
-    assert redis_of(fleet).llen("rq:queue:bitfleet-1-relay") == 2
+    assert redis_of(fleet).llen(f"rq:queue:{queue_name('relay')}") == 2
     assert "2 already queued" in fleet.enqueue()
     assert "calibration: 0 of 2, 2 missing" in fleet.producer("collect", code=3)
     fleet.work("--workers", "2")

@@ -27,7 +27,7 @@ from producer.folder.calib_folder import CalibFolder
 from producer.folder.run_file import RunFile
 from producer.folder.tasks import calibration_tasks
 from producer.kinds.calibration import CalibrationPart
-from shared.errors import TaskRefusedError
+from shared.errors import TaskRefusedError, UnknownKindError
 from shared.jobs.history import read_events
 from shared.jobs.task_queue import is_job_id
 from shared.kinds.registry import decode_task, encode_task
@@ -184,7 +184,7 @@ def test_jobs(
 def test_a_decoded_task_is_within_its_limits(text: tuple[str, str]) -> None:
     try:
         task = decode_task(text[1])
-    except TaskRefusedError:
+    except (TaskRefusedError, UnknownKindError):
         return
     assert decode_task(encode_task(task)) == task
     for name in (task.id, task.group, task.store_id, task.run.id):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from producer.results.metrics import (
+from shared.metrics import (
     BUCKETS,
     Floats,
     bucket_of,

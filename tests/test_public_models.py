@@ -115,8 +115,9 @@ def test_samples_are_those_of_an_independent_loop(case: Case, folder: Path, home
         text = mx.array(samples[0].conditioning)
         assert mx.array_equal(text, text.astype(mx.bfloat16))
     wanted = draw(run.settings, run.prompts[0], home)
-    # Activations in bfloat16 have 8 bits: a loop that sums in another order rounds some of them otherwise.
-    tolerance = 1e-2 if case.precision == "bfloat16" else 2e-3
+    # A loop that sums in another order rounds some activations otherwise, of 8 bits in bfloat16 and of 11 in
+    # float16, and guidance multiplies what they differ by.
+    tolerance = 1e-2 if case.precision == "bfloat16" else 5e-3
     for sample, latent in zip(samples, wanted, strict=True):
         assert np.linalg.norm(sample.x - latent) < tolerance * np.linalg.norm(latent)
 

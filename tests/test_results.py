@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from producer.results.merge import FinishedTask, merge_results
-from producer.results.metrics import bucket_of
 from producer.results.results import MissingTask, Results, decode_results, encode_results, results_csv
 from shared.errors import InputError, RunMismatchError
 from shared.kinds.calibration import CalibrationTask
 from shared.layer_place import place_by_number
+from shared.metrics import bucket_of
 
 Make = Callable[..., Any]
 

@@ -17,7 +17,7 @@ from shared.jobs.connection import connect
 from shared.jobs.task_queue import TaskQueue, queue_name
 
 # A path: the producer imports nothing of the worker's, and a user's `worker.py` must not be run instead.
-LAUNCHER = Path(__file__).resolve().parent.parent / "worker" / "launch.py"
+LAUNCHER = Path(__file__).resolve().parents[2] / "worker" / "launch.py"
 GRACE_SECONDS = 60.0
 
 

@@ -18,8 +18,8 @@ from producer.report.averages import by_depth, by_kind
 from producer.report.charts import averages_chart, viridis
 from producer.report.heatmap import COLOURS, heatmap, hover_data, scale_of
 from producer.report.numerics import numerics_warnings
-from producer.results.metrics import most_sensitive
 from producer.results.results import BUCKET_NAMES, LayerRow, Measurement, Results
+from shared.metrics import most_sensitive
 
 MOST_SENSITIVE = 20
 TEMPLATES = Path(__file__).parent / "templates"

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
-from producer.results import metrics
-from producer.results.metrics import Booleans
 from producer.results.results import BUCKET_NAMES, BucketName, Metrics
+from shared import metrics
 from shared.kinds.sensitivity import SensitivityShard
+from shared.metrics import Booleans
 
 
 def measure(

@@ -7,9 +7,7 @@ from statistics import median
 
 import numpy as np
 
-from producer.results import metrics
 from producer.results.measure import finite, measure
-from producer.results.metrics import BUCKETS, Bucket
 from producer.results.results import (
     BUCKET_NAMES,
     BucketName,
@@ -24,12 +22,14 @@ from producer.results.results import (
     Results,
     TaskKind,
 )
+from shared import metrics
 from shared.errors import RunMismatchError
 from shared.kinds.calibration import CalibrationTask
 from shared.kinds.kind import Task
 from shared.kinds.sensitivity import SensitivityShard, SensitivityTask
 from shared.kinds.sketch import SketchTask
 from shared.layer_place import place_by_number
+from shared.metrics import BUCKETS, Bucket
 from shared.model_card import LayerInfo, ModelCard
 from shared.runs import RunSettings, SensitivitySettings
 from shared.stores.records import Record

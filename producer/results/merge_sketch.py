@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import msgspec
 
-from producer.results import metrics
 from producer.results.measure import finite, measure
 from producer.results.merge import LEVEL, FinishedTask, host_timings, merge_results
 from producer.results.results import Measurement, MissingSketch, MissingTask, Results, VerifiedPair
 from producer.results.sketch import Estimates, estimate
+from shared import metrics
 from shared.errors import RunMismatchError
 from shared.kinds.sketch import SketchShard, SketchTask
 from shared.model_card import ModelCard

@@ -11,9 +11,9 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import astuple
 
-from producer.results.metrics import BUCKETS, Bucket
 from shared.errors import InputError
 from shared.layer_place import LayerPlace
+from shared.metrics import BUCKETS, Bucket
 from shared.runs import RunSettings, SensitivitySettings
 
 FORMAT = 2
@@ -130,7 +130,7 @@ class HostTimings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
 
 class Intervals(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How the intervals were made: by Student's t over images, see producer.results.metrics."""
+    """How the intervals were made: by Student's t over images, see shared.metrics."""
 
     level: float
     min_images: int

@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from producer.results.metrics import Floats, Integers
 from shared.errors import RunMismatchError
 from shared.kinds.sensitivity import SensitivityShard
 from shared.kinds.sketch import SketchShard
+from shared.metrics import Floats, Integers
 from shared.model_card import ModelCard
 
 PATCHES = "x_embedder.proj"

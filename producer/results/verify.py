@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 
-from producer.results.metrics import Floats
 from producer.results.sketch import Estimates
+from shared.metrics import Floats
 from shared.model_card import ModelCard
 
 TARGETS = 9

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from producer.results.metrics import relative_error, relative_error_interval
 from shared.layout.npz import Array
+from shared.metrics import relative_error, relative_error_interval
 
 METRICS = ("squared_error", "squared_reference", "cosine", "max_abs")
 
