@@ -8,16 +8,19 @@ from msgspec import Meta, Struct
 from shared.decoding import decode
 from shared.errors import ShardCorruptError
 from shared.kinds.kind import Layer
+from shared.layer_place import LayerPlace
 from shared.runs import Digest
 
 
 class LayerInfo(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One `nn.Linear` of the transformer."""
+    """One linear layer of the transformer."""
 
     path: Layer
     """Dotted MLX path."""
     shape: tuple[int, int]
     """(outputs, inputs) of the weight."""
+    place: LayerPlace | None = None
+    """None in cards of older revisions."""
 
     def unmeasurable(self, group_size: int) -> str | None:
         """Return why MLX can't quantize this layer with this group size; None if it can."""
@@ -38,6 +41,11 @@ class ModelCard(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Number of parameters of the whole transformer, without tables."""
     layers: tuple[LayerInfo, ...]
     """In the order of the forward pass: embedders, blocks, final layer."""
+
+    @property
+    def has_places(self) -> bool:
+        """Whether it says where its layers sit; cards of older revisions don't."""
+        return all(layer.place is not None for layer in self.layers)
 
 
 _decoder = msgspec.json.Decoder(ModelCard)

@@ -16,6 +16,7 @@ from shared.model_card import LayerInfo, ModelCard
 from shared.runs import RunSettings, SensitivitySettings
 from shared.stores.records import Record
 from tests.redis_process import RedisProcess, short_folder
+from worker.families.diffusionkit.mmdit_places import place_of
 from worker.service.blas import use_fast_blas
 
 pytest.register_assert_rewrite("tests.store_contract", "tests.lease_fleet", "tests.job_fleet", "tests.tasks")
@@ -62,7 +63,10 @@ class Example:
 
     def __post_init__(self) -> None:
         shape = (self.size, self.size)
-        layers = tuple(LayerInfo(path=path, shape=shape) for path in layer_paths(self.blocks))
+        layers = tuple(
+            LayerInfo(path=path, shape=shape, place=place_of(path, tie=None))
+            for path in layer_paths(self.blocks)
+        )
         card = ModelCard(model="tiny-sd3", fingerprint="f" * 64, parameters=12345, layers=layers)
         run = RunSettings(
             model="tiny-sd3",

@@ -18,6 +18,7 @@ from worker.engine.exact import ExactEngine
 from worker.engine.quantize import quantize_layer, swapped
 from worker.engine.sketch import SketchEngine
 from worker.families.diffusionkit.layers import linear_layers
+from worker.families.diffusionkit.mmdit_places import place_of
 from worker.families.diffusionkit.modulation import set_modulation
 from worker.families.flux import Flux
 from worker.families.registry import FAMILIES, load_family, load_family_named
@@ -26,7 +27,8 @@ from worker.kinds.lent import EngineSlot, Lent
 from worker.kinds.registry import run_task
 from worker.trajectory import denoise
 
-DOUBLE, UNIFIED = "multimodal_transformer_blocks.1", "unified_transformer_blocks.1.transformer_block"
+MULTI, UNIFIED = "multimodal_transformer_blocks", "unified_transformer_blocks"
+DOUBLE, SINGLE = f"{MULTI}.1", f"{UNIFIED}.1.transformer_block"
 SETTINGS = RunSettings(
     model="tiny-sd3",
     num_steps=2,
@@ -96,9 +98,9 @@ def test_places_ties_and_export_names():
     assert told(flux, "t_embedder.mlp.layers.0") == (
         ("embedders", None, "embedder", "t_embedder.0", None, "time_in.in_layer")
     )
-    ties = {role: flux.place(f"{UNIFIED}.{role}").tie for role in ("attn.q_proj", "mlp.fc1", "mlp.fc2")}
+    ties = {role: flux.place(f"{SINGLE}.{role}").tie for role in ("attn.q_proj", "mlp.fc1", "mlp.fc2")}
     assert [*ties.values()] == [f"single_blocks.1.linear{part}" for part in (1, 1, 2)]
-    assert flux.place(f"{UNIFIED}.attn.q_proj").block == "unified block 1"
+    assert flux.place(f"{SINGLE}.attn.q_proj").block == "unified block 1"
 
 
 @pytest.mark.parametrize("name", ["sd3", "flux"])
@@ -216,3 +218,35 @@ def brute_force(family, samples, layer):
 def test_an_unknown_family_is_refused_in_words():
     with pytest.raises(InputError, match="no family of models named 'sd4'; choose one of: sd3, flux"):
         load_family_named("sd4", SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        (
+            "multimodal_transformer_blocks.3.text_transformer_block.attn.q_proj",
+            ("block 3", "text", "q", "text q"),
+        ),
+        (
+            "multimodal_transformer_blocks.11.image_transformer_block.mlp.fc2",
+            ("block 11", "image", "fc2", "image fc2"),
+        ),
+        (
+            "unified_transformer_blocks.7.transformer_block.adaLN_modulation.layers.1",
+            ("unified block 7", "both", "adaLN", "adaLN"),
+        ),
+        (
+            "unified_transformer_blocks.7.transformer_block.novel.proj",
+            ("unified block 7", "both", "other", "novel.proj"),
+        ),
+        ("final_layer.linear", ("final layer", None, "final", "linear")),
+        ("final_layer.adaLN_modulation.layers.1", ("final layer", None, "final", "adaLN")),
+        ("t_embedder.mlp.layers.2", ("embedders", None, "embedder", "t_embedder.2")),
+        ("guidance_in.mlp.layers.0", ("embedders", None, "embedder", "guidance_in.0")),
+        ("context_embedder", ("embedders", None, "embedder", "context_embedder")),
+        ("something.else", ("other layers", None, "other", "something.else")),
+    ],
+)
+def test_places_are_read_off_paths(path, expected):
+    place = place_of(path, tie=None)
+    assert (place.block, place.stream, place.role, place.short) == expected

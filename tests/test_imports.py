@@ -23,14 +23,21 @@ def modules(package: str) -> list[str]:
     return [name.removesuffix(".__init__") for name in names]
 
 
-def imports(tree: ast.AST) -> Iterator[str]:
-    """Top-level names of all imports, those within functions included."""
+def imported_modules(tree: ast.AST) -> Iterator[str]:
+    """Dotted names of all imports, those within functions included."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            yield from (alias.name.partition(".")[0] for alias in node.names)
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "no relative imports"
-            yield str(node.module).partition(".")[0]
+            yield str(node.module)
+            # A module, or a name in one.
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """Top-level names of all imports."""
+    return (name.partition(".")[0] for name in imported_modules(tree))
 
 
 @pytest.mark.parametrize("package", KNOWS)
@@ -38,6 +45,38 @@ def test_packages_know_each_other_one_way(package: str) -> None:
     for path in sorted((ROOT / package).rglob("*.py")):
         imported = set(imports(ast.parse(path.read_text()))) & {*KNOWS, "tests", "benchmarks", "training"}
         assert imported <= KNOWS[package], path
+
+
+@pytest.mark.parametrize(
+    ("library", "rooms"),
+    [
+        ("rq", ["shared/jobs", "worker/jobs", "producer/jobs"]),
+        ("diffusionkit", ["worker/families"]),
+    ],
+)
+def test_a_library_has_its_own_rooms(library: str, rooms: list[str]) -> None:
+    found = set()
+    for package in KNOWS:
+        for path in (ROOT / package).rglob("*.py"):
+            if library in imports(ast.parse(path.read_text())):
+                found.add(path.relative_to(ROOT))
+    assert found
+    assert not [path for path in found if not path.as_posix().startswith(tuple(f"{room}/" for room in rooms))]
+
+
+@pytest.mark.parametrize("room", ["engine", "kinds", "service", "jobs"])
+def test_families_are_known_by_their_interface(room: str) -> None:
+    """The registry loads them by name; all else takes what `Family` says."""
+    interface = ("worker.families.family", "worker.families.registry")
+    for path in (ROOT / "worker" / room).rglob("*.py"):
+        named = {name for name in imported_modules(ast.parse(path.read_text())) if "worker.families" in name}
+        assert not {name for name in named if not name.startswith(interface)}, path
+
+
+def test_the_engine_room_names_nothing_of_one_library() -> None:
+    for path in (ROOT / "worker/engine").rglob("*.py"):
+        text = path.read_text().lower()
+        assert not [word for word in ("diffusionkit", "mmdit", "transformer_blocks") if word in text], path
 
 
 @pytest.mark.parametrize("package", ["producer", "shared"])

@@ -13,16 +13,12 @@ import msgspec
 import numpy as np
 import pytest
 
-from producer.results.layer_place import place_of
 from producer.results.merge import FinishedTask, merge_results
 from producer.results.results import MissingTask, Results, decode_results, encode_results, results_csv
 from shared.errors import InputError, RunMismatchError
 from shared.kinds.calibration import CalibrationTask
+from shared.layer_place import place_by_number
 from shared.metrics import bucket_of
-
-MULTI = "multimodal_transformer_blocks"
-UNIFIED = "unified_transformer_blocks"
-ADALN = f"{UNIFIED}.7.transformer_block.adaLN_modulation.layers.1"
 
 Make = Callable[..., Any]
 
@@ -240,21 +236,13 @@ def test_csv_has_a_row_for_each_layer_bits_and_bucket(make_example: Make) -> Non
     assert {row["sqnr_db"] for row in dead} == {""}
 
 
-@pytest.mark.parametrize(
-    ("path", "expected"),
-    [
-        (f"{MULTI}.3.text_transformer_block.attn.q_proj", ("block 3", "text", "q", "text q")),
-        (f"{MULTI}.11.image_transformer_block.mlp.fc2", ("block 11", "image", "fc2", "image fc2")),
-        (ADALN, ("unified block 7", "both", "adaLN", "adaLN")),
-        (f"{UNIFIED}.7.transformer_block.novel.proj", ("unified block 7", "both", "other", "novel.proj")),
-        ("final_layer.linear", ("final layer", None, "final", "linear")),
-        ("final_layer.adaLN_modulation.layers.1", ("final layer", None, "final", "adaLN")),
-        ("t_embedder.mlp.layers.2", ("embedders", None, "embedder", "t_embedder.2")),
-        ("guidance_in.mlp.layers.0", ("embedders", None, "embedder", "guidance_in.0")),
-        ("context_embedder", ("embedders", None, "embedder", "context_embedder")),
-        ("something.else", ("other layers", None, "other", "something.else")),
-    ],
-)
-def test_places(path: str, expected: tuple[str, str | None, str, str]) -> None:
-    place = place_of(path)
-    assert (place.group, place.stream, place.kind, place.short) == expected
+def test_a_card_of_an_older_revision_says_blocks_by_number() -> None:
+    place = place_by_number("double_blocks.3.img_attn.qkv")
+    assert (place.block, place.stream, place.role) == ("double_blocks 3", "both", "qkv")
+    place = place_by_number("final_layer.linear")
+    assert (place.block, place.stream, place.role, place.short) == (
+        "other layers",
+        None,
+        "other",
+        "final_layer.linear",
+    )

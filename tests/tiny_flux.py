@@ -12,7 +12,8 @@ from diffusionkit.mlx.config import MMDiTConfig, PositionalEncoding
 from diffusionkit.mlx.mmdit import MMDiT
 
 from worker.families.diffusionkit.files import ModelFiles
-from worker.families.diffusionkit.tiny_checkpoint import write_tiny_flux
+from worker.families.diffusionkit.sd3_layout import empty_parameters, mmdit_to_flux
+from worker.families.diffusionkit.tiny_checkpoint import random_like, write_weights
 
 FLUX = "argmaxinc/mlx-FLUX.1-schnell"
 
@@ -36,7 +37,7 @@ def load_tiny_flux(folder: Path, *, float16: bool = False) -> MMDiT:
     """Write the checkpoint into `folder` where need be, and load it."""
     path = folder / "tiny-flux.safetensors"
     if not path.exists():
-        write_tiny_flux(path, TINY_FLUX)
+        write_weights(path, random_like(mmdit_to_flux(empty_parameters(MMDiT(TINY_FLUX))), seed=0))
     files = ModelFiles(FLUX, "float32", path, None)
     with pytest.MonkeyPatch.context() as patch, files.visible():
         patch.setattr(model_io, "FLUX_SCHNELL", TINY_FLUX)

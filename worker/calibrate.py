@@ -8,6 +8,7 @@ import mlx.core as mx
 import numpy as np
 from mlx import nn
 from mlx.utils import tree_flatten
+from msgspec.structs import replace
 
 from shared.kinds.calibration import CalibrationShard, CalibrationTask
 from shared.layout.npz import Array
@@ -50,7 +51,7 @@ def model_card(model: str, family: Family) -> ModelCard:
         fingerprint=family.fingerprint,
         parts=family.part_fingerprints(),
         parameters=count_parameters(family.transformer),
-        layers=tuple(family.layers),
+        layers=tuple(replace(layer, place=family.place(layer.path)) for layer in family.layers),
     )
 
 

@@ -97,6 +97,9 @@ def _check_model(folder: CalibFolder, record: Record, card: ModelCard) -> None:
     if known is None:
         write_atomically(folder.model_path, encode_model_card(card))
         return
+    if known.fingerprint == card.fingerprint and card.has_places and not known.has_places:
+        # The first one came from an older revision.
+        write_atomically(folder.model_path, encode_model_card(card))
     if known.fingerprint != card.fingerprint:
         raise RunMismatchError(
             f"{record.host} has other model files (fingerprint {card.fingerprint[:12]}, the run's is "

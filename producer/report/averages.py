@@ -1,4 +1,4 @@
-"""Average errors by kind of layer and by depth. Dead layers are left out.
+"""Average errors by role of the layer and by depth. Dead layers are left out.
 
 The average is the root mean square of relative errors, because the squared errors of layers add up.
 """
@@ -7,27 +7,27 @@ import math
 from collections import defaultdict
 from collections.abc import Callable
 
-from producer.results.layer_place import LayerPlace
 from producer.results.results import Results
+from shared.layer_place import LayerPlace
 
 Averages = dict[str, dict[int, float]]
 """By label and bits, the average relative error. Labels are in the order of the layers."""
 
 
 def by_kind(results: Results) -> Averages:
-    """Return averages by kind and stream, with labels such as "image q", "text fc1" or "embedders"."""
-    return _averages(results, _kind_label)
+    """Return averages by role and stream, with labels such as "image q", "text fc1" or "embedders"."""
+    return _averages(results, _role_label)
 
 
 def by_depth(results: Results) -> Averages:
     """Return averages by block, without embedders and final layer."""
-    return _averages(results, lambda place: place.group if place.stream else None)
+    return _averages(results, lambda place: place.block if place.stream else None)
 
 
-def _kind_label(place: LayerPlace) -> str:
+def _role_label(place: LayerPlace) -> str:
     if place.stream is None:
-        return place.group
-    return place.kind if place.stream == "both" else f"{place.stream} {place.kind}"
+        return place.block
+    return place.role if place.stream == "both" else f"{place.stream} {place.role}"
 
 
 def _averages(results: Results, label_of: Callable[[LayerPlace], str | None]) -> Averages:

@@ -103,7 +103,7 @@ def heatmap(results: Results, scale: Scale) -> list[Block]:
             parameters=layer.parameters,
             cells=cells,
         )
-        blocks.setdefault(layer.place.group, []).append(row)
+        blocks.setdefault(layer.place.block, []).append(row)
     return [Block(name=name, rows=tuple(rows)) for name, rows in blocks.items()]
 
 

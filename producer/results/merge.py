@@ -7,7 +7,6 @@ from statistics import median
 
 import numpy as np
 
-from producer.results.layer_place import place_of
 from producer.results.measure import finite, measure
 from producer.results.results import (
     BUCKET_NAMES,
@@ -29,6 +28,7 @@ from shared.kinds.calibration import CalibrationTask
 from shared.kinds.kind import Task
 from shared.kinds.sensitivity import SensitivityShard, SensitivityTask
 from shared.kinds.sketch import SketchTask
+from shared.layer_place import place_by_number
 from shared.metrics import BUCKETS, Bucket
 from shared.model_card import LayerInfo, ModelCard
 from shared.runs import RunSettings, SensitivitySettings
@@ -148,9 +148,8 @@ def _measurement(pair: FinishedTask, buckets: dict[BucketName, Metrics]) -> Meas
 
 def _layer_row(layer: LayerInfo) -> LayerRow:
     outputs, inputs = layer.shape
-    return LayerRow(
-        path=layer.path, shape=layer.shape, parameters=outputs * inputs, place=place_of(layer.path)
-    )
+    place = layer.place or place_by_number(layer.path)
+    return LayerRow(path=layer.path, shape=layer.shape, parameters=outputs * inputs, place=place)
 
 
 def _bucket_steps(num_steps: int) -> dict[Bucket, tuple[int, int]]:

@@ -11,9 +11,9 @@ import msgspec
 from msgspec import Struct, field
 from msgspec.structs import astuple
 
-from producer.results.layer_place import LayerPlace
 from shared.decoding import decode
 from shared.errors import InputError
+from shared.layer_place import LayerPlace
 from shared.metrics import BUCKETS, Bucket
 from shared.runs import RunSettings, SensitivitySettings
 
@@ -196,7 +196,7 @@ def decode_results(data: bytes) -> Results:
     return results
 
 
-_CSV_LAYER = ("layer", "group", "stream", "kind", "outputs", "inputs", "parameters")
+_CSV_LAYER = ("layer", "block", "stream", "role", "outputs", "inputs", "parameters")
 _CSV_PAIR = ("bits", "bits_per_weight", "dead", "weight_relative_error")
 
 
@@ -209,7 +209,7 @@ def results_csv(results: Results) -> str:
     for pair in results.measurements:
         layer = layers[pair.layer]
         place = layer.place
-        about = (layer.path, place.group, place.stream, place.kind, *layer.shape, layer.parameters)
+        about = (layer.path, place.block, place.stream, place.role, *layer.shape, layer.parameters)
         candidate = (pair.bits, pair.bits_per_weight, int(pair.dead), pair.weight_relative_error)
         for bucket, metrics in pair.buckets.items():
             cells = (int(cell) if cell is True or cell is False else cell for cell in astuple(metrics))

@@ -14,7 +14,7 @@ Function = Callable[[Arrays], Arrays]
 
 
 def pull_back(
-    mmdit: Any, function: Function, inputs: Arrays, layers: Sequence[str], cotangents: Arrays
+    transformer: Any, function: Function, inputs: Arrays, layers: Sequence[str], cotangents: Arrays
 ) -> tuple[Arrays, dict[str, mx.array]]:
     """Gradients of a part of the model by its inputs and by the weights of its layers.
 
@@ -22,8 +22,8 @@ def pull_back(
     times the cost of its forward pass for each, where one by one it is 2.3 times.
 
     Args:
-        mmdit: the transformer whose layers they are.
-        function: from inputs to outputs, by the modules of `mmdit`.
+        transformer: the transformer whose layers they are.
+        function: from inputs to outputs, by the modules of `transformer`.
         inputs: float32.
         layers: dotted paths.
         cotangents: one for each output, (P, *output.shape).
@@ -31,10 +31,10 @@ def pull_back(
     Returns:
         A gradient (P, *input.shape) for each input, and (P, outputs, inputs) for each layer; lazy.
     """
-    weights = [get_weight(mmdit, layer).astype(mx.float32) for layer in layers]
+    weights = [get_weight(transformer, layer).astype(mx.float32) for layer in layers]
 
     def run(*primals: mx.array) -> Arrays:
-        with _weights(mmdit, layers, primals[len(inputs) :]):
+        with _weights(transformer, layers, primals[len(inputs) :]):
             return function(list(primals[: len(inputs)]))
 
     def pull(*one: mx.array) -> Arrays:
@@ -45,12 +45,12 @@ def pull_back(
 
 
 @contextmanager
-def _weights(mmdit: Any, layers: Sequence[str], weights: Sequence[mx.array]) -> Iterator[None]:
-    originals = [get_weight(mmdit, layer) for layer in layers]
+def _weights(transformer: Any, layers: Sequence[str], weights: Sequence[mx.array]) -> Iterator[None]:
+    originals = [get_weight(transformer, layer) for layer in layers]
     try:
         for layer, weight in zip(layers, weights, strict=True):
-            set_weight(mmdit, layer, weight)
+            set_weight(transformer, layer, weight)
         yield
     finally:
         for layer, original in zip(layers, originals, strict=True):
-            set_weight(mmdit, layer, original)
+            set_weight(transformer, layer, original)

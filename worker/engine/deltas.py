@@ -39,8 +39,13 @@ class _Facts:
 class Deltas:
     """dW = W_quantized - W in float32, one layer and bit width at a time."""
 
-    def __init__(self, mmdit: Any, layers: Sequence[str], bits: Sequence[int], group_size: int) -> None:
-        self._mmdit, self._layers, self._bits, self._group_size = mmdit, layers, tuple(bits), group_size
+    def __init__(self, transformer: Any, layers: Sequence[str], bits: Sequence[int], group_size: int) -> None:
+        self._transformer, self._layers, self._bits, self._group_size = (
+            transformer,
+            layers,
+            tuple(bits),
+            group_size,
+        )
         self._keep = False
         self._kept: dict[tuple[str, int], mx.array] = {}
         self._facts: dict[tuple[str, int], _Facts] = {}
@@ -55,7 +60,7 @@ class Deltas:
         """Whether MLX can quantize this layer to all of the bit widths."""
         try:
             for bits in self._bits:
-                check_measurable(self._mmdit, layer, bits=bits, group_size=self._group_size)
+                check_measurable(self._transformer, layer, bits=bits, group_size=self._group_size)
         except TaskRefusedError:
             return False
         return True
@@ -64,7 +69,7 @@ class Deltas:
         """(outputs * inputs,) float32, evaluated; the layer must be measurable."""
         if (layer, bits) in self._kept:
             return self._kept[layer, bits]
-        weight = get_weight(self._mmdit, layer)
+        weight = get_weight(self._transformer, layer)
         candidate, stored = fake_quantize(weight, bits=bits, group_size=self._group_size)
         original = weight.astype(mx.float32)
         delta = candidate.astype(mx.float32) - original

@@ -31,14 +31,14 @@ class Candidate:
     """Bits, plus a scale and a bias of 16 bits a group: see `fake_quantize`."""
 
 
-def quantize_layer(mmdit: Any, layer: str, *, bits: int, group_size: int) -> Candidate:
+def quantize_layer(transformer: Any, layer: str, *, bits: int, group_size: int) -> Candidate:
     """Quantize one layer's weight and dequantize it again, in the weight's own dtype.
 
     Raises:
         TaskRefusedError: no such layer, bits or group size, or its inputs do not fill whole groups.
     """
-    weight = get_weight(mmdit, layer)
-    check_measurable(mmdit, layer, bits=bits, group_size=group_size)
+    weight = get_weight(transformer, layer)
+    check_measurable(transformer, layer, bits=bits, group_size=group_size)
     candidate, bits_per_weight = fake_quantize(weight, bits=bits, group_size=group_size)
     original = weight.astype(mx.float32)
     error, norm = squared_rows(candidate.astype(mx.float32) - original), squared_rows(original)
@@ -69,7 +69,7 @@ def squared_rows(values: mx.array) -> mx.array:
     return mx.square(values).sum(axis=-1)
 
 
-def check_measurable(mmdit: Any, layer: str, *, bits: int, group_size: int) -> None:
+def check_measurable(transformer: Any, layer: str, *, bits: int, group_size: int) -> None:
     """Refuse what MLX can't quantize.
 
     Raises:
@@ -79,17 +79,17 @@ def check_measurable(mmdit: Any, layer: str, *, bits: int, group_size: int) -> N
         raise TaskRefusedError(f"MLX can't quantize to {bits} bits; choose of {BITS}")
     if group_size not in GROUP_SIZES:
         raise TaskRefusedError(f"MLX has no group size {group_size}; choose of {GROUP_SIZES}")
-    outputs, inputs = get_weight(mmdit, layer).shape
+    outputs, inputs = get_weight(transformer, layer).shape
     if reason := LayerInfo(path=layer, shape=(outputs, inputs)).unmeasurable(group_size):
         raise TaskRefusedError(f"not measurable: {reason}")
 
 
 @contextmanager
-def swapped(mmdit: Any, layer: str, weight: mx.array) -> Iterator[None]:
+def swapped(transformer: Any, layer: str, weight: mx.array) -> Iterator[None]:
     """Within this context the layer has another weight; its own comes back whatever happens."""
-    original = get_weight(mmdit, layer)
-    set_weight(mmdit, layer, weight)
+    original = get_weight(transformer, layer)
+    set_weight(transformer, layer, weight)
     try:
         yield
     finally:
-        set_weight(mmdit, layer, original)
+        set_weight(transformer, layer, original)

@@ -12,7 +12,7 @@ which. All others are answered with NaN, which costs nothing as long as nobody r
 """
 
 import io
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
@@ -276,7 +276,7 @@ def _answering(blocks: Iterable[Any], answer: _Answer) -> Iterator[None]:
     try:
         for block, original in originals:
             _answers[id(block)] = answer
-            block.__class__ = _stand_in(original)
+            block.__class__ = _stand_in(original)  # type: ignore[arg-type]
         yield
     finally:
         for block, original in originals:
@@ -285,11 +285,9 @@ def _answering(blocks: Iterable[Any], answer: _Answer) -> Iterator[None]:
 
 
 @cache
-def _stand_in(original: Hashable) -> Any:
-    assert isinstance(original, type)
-    run: Any = original.__call__
+def _stand_in(original: Any) -> Any:
 
     def call(block: Any, *args: Any, **kwargs: Any) -> Any:
-        return _answers[id(block)](block, partial(run, block, *args, **kwargs))
+        return _answers[id(block)](block, partial(original.__call__, block, *args, **kwargs))
 
     return type(original.__name__, (original,), {"__call__": call})

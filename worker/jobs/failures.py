@@ -27,6 +27,7 @@ from shared.errors import (
     ShardCorruptError,
     StoreTroubleError,
     TaskRefusedError,
+    UnknownKindError,
     WrongStoreError,
 )
 
@@ -40,7 +41,13 @@ REDIS_IS_FULL = (
     "more memory; nothing is lost, this worker goes on by itself"
 )
 
-_NOT_ON_THIS_MACHINE = (ModelUnavailableError, RunMismatchError, WrongStoreError, MachineTooSmallError)
+_NOT_ON_THIS_MACHINE = (
+    ModelUnavailableError,
+    RunMismatchError,
+    UnknownKindError,
+    WrongStoreError,
+    MachineTooSmallError,
+)
 
 # What MLX's allocators and Metal say; the numbers differ. All of them come as plain RuntimeErrors.
 _NO_MEMORY = (

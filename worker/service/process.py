@@ -7,19 +7,17 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import cast
 
 from redis import Redis
 from redis.exceptions import OutOfMemoryError, RedisError
-from rq.queue import Queue
 
 from shared.errors import BitfleetError, ClockError, RedisUnavailableError, StoreTroubleError
 from shared.jobs.connection import connect
-from shared.jobs.task_queue import parse_queue_name, queue_name
-from shared.runs import PROTOCOL
+from shared.jobs.task_queue import queue_name
 from shared.stores.open_store import open_store
 from worker.jobs.failures import REDIS_IS_FULL
 from worker.jobs.lease_worker import LeaseWorker
+from worker.jobs.other_queues import waiting_for_others
 from worker.service.machine import host_name
 from worker.service.options import WorkerOptions, cache_dir, new_worker_name
 from worker.service.runtime import Runtime
@@ -65,7 +63,8 @@ def _work(options: WorkerOptions) -> int:
     store = open_store(options.store, connection)
     host, queue = host_name(), queue_name(store.id)
     name = options.name or new_worker_name(host)
-    _say_what_others_wait_for(connection, queue)
+    for line in waiting_for_others(connection, queue):
+        logger.warning("%s", line)
     runtime = Runtime(
         store=store,
         host=host,
@@ -121,32 +120,6 @@ def check_clock(connection: Redis, lease_seconds: int) -> None:
             f"this machine's clock is {abs(difference):.0f} s {'ahead of' if difference > 0 else 'behind'} "
             "that of Redis: let both set it by the network, then start again"
         )
-
-
-def _say_what_others_wait_for(connection: Redis, queue: str) -> None:
-    """Jobs of another protocol or store are never seen by this worker, so say that they are there."""
-    # Not RQ's Queue.all: it ends in an exception over the first entry that is no queue's.
-    for key in cast(set[bytes], connection.smembers(Queue.redis_queues_keys)):
-        name = key.decode("utf-8", "replace").removeprefix(Queue.redis_queue_namespace_prefix)
-        parsed = parse_queue_name(name)
-        count = connection.llen(Queue.redis_queue_namespace_prefix + name)
-        if parsed is None or name == queue or not count:
-            continue
-        protocol, store_id = parsed
-        if protocol != PROTOCOL:
-            logger.warning(
-                "%d jobs wait for workers of protocol %d; this revision speaks %d: install the revision "
-                "that the producer runs",
-                count,
-                protocol,
-                PROTOCOL,
-            )
-        else:
-            logger.warning(
-                "%d jobs wait for workers with store %s: give the run's --store (or none for the relay)",
-                count,
-                store_id,
-            )
 
 
 def _leave_with_parent() -> None:

@@ -148,8 +148,3 @@ def _random_vector(name: str, uniform: Array) -> Array:
     # Gates (adaLN) far from zero, so that each layer shows in the output.
     scaled: Array = mean + (0.5 if "adaLN" in name or "_mod" in name else 0.1) * uniform
     return scaled
-
-
-def write_tiny_flux(path: Path, config: Any, seed: int = 0) -> None:
-    """Write a FLUX-shaped transformer of these sizes (an MMDiTConfig), as `model_io.load_flux` reads it."""
-    write_weights(path, random_like(sd3_layout.mmdit_to_flux(empty_parameters(MMDiT(config))), seed))
