@@ -26,6 +26,7 @@ class Fleet:
 
     def __post_init__(self) -> None:
         rows = "\n".join(PROMPTS)
+        self.folder.mkdir(exist_ok=True)
         (self.folder / "prompts.csv").write_text(f"prompt\n{rows}\n")
 
     @property
