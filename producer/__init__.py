@@ -1,1 +1,1 @@
-"""Enqueues tasks, collects shards, writes the manifest, the results and the report."""
+"""Enqueue tasks, collect their shards, and write the manifest, the results and the report."""

@@ -1,4 +1,7 @@
-"""The `producer` command. Thin: options in, one call, what came of it out. Heavy imports wait inside."""
+"""The `producer` command: reads the options and makes one call.
+
+Slow modules are imported inside the commands, so that `--help` answers at once.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,7 +9,19 @@ from typing import Any
 
 import click
 
+from shared.choices import (
+    DEFAULT_BITS,
+    DEFAULT_GROUP_SIZE,
+    DEFAULT_MAX_IMAGES,
+    DEFAULT_MODEL,
+    DEFAULT_NUM_IMAGES,
+    DEFAULT_PROBES,
+    DEFAULT_STEPS_PER_IMAGE,
+    GROUP_SIZES,
+    check_bits,
+)
 from shared.cli import REDIS_URL_HELP, explain_errors, redis_url_option
+from shared.errors import InputError
 
 SENSITIVITY_NAMES = (
     "bits",
@@ -22,7 +37,7 @@ SENSITIVITY_NAMES = (
 )
 EXIT_INCOMPLETE = 3
 EXIT_INTERRUPTED = 130
-DEFAULT_BITS = "2,3,4,5,6,8"
+DEFAULT_BITS_TEXT = ",".join(map(str, DEFAULT_BITS))
 
 
 class _Bits(click.ParamType[list[int]]):
@@ -31,13 +46,10 @@ class _Bits(click.ParamType[list[int]]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
         if isinstance(value, list):
             return value
-        from producer.enqueue import checked_bits
-        from shared.errors import InputError
-
         try:
-            return checked_bits([int(part) for part in str(value).split(",")])
+            return check_bits([int(part) for part in str(value).split(",")])
         except ValueError:
-            self.fail(f"{value!r} is no list of whole numbers; write it as {DEFAULT_BITS}", param, ctx)
+            self.fail(f"{value!r} is no list of whole numbers; write it as {DEFAULT_BITS_TEXT}", param, ctx)
         except InputError as error:
             self.fail(str(error), param, ctx)
 
@@ -56,119 +68,155 @@ calib_dir_option = click.option(
     default="calibration_data",
     show_default=True,
     type=click.Path(file_okay=False, path_type=Path),
-    help="Where samples, manifest, results and reports are.",
+    help="The folder for samples, manifest, results and reports.",
 )
 store_option = click.option(
     "--store",
     metavar="URL",
     envvar="BITFLEET_STORE",
     show_envvar=True,
-    help="Keep shards in a folder that every machine reaches (/Volumes/share/…, s3://…, sftp://…) "
-    "until they are collected. [default: in Redis]",
+    help="Where finished shards wait until they are collected: a folder that every machine can reach "
+    "(/Volumes/share/…, s3://…, sftp://…). [default: in Redis]",
 )
 relay_limit_option = click.option(
     "--relay-limit",
     metavar="SIZE",
-    help="Of shards that wait in Redis, as 4GB; workers pause when it is full. At least 1MB. [default: 1GB]",
+    help="How many bytes of shards may wait in Redis, such as 4GB. Workers pause when the limit is reached. "
+    "At least 1MB. [default: 1GB]",
 )
 calibration_options = _options(
-    click.option("--num-images", default=100, show_default=True, type=click.IntRange(1, 100_000)),
+    click.option(
+        "--num-images",
+        default=DEFAULT_NUM_IMAGES,
+        show_default=True,
+        type=click.IntRange(1, 100_000),
+        help="How many images to draw.",
+    ),
     click.option(
         "--num-steps",
         type=click.IntRange(1, 1000),
-        help="Of an image. [default: the model's: 50 for SD3 medium, 28 for SD3.5-large, 4 for schnell]",
+        help="Denoising steps per image. [default: what the model recommends: 50 for SD3 medium, 28 for "
+        "SD3.5-large, 4 for FLUX.1-schnell]",
     ),
     click.option(
         "--cfg-weight",
         type=click.FloatRange(0, 100),
-        help="Guidance. [default: the model's: 7.5 for SD3 medium, 3.5 for SD3.5-large; FLUX takes none]",
+        help="Strength of classifier-free guidance. [default: what the model recommends: 7.5 for SD3 medium, "
+        "3.5 for SD3.5-large; FLUX has none]",
     ),
     click.option(
         "--prompt-csv",
         default="all_prompts.csv",
         show_default=True,
         type=click.Path(dir_okay=False, path_type=Path),
-        help="CSV in UTF-8 with a column `prompt`; image i takes line i.",
+        help="A CSV file in UTF-8 with a column `prompt`. Image i takes the i-th prompt.",
     ),
     click.option(
         "--seed",
         default=0,
         show_default=True,
         type=click.IntRange(0, 2**32 - 1),
-        help="Of image 0; image i adds i.",
+        help="Random seed of image 0. Image i uses this number plus i.",
     ),
     click.option(
-        "--image-size", type=click.IntRange(16, 4096), help="Pixels, a multiple of 16. [default: the model's]"
+        "--image-size",
+        type=click.IntRange(16, 4096),
+        help="Width and height of the images in pixels, a multiple of 16. [default: the model's own]",
     ),
     click.option(
-        "--model", default="argmaxinc/mlx-stable-diffusion-3-medium", show_default=True, metavar="ID"
+        "--model",
+        default=DEFAULT_MODEL,
+        show_default=True,
+        metavar="ID",
+        help="The model to measure. docs/models.md lists all; `demo` and `tiny-sd3` need no download.",
     ),
     click.option(
         "--checkpoint",
         type=click.Path(exists=True, dir_okay=False, path_type=Path),
-        help="A transformer checkpoint of your own, in the model's layout.",
+        help="Your own transformer weights, in the file layout of the model's publisher.",
     ),
     click.option(
         "--guidance",
         type=click.FloatRange(0, 100),
-        help="For the guidance embedding of FLUX.1-dev. [default: 3.5]",
+        help="Input of the guidance embedding (FLUX.1-dev only). [default: 3.5]",
     ),
     click.option(
         "--reference",
         type=click.Choice(["published", "diffusionkit"]),
-        help="Whose forward pass: that of the model's publishers, or DiffusionKit's, which differs by some "
-        "percent (docs/models.md). [default: published; the demo was made with DiffusionKit's]",
+        help="Which forward pass to run: the one its publishers describe, or DiffusionKit's, which differs "
+        "by a few percent (docs/models.md). [default: published; diffusionkit for the demo model]",
     ),
-    click.option("--use-t5/--no-t5", default=None, help="The T5 text encoder. [default: none, but for FLUX]"),
+    click.option("--use-t5/--no-t5", default=None, help="Use the T5 text encoder. [default: only for FLUX]"),
 )
 sensitivity_options = _options(
-    click.option("--bits", type=_Bits(), default=DEFAULT_BITS, show_default=True),
-    click.option("--group-size", type=click.Choice(["32", "64", "128"]), default="64", show_default=True),
     click.option(
-        "--max-images", type=click.IntRange(1), help="Measure on the first images only. [default: 8]"
+        "--bits",
+        type=_Bits(),
+        default=DEFAULT_BITS_TEXT,
+        show_default=True,
+        help="Bit widths to measure for each layer.",
+    ),
+    click.option(
+        "--group-size",
+        type=click.Choice([str(size) for size in GROUP_SIZES]),
+        default=str(DEFAULT_GROUP_SIZE),
+        show_default=True,
+        help="How many weights share one scale and one bias.",
+    ),
+    click.option(
+        "--max-images",
+        type=click.IntRange(1),
+        help=f"How many of the images to measure on, from the first. [default: {DEFAULT_MAX_IMAGES}]",
     ),
     click.option(
         "--step-stride",
         type=click.IntRange(1),
-        help="Measure on every so-many-th step. [default: about ten steps an image]",
+        help="Measure on every N-th step only; 1 takes all. "
+        f"[default: leaves about {DEFAULT_STEPS_PER_IMAGE} steps per image]",
     ),
     click.option(
         "--layers",
         default="*",
         show_default=True,
         metavar="GLOB",
-        help="Dotted paths; more than one by comma. A sketch takes all.",
+        help="Layers to measure: patterns of dotted MLX paths, separated by commas. A sketch always measures "
+        "all layers.",
     ),
     click.option(
         "--method",
         type=click.Choice(["exact", "sketch"]),
         default="exact",
         show_default=True,
-        help="exact: the model runs with each quantized weight. sketch: all pairs at once, to first order, "
-        "from a few backward passes a sample.",
+        help="exact: run the model once for each layer and bit width. sketch: estimate all of them at once "
+        "from a few backward passes per sample.",
     ),
     click.option(
-        "--probes", type=click.IntRange(1, 64), default=8, show_default=True, help="Of a sketch, a sample."
+        "--probes",
+        type=click.IntRange(1, 64),
+        default=DEFAULT_PROBES,
+        show_default=True,
+        help="Random probes per sample (sketch only). More probes make the estimates more precise.",
     ),
     click.option(
         "--verify",
         type=click.IntRange(0),
         default=0,
-        help="After a sketch, measure so many pairs exactly: those whose uncertainty matters most.",
+        help="After a sketch, measure this many (layer, bits) exactly: those whose uncertainty matters most. "
+        "[default: 0]",
     ),
     click.option(
         "--until",
         type=click.FloatRange(0, 100, min_open=True),
         metavar="PERCENT",
-        help="Stop an exact measurement once its relative error's 95% interval is that tight.",
+        help="Stop an exact measurement early, once the 95% interval of its relative error is this narrow.",
     ),
     click.option(
         "--precision",
         type=click.Choice(["float32", "model"]),
         default="float32",
         show_default=True,
-        help="Run exact measurements in float32, weights as they are stored, or in the model's own: faster "
-        "on some machines, but small errors drown in rounding.",
+        help="Number format for exact measurements: float32, or the model's own, which is faster on some "
+        "machines but whose rounding hides small errors. The stored weights are the same.",
     ),
 )
 
@@ -179,14 +227,16 @@ def main() -> None:
     """Find out how many bits each layer of a diffusion transformer needs.
 
     \b
-    producer enqueue-calibration --num-images 100    what to draw
-    worker start                                     on every Mac
-    producer collect --wait                          samples, manifest
-    producer enqueue-sensitivity                     what to measure
-    producer collect --wait                          results, report
+    producer enqueue-calibration --num-images 100    ask for images
+    worker start                                     run this on every Mac
+    producer collect --wait                          fetch the samples
+    producer enqueue-sensitivity                     ask for measurements
+    producer collect --wait                          fetch them, write results and report
 
-    `producer run` does all of it on this machine. Every command can be given again: what is done stays
-    done, what got lost is enqueued again. Exit codes: 0 all is there, 2 an error, 3 not complete yet.
+    `producer run` does all of this on one machine. Every command can be repeated safely: finished work
+    is kept, and lost work is enqueued again.
+
+    Exit codes: 0 everything is there, 2 an error, 3 something is still missing, 130 interrupted.
     """
 
 
@@ -200,7 +250,7 @@ def main() -> None:
 def enqueue_calibration(
     calib_dir: Path, store: str | None, relay_limit: str | None, redis_url: str, **options: Any
 ) -> None:
-    """Ask for images: one task an image, its whole denoising trajectory."""
+    """Enqueue one task per image. Workers draw the image and keep every denoising step."""
     from producer import commands
 
     settings, prompts = commands.read_settings(**options)
@@ -219,7 +269,10 @@ def enqueue_calibration(
 def enqueue_sensitivity(
     calib_dir: Path, store: str | None, relay_limit: str | None, redis_url: str, **options: Any
 ) -> None:
-    """Ask what each layer suffers at each bit width: one task a (layer, bits)."""
+    """Enqueue the measurements: how much the output changes when one layer is quantized.
+
+    With --method exact, each (layer, bits) is one task; with --method sketch, each sample is one.
+    """
     from producer import commands
 
     fleet = commands.open_fleet(redis_url, store, relay_limit)
@@ -233,23 +286,25 @@ def enqueue_sensitivity(
 @redis_url_option
 @explain_errors
 def status(calib_dir: Path, store: str | None, redis_url: str) -> None:
-    """Say how far everything is, and who works; changes nothing."""
+    """Show the progress and the connected workers. Changes nothing."""
     from producer import commands
 
     commands.status(calib_dir, commands.open_fleet(redis_url, store))
 
 
 @main.command()
-@click.option("--wait", is_flag=True, help="Go on until everything is there, or nothing more will come.")
+@click.option(
+    "--wait", is_flag=True, help="Keep collecting until everything is there or the rest has failed."
+)
 @calib_dir_option
 @store_option
 @redis_url_option
 @explain_errors
 def collect(calib_dir: Path, store: str | None, redis_url: str, wait: bool) -> None:
-    """Merge finished shards into samples and manifest, results and report.
+    """Fetch finished work: write samples and manifest, results and report.
 
-    Tasks that got lost, and shards that turn out truncated, altered or foreign, are enqueued again.
-    Exit code 3 says that something is still missing.
+    Lost tasks are enqueued again, and so are tasks whose shard is damaged or belongs to another run.
+    The exit code is 3 while something is still missing.
     """
     import sys
 
@@ -261,7 +316,9 @@ def collect(calib_dir: Path, store: str | None, redis_url: str, wait: bool) -> N
             fleet = commands.open_fleet(redis_url, store)
             complete = commands.collect(calib_dir, fleet, wait=wait, interrupts=interrupts)
     except KeyboardInterrupt:
-        click.echo("interrupted; what was collected is safe, the same command goes on from here", err=True)
+        click.echo(
+            "interrupted; what was collected is safe, give the same command again to continue", err=True
+        )
         sys.exit(EXIT_INTERRUPTED)
     sys.exit(0 if complete else EXIT_INCOMPLETE)
 
@@ -270,9 +327,9 @@ def collect(calib_dir: Path, store: str | None, redis_url: str, wait: bool) -> N
 @calib_dir_option
 @explain_errors
 def report(calib_dir: Path) -> None:
-    """Write results and reports again, from the folder alone.
+    """Write results and reports again from the calibration folder.
 
-    No Redis and no worker is needed. `producer collect` and `producer run` do the same at their end.
+    This needs no Redis and no worker. `producer collect` and `producer run` also do it when they end.
     """
     from producer import commands
 
@@ -283,16 +340,21 @@ def report(calib_dir: Path) -> None:
 @calibration_options
 @sensitivity_options
 @calib_dir_option
-@click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 64), help="Processes here.")
 @click.option(
-    "--redis-url", envvar="REDIS_URL", show_envvar=True, help=f"{REDIS_URL_HELP} [default: our own]"
+    "--workers", default=1, show_default=True, type=click.IntRange(1, 64), help="Number of worker processes."
+)
+@click.option(
+    "--redis-url",
+    envvar="REDIS_URL",
+    show_envvar=True,
+    help=f"{REDIS_URL_HELP} [default: start one for this run]",
 )
 @explain_errors
 def run(calib_dir: Path, workers: int, redis_url: str | None, **options: Any) -> None:
-    """Do all of it on this machine: calibrate, measure, collect, report.
+    """Do everything on this machine: draw images, measure, collect and write the report.
 
-    Starts a Redis of its own unless one is named. Ctrl-C is safe at any point: the same command goes on
-    where it stopped.
+    Starts its own Redis unless you name one. You can press Ctrl-C at any time; the same command
+    continues where it stopped.
     """
     import sys
 
@@ -304,7 +366,7 @@ def run(calib_dir: Path, workers: int, redis_url: str | None, **options: Any) ->
         with Interrupts() as interrupts:
             complete = commands.run(calib_dir, redis_url, workers, options, sensitivity, interrupts)
     except KeyboardInterrupt:
-        click.echo("interrupted; the same command goes on where this one stopped", err=True)
+        click.echo("interrupted; give the same command again to continue", err=True)
         sys.exit(EXIT_INTERRUPTED)
     sys.exit(0 if complete else EXIT_INCOMPLETE)
 

@@ -1,4 +1,4 @@
-"""Collecting a whole run: pass after pass, until all is there or nothing more will come."""
+"""Collect a run, in one pass or in many."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -14,24 +14,24 @@ from shared.stores.store import ShardStore
 
 POLL_SECONDS = 1.0
 MAX_PROBLEMS = 50
-"""A machine that leaves bad shards only must not keep a collector busy for ever."""
+"""After so many dropped shards nothing is enqueued again: a broken machine may produce bad ones for ever."""
 
 
 @dataclass(slots=True)
 class Collector:
-    """Takes what is finished, enqueues what got lost, and says how far everything is."""
+    """Fetches finished shards, enqueues lost tasks again, and reports the progress."""
 
     ledger: Ledger
     complain: Callable[[str], None]
-    """Told of each dropped shard, in one line."""
+    """Called with one line about each dropped shard."""
     told: Callable[[Task], None] = lambda task: None
-    """Told of each shard taken in."""
+    """Called with the task of each collected shard."""
     problems: int = field(default=0, init=False)
     told_unreadable: set[str] = field(default_factory=set, init=False)
-    """Said once, not by every pass of a wait."""
+    """Messages about unreadable files that were given already."""
 
     def collect(self) -> list[PartState]:
-        """One pass over every part of the folder; another one where what came in asks for more."""
+        """Make one pass over all parts of the folder, and another if collected work leads to new tasks."""
         states, more = [], False
         for part in self.ledger.parts():
             state, asks = self._collect_part(part)
@@ -60,7 +60,7 @@ class Collector:
     def collect_until_settled(
         self, show: Callable[[list[PartState]], None], checks: Sequence[Callable[[], None]] = ()
     ) -> list[PartState]:
-        """Pass after pass; each of `checks` may raise to end the wait."""
+        """Make passes until everything is collected or has failed. Each of `checks` may raise to stop."""
         while True:
             started = time.monotonic()
             states = self.collect()
@@ -69,11 +69,11 @@ class Collector:
                 return states
             for check in checks:
                 check()
-            # A pass over a large folder takes its time: most of a wait should be waiting.
+            # A pass over a large folder takes long: wait three times as long, to leave the core to others.
             time.sleep(max(POLL_SECONDS, 3 * (time.monotonic() - started)))
 
     def write_results(self, states: Sequence[PartState]) -> list[Path]:
-        """Write what is made of all that was collected; return the files to read first."""
+        """Write the results of everything that was collected; return the paths of the reports."""
         reasons = {task_id: why for state in states for task_id, why in state.reasons.items()}
         written = [part.write_results(reasons) for part in self.ledger.parts()]
         return [path for path in written if path is not None]
@@ -82,9 +82,9 @@ class Collector:
 def collect_part(
     part: Part, store: ShardStore, told: Callable[[Task], None] = lambda task: None
 ) -> tuple[dict[str, Record], Intake]:
-    """Take a part's finished shards out of the store; return the records of all that is there whole.
+    """Move a part's finished shards from the store to the folder; return the records of all intact shards.
 
-    What is not as it was collected does not count any more, and is among the intake's problems.
+    Collected shards that were damaged since count as missing, and are listed among the intake's problems.
     """
     collected = part.collected(closely=True)
     for task_id in collected.damages:

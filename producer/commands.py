@@ -1,8 +1,10 @@
-"""What the commands do, one function each: call the library, print what came of it."""
+"""The commands, one function each: they call the library and print the outcome."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from humanfriendly import format_size
 
 from producer.collect import Collector
 from producer.console import Bars, err, out, print_missing, print_parts, print_workers
@@ -10,7 +12,7 @@ from producer.enqueue import Fleet, SensitivityOptions
 from producer.enqueue import enqueue_calibration as ask_for_images
 from producer.enqueue import enqueue_sensitivity as ask_for_layers
 from producer.folder.calib_folder import CalibFolder
-from producer.folder.sample_selection import DEFAULT_MAX_IMAGES, default_step_stride
+from producer.folder.sample_selection import default_step_stride
 from producer.interrupts import Interrupts
 from producer.jobs.local_fleet import LocalWorkers, local_redis
 from producer.jobs.reconcile import Reconciled
@@ -19,11 +21,12 @@ from producer.kinds.registry import parts_of
 from producer.ledger import Ledger, PartState
 from producer.prompts import read_prompts
 from producer.settings import run_settings
+from shared.choices import DEFAULT_MAX_IMAGES
 from shared.errors import InputError, WrongStoreError
 from shared.jobs.connection import connect, safe_url
 from shared.models import Reference, model_spec
 from shared.runs import RunSettings
-from shared.sizes import format_size, parse_size
+from shared.sizes import parse_size
 from shared.stores.open_store import open_store
 from shared.stores.relay_store import MIN_LIMIT_BYTES, RELAY_ID, RelayStore
 
@@ -44,7 +47,7 @@ def read_settings(
     guidance: float | None = None,
     reference: Reference | None = None,
 ) -> tuple[RunSettings, list[str]]:
-    """Check everything that can be checked before a Redis is asked."""
+    """Read and check the options of a run. This needs no Redis."""
     prompts = read_prompts(prompt_csv, num_images)
     settings = run_settings(
         model=model,
@@ -64,11 +67,11 @@ def read_settings(
 def open_fleet(
     redis_url: str, store_url: str | None, relay_limit: str | None = None, *, create: bool = False
 ) -> Fleet:
-    """Connect to Redis and to the store; `create` makes a folder that is no store yet one.
+    """Connect to Redis and to the store. With `create`, a folder that is no store yet becomes one.
 
     Raises:
-        InputError: a relay limit that can't be.
-        WrongStoreError: no store is at the URL, and `create` is False.
+        InputError: the relay limit is not valid.
+        WrongStoreError: there is no store at the URL, and `create` is False.
     """
     limit = _relay_limit(relay_limit) if relay_limit is not None else None
     connection = connect(redis_url)
@@ -80,7 +83,7 @@ def open_fleet(
 
 
 def absolute_store(store_url: str | None) -> str | None:
-    """A relative folder, made absolute: it is the same store from wherever a command is given."""
+    """Return a relative folder as an absolute one, so that it means the same from every working directory."""
     if store_url is None or "://" in store_url or "::" in store_url:
         return store_url
     return str(Path(store_url).absolute())
@@ -99,14 +102,14 @@ def _relay_limit(text: str) -> int:
 def open_fleet_for_run(
     calib_dir: Path, redis_url: str, store_url: str | None, relay_limit: str | None
 ) -> Fleet:
-    """Connect in order to enqueue a run; a folder that is no store yet becomes one.
+    """Connect to enqueue a run. A folder that is no store yet becomes one.
 
-    Only here: anywhere else, and where this run has used that store before, its absence is a typo or a
-    share that is not mounted.
+    This is the only place that creates stores. A store that this run has used before is not created again:
+    if it is missing, its share is not mounted or the URL has a typo.
 
     Raises:
-        InputError: `calib_dir` can't be written, or a relay limit that can't be.
-        WrongStoreError: the run's store is gone.
+        InputError: `calib_dir` can't be written, or the relay limit is not valid.
+        WrongStoreError: the run's store is missing.
     """
     folder = CalibFolder(calib_dir)
     folder.check_writable()
@@ -119,7 +122,7 @@ def open_fleet_for_run(
 def enqueue_calibration(
     calib_dir: Path, settings: RunSettings, prompts: Sequence[str], num_images: int, fleet: Fleet
 ) -> None:
-    """Ask for images and say what became of the asking."""
+    """Enqueue images and print the outcome."""
     run, reconciled = ask_for_images(CalibFolder(calib_dir), settings, prompts, num_images, fleet)
     guidance = "" if settings.guidance is None else f"guidance {settings.guidance:g}, "
     out.print(
@@ -141,7 +144,7 @@ def enqueue_sensitivity(
     method: str,
     **options: Any,
 ) -> None:
-    """Ask for every (layer, bits) and say what became of the asking."""
+    """Enqueue the measurements and print the outcome."""
     if options["verify"] and method != "sketch":
         raise InputError("--verify goes with --method sketch; --method exact measures everything exactly")
     if options["precision"] == "model" and method == "sketch":
@@ -185,7 +188,7 @@ def _say_enqueued(reconciled: Reconciled, things: str) -> None:
 
 
 def say_if_nobody_works(fleet: Fleet) -> None:
-    """A queue without workers is the commonest reason why nothing happens."""
+    """Print a hint if no worker is connected."""
     if not live_workers(fleet.connection, fleet.store.id):
         option = "" if fleet.store.id == RELAY_ID else f" --store {safe_url(fleet.store_url or '')}"
         out.print(
@@ -194,7 +197,7 @@ def say_if_nobody_works(fleet: Fleet) -> None:
 
 
 def status(calib_dir: Path, fleet: Fleet) -> None:
-    """Print how far everything is."""
+    """Print the progress and the workers."""
     folder = CalibFolder(calib_dir)
     run = folder.require_run()
     _check_store(run.store_id, run.store, fleet)
@@ -214,7 +217,7 @@ def collect(
     interrupts: Interrupts,
     alive: Callable[[], None] | None = None,
 ) -> bool:
-    """Collect once, or until nothing more will come; return whether everything is there."""
+    """Collect once, or until the rest has failed; return whether everything is there."""
     folder = CalibFolder(calib_dir)
     run = folder.require_run()
     _check_store(run.store_id, run.store, fleet)
@@ -234,14 +237,14 @@ def collect(
 
 
 class _NobodyWorks:
-    """Says once when a wait goes on without anybody at work."""
+    """Prints a hint, once, if no worker is connected during a wait."""
 
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
         self._passes = 0
 
     def check(self) -> None:
-        """Called after each pass."""
+        """Check for workers; called after each pass."""
         if live_workers(self._fleet.connection, self._fleet.store.id):
             self._passes = 0
             return
@@ -267,10 +270,10 @@ def _say_collected(folder: CalibFolder, parts: Sequence[PartState]) -> None:
 
 
 def report(calib_dir: Path) -> None:
-    """Write what is made of all that was collected, and print where it is.
+    """Write results and reports of everything that was collected, and print their paths.
 
     Raises:
-        InputError: nothing was measured yet.
+        InputError: nothing has been measured yet.
     """
     written = [part.write_results({}) for part in parts_of(CalibFolder(calib_dir))]
     if not any(written):
@@ -297,7 +300,7 @@ def run(
     sensitivity: dict[str, Any],
     interrupts: Interrupts,
 ) -> bool:
-    """Calibrate, measure and collect with workers of this machine."""
+    """Draw images, measure and collect, with workers on this machine."""
 
     def collect_all() -> bool:
         return collect(calib_dir, fleet, wait=True, interrupts=interrupts, alive=local.check)

@@ -1,4 +1,4 @@
-"""What the commands print: progress bars where somebody watches, plain lines elsewhere."""
+"""Output of the commands: progress bars on a terminal, plain lines elsewhere."""
 
 import sys
 import time
@@ -20,7 +20,7 @@ out = Console(highlight=False, soft_wrap=True)
 
 
 class Bars:
-    """A bar a part on a terminal; a line now and then in a log. A context manager."""
+    """Shows a bar for each part on a terminal, or prints a line from time to time. A context manager."""
 
     def __init__(self) -> None:
         self._progress = Progress(
@@ -45,7 +45,7 @@ class Bars:
         self._progress.stop()
 
     def show(self, parts: Sequence[PartState]) -> None:
-        """Bring the bars up to date, or print a line if something moved."""
+        """Update the bars, or print a line if something has changed."""
         for part in parts:
             if part.title not in self._tasks:
                 self._tasks[part.title] = self._progress.add_task(part.title, total=part.total, note="")
@@ -64,7 +64,7 @@ class Bars:
 
 
 def print_parts(parts: Sequence[PartState]) -> None:
-    """A table of how far each part is, then what failed."""
+    """Print a table of the progress of each part, then the failures."""
     table = Table("", "tasks", "done", "to collect", "queued or running", "failed", box=None, pad_edge=False)
     for column in table.columns[1:]:
         column.justify = "right"
@@ -77,17 +77,17 @@ def print_parts(parts: Sequence[PartState]) -> None:
 
 
 def print_missing(part: PartState) -> None:
-    """What is not there and why, failures first."""
+    """Print which tasks failed, and why."""
     for failure in part.failures[:MAX_FAILURES]:
         out.print(f"failed: {failure}", markup=False)
     if len(part.failures) > MAX_FAILURES:
         out.print(f"... and {len(part.failures) - MAX_FAILURES} more failed")
     if part.failures:
-        out.print("enqueue again to give failed tasks another try")
+        out.print("enqueue again to retry failed tasks")
 
 
 def print_workers(workers: Sequence[WorkerInfo]) -> None:
-    """One line a worker."""
+    """Print one line per worker."""
     if not workers:
         out.print("no worker is connected; start some with `worker start`", markup=False)
     for worker in workers:

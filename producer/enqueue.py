@@ -1,4 +1,4 @@
-"""Enqueueing: say in the calibration folder what is wanted, then reconcile."""
+"""Enqueue: write into the calibration folder what is wanted, then reconcile."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from producer.folder.run_file import RunFile
 from producer.folder.sample_selection import select_samples
 from producer.folder.tasks import calibration_tasks, exact_tasks, sketch_tasks
 from producer.jobs.reconcile import Reconciled, reconcile
+from shared.choices import DEFAULT_PROBES, check_bits
 from shared.errors import InputError
 from shared.files import write_atomically
 from shared.jobs.connection import safe_url
@@ -23,13 +24,10 @@ from shared.model_card import ModelCard
 from shared.runs import Compute, RunSettings, SensitivitySettings
 from shared.stores.store import ShardStore
 
-MEASURABLE_BITS = (1, 2, 3, 4, 5, 6, 8)
-"""What `mlx.core.quantize` offers; 1 since 0.32.4."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fleet:
-    """Where jobs and shards go."""
+    """The connection to Redis and the store that a command works with."""
 
     connection: Redis
     store: ShardStore
@@ -39,9 +37,9 @@ class Fleet:
 def enqueue_calibration(
     folder: CalibFolder, settings: RunSettings, prompts: Sequence[str], num_images: int, fleet: Fleet
 ) -> tuple[RunFile, Reconciled]:
-    """Ask for the first `num_images` images of a run; images asked for before stay asked for.
+    """Enqueue the first `num_images` images of a run. Images that were wanted before are still wanted.
 
-    The folder's run goes on when its prompts are still the first of those given: more may follow.
+    The folder's run continues if its prompts are the first of those given here, so prompts can be added.
 
     Raises:
         InputError: the folder holds another run.
@@ -59,7 +57,7 @@ def enqueue_calibration(
     )
     folder.write_run(run)
     if old and old.settings != settings:
-        # Nothing of it was collected, or the folder would have refused: nobody waits for it any more.
+        # Nothing of the old run was collected, or `write_run` would have refused. Nobody needs it any more.
         queue = TaskQueue(queue_name(old.store_id), fleet.connection)
         queue.withdraw([task.id for task in calibration_tasks(old)])
     tasks = calibration_tasks(run)
@@ -70,7 +68,7 @@ def enqueue_calibration(
 
 
 def _goes_on(old: RunFile, settings: RunSettings, prompts: Sequence[str]) -> bool:
-    """Whether these settings differ from the run's by prompts at most, and by none that both have."""
+    """Return whether the settings are the run's, and the prompts too as far as both lists go."""
     same = msgspec.structs.replace(settings, prompts_sha256=old.settings.prompts_sha256)
     return same == old.settings and all(
         before == now for before, now in zip(old.prompts, prompts, strict=False)
@@ -79,16 +77,16 @@ def _goes_on(old: RunFile, settings: RunSettings, prompts: Sequence[str]) -> boo
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SensitivityOptions:
-    """What a user asks of a sensitivity run."""
+    """The options of a sensitivity run."""
 
     bits: Sequence[int]
     group_size: int
     max_images: int
     step_stride: int
     layers: str
-    """Globs over dotted paths, by comma; an exact measurement only."""
+    """Patterns of dotted paths, separated by commas; used by exact measurements only."""
     sketch: bool = False
-    probes: int = 8
+    probes: int = DEFAULT_PROBES
     verify: int = 0
     until: float | None = None
     precision: Compute = "float32"
@@ -97,10 +95,10 @@ class SensitivityOptions:
 def enqueue_sensitivity(
     folder: CalibFolder, options: SensitivityOptions, fleet: Fleet
 ) -> tuple[RequestFile, Reconciled]:
-    """Ask for every (layer, bits) on a choice of samples, exactly or by a sketch.
+    """Enqueue exact measurements or a sketch on some of the samples.
 
     Raises:
-        InputError: no calibration to measure on, no layer fits, or bits that can't be measured.
+        InputError: images are not collected yet, no layer matches, or MLX lacks a bit width.
     """
     run = folder.require_run()
     card = folder.read_model()
@@ -121,13 +119,13 @@ def enqueue_sensitivity(
         until=options.until,
         compute=options.precision,
     )
-    place = folder.sensitivity(settings.id)
-    request = _request(place.read_request(), settings, options, card, len(samples))
-    write_atomically(place.samples_path, packed)
-    place.write_request(request)
+    subfolder = folder.sensitivity(settings.id)
+    request = _request(subfolder.read_request(), settings, options, card, len(samples))
+    write_atomically(subfolder.samples_path, packed)
+    subfolder.write_request(request)
     fleet.store.put_blob(settings.sample_set_sha256, packed)
     tasks = [*sketch_tasks(request, run), *exact_tasks(request, run)]
-    done = frozenset(place.records.read())
+    done = frozenset(subfolder.records.read())
     return request, reconcile(tasks, done, connection=fleet.connection, store=fleet.store, retry_failed=True)
 
 
@@ -138,8 +136,8 @@ def _request(
     card: ModelCard,
     samples: int,
 ) -> RequestFile:
-    """What was asked before, and what is asked now."""
-    bits = checked_bits(options.bits)
+    """Return the old request, extended by what is wanted now."""
+    bits = check_bits(options.bits)
     base = old or RequestFile(
         settings=settings,
         layers=(),
@@ -150,7 +148,7 @@ def _request(
     )
     if options.sketch:
         sketch = SketchRequest(bits=tuple(bits), probes=options.probes, verify=options.verify)
-        # Another sketch has other uncertainties.
+        # Another sketch has other uncertainties, so other pairs are to be verified.
         verify = base.verify if base.sketch == sketch else ()
         return msgspec.structs.replace(base, sketch=sketch, verify=verify)
     paths = _matching_layers(card, options.layers, options.group_size)
@@ -159,18 +157,6 @@ def _request(
         layers=union_in_order([layer.path for layer in card.layers], paths, base.layers),
         bits=tuple(sorted({*bits, *base.bits})),
     )
-
-
-def checked_bits(bits: Sequence[int]) -> list[int]:
-    """Bits that MLX can quantize to, once each.
-
-    Raises:
-        InputError: others among them.
-    """
-    if wrong := sorted(set(bits) - set(MEASURABLE_BITS)):
-        offered = ", ".join(map(str, MEASURABLE_BITS))
-        raise InputError(f"MLX can't quantize to {wrong[0]} bits; it offers {offered}")
-    return sorted(set(bits))
 
 
 def _matching_layers(card: ModelCard, pattern: str, group_size: int) -> list[str]:

@@ -1,11 +1,11 @@
-"""Ctrl-C that can't get lost: an exception raised within a destructor or a callback is swallowed."""
+"""Handle Ctrl-C reliably: Python swallows an exception that a signal raises in a destructor or callback."""
 
 import signal
 from types import FrameType, TracebackType
 
 
 class Interrupts:
-    """While this context lasts, SIGINT and SIGTERM raise KeyboardInterrupt, now or at the next `check`."""
+    """Makes SIGINT and SIGTERM raise KeyboardInterrupt, at once or at the next `check`. A context manager."""
 
     def __init__(self) -> None:
         self._seen = False
@@ -23,7 +23,7 @@ class Interrupts:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def check(self) -> None:
-        """Raise KeyboardInterrupt if a signal came whose exception was swallowed."""
+        """Raise KeyboardInterrupt if there was a signal."""
         if self._seen:
             raise KeyboardInterrupt
 

@@ -1,7 +1,6 @@
-"""The ledger: what is wanted, queued, running, finished, collected and failed of a run, and why.
+"""The ledger knows which tasks of a run are wanted, queued, running, finished, collected or failed, and why.
 
-Whoever wants to know how far a run is asks here. What a pass has read of the folder it does not read again
-while it is unchanged.
+All commands get the state of a run from here. Unchanged files of the folder are not read twice.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,52 +23,52 @@ _NONE: Mapping[str, str] = MappingProxyType({})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartState:
-    """How many tasks of a part are where."""
+    """How many tasks of a part are in which state."""
 
     title: str
     total: int
     done: int
-    """Collected."""
+    """Tasks whose shard is collected."""
     waiting: int
-    """Finished, not collected yet."""
+    """Tasks that are finished but not collected."""
     in_flight: int
-    """Queued or running."""
+    """Tasks that are queued or running."""
     enqueued: int
-    """Put into the queue by this very command."""
+    """Tasks that this command has enqueued."""
     reasons: dict[str, str]
-    """Task id to why it is not done."""
+    """By task id, why the task is not done."""
     failures: list[str]
-    """One line a task that gave up."""
+    """One line for each failed task."""
     unreadable: int = 0
-    """Finished, but their files in the store can't be read."""
+    """Finished tasks whose files in the store can't be read."""
 
     @property
     def complete(self) -> bool:
-        """Everything asked for is collected."""
+        """Whether everything is collected."""
         return self.done == self.total
 
     @property
     def settled(self) -> bool:
-        """Nothing more will come by itself."""
+        """Whether every task is collected, has failed, or can't be read: waiting will not help."""
         return self.done + len(self.failures) + self.unreadable == self.total
 
 
 class Ledger:
-    """Reads folder, store and queue; only `reconcile` changes something: it enqueues what is missing."""
+    """Reads folder, store and queue. Only `reconcile` changes anything: it enqueues missing tasks."""
 
     def __init__(self, folder: CalibFolder, connection: Redis, store: ShardStore) -> None:
         self.folder = folder
         self.store = store
         self._connection = connection
         self._endings: dict[str, str] = {}
-        """Of failed tasks."""
+        """By task id, how each failed task ended."""
 
     def parts(self) -> Iterator[Part]:
-        """Every part of the folder, as it stands now."""
+        """Return all parts of the folder."""
         return parts_of(self.folder)
 
     def survey(self) -> list[PartState]:
-        """How far everything is, changing nothing."""
+        """Return the state of all parts without changing anything."""
         return [
             self.reconcile(part, frozenset(part.collected().records), enqueue=False) for part in self.parts()
         ]
@@ -77,9 +76,13 @@ class Ledger:
     def reconcile(
         self, part: Part, done: frozenset[str], *, enqueue: bool, unreadable: Mapping[str, str] = _NONE
     ) -> PartState:
-        """How far a part is of which `done` is collected; `enqueue` what is neither done nor on its way.
+        """Return the state of a part.
 
-        `unreadable` says, by task id, why the files of some finished tasks can't be read.
+        Args:
+            part: the part.
+            done: ids of collected tasks.
+            enqueue: whether to enqueue tasks that are neither done, nor queued, nor running.
+            unreadable: by task id, why the files of some finished tasks can't be read.
         """
         tasks = part.tasks()
         reconciled = reconcile(
@@ -105,7 +108,7 @@ class Ledger:
         )
 
     def _reasons(self, tasks: Sequence[Task], reconciled: Reconciled) -> dict[str, str]:
-        """Why each task that is not done is not: what runs where, how failed tasks ended."""
+        """Return, by task id, why each missing task is not done."""
         queued = reconciled.in_flight.union(reconciled.enqueued)
         running = self._running(reconciled)
         reasons: dict[str, str] = {}
@@ -140,7 +143,7 @@ def _described(progress: Progress | None) -> str:
 
 
 def _last_word(events: list[Event]) -> str:
-    """How a task gave up, in one line: attempts, hosts, the last word."""
+    """Return in one line how a task failed: attempts, hosts and the last error."""
     attempts = [event for event in events if event.outcome in ("failed", "crashed")]
     if not attempts:
         return "failed"

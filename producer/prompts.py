@@ -1,4 +1,4 @@
-"""Prompts from a CSV: checked whole before anything is enqueued."""
+"""Read prompts from a CSV file. The whole file is checked before anything is enqueued."""
 
 import csv
 import io
@@ -12,20 +12,21 @@ COLUMN = "prompt"
 MAX_LENGTH = 10_000
 
 _SURPLUS = "\0surplus"
-"""Where the fields go that have no column: no header can hold this."""
+"""Key for fields without a column. No header can contain it."""
 
 
 def read_prompts(path: Path, count: int) -> list[str]:
-    """Return all prompts of a CSV with a column `prompt`; at least `count` of them.
+    """Return all prompts in the column `prompt` of a CSV file.
 
-    Where `prompt` is the only column, a comma needs no quotes: the whole line is the prompt.
+    If `prompt` is the only column, the whole line is the prompt, and commas need no quotes.
 
     Raises:
-        InputError: no such file, not UTF-8, empty, no such column or two of them, a line with more fields
-            than the header, an empty prompt, or too few.
+        InputError: the file is missing, empty, or not a CSV in UTF-8; it does not have exactly one column
+            `prompt`; a line has more fields than the header; a prompt is empty; or there are fewer
+            than `count`.
     """
     text = _read_text(path)
-    # Strict: a quote that is never closed would swallow all lines after it.
+    # Strict, because an unclosed quote would otherwise swallow all following lines.
     reader = csv.DictReader(io.StringIO(text, newline=""), restkey=_SURPLUS, strict=True)
     try:
         columns = reader.fieldnames
@@ -62,14 +63,14 @@ def _read_text(path: Path) -> str:
         line = path.read_bytes()[: error.start].count(b"\n") + 1
         raise InputError(f"{path}, line {line}: not UTF-8; save the file as CSV in UTF-8") from None
     if "\0" in text.partition("\n")[0]:
-        # UTF-16 without its mark is UTF-8 by accident: every letter has a zero beside it.
+        # UTF-16 without a byte order mark can pass as UTF-8, with a zero byte beside each letter.
         raise InputError(f"{path}, line 1: looks like UTF-16; save the file as CSV in UTF-8")
     return text
 
 
 def _prompt(row: dict[str, Any], columns: Sequence[str], path: Path, line: int) -> str:
     surplus: list[str] = row.get(_SURPLUS, [])
-    # Commas at a line's end cut nothing: spreadsheets write them for columns that were emptied.
+    # Ignore commas at the end of a line: spreadsheets write them for emptied columns.
     if not any(field.strip() for field in surplus):
         return _checked(row[COLUMN], path, line)
     if len(columns) > 1:

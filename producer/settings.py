@@ -1,4 +1,4 @@
-"""From options to run settings: what was not said comes from the model."""
+"""Turn command-line options into run settings. The model provides the defaults."""
 
 import hashlib
 from collections.abc import Sequence
@@ -25,10 +25,10 @@ def run_settings(
     guidance: float | None = None,
     reference: Reference | None = None,
 ) -> RunSettings:
-    """Return checked settings of a run.
+    """Return the checked settings of a run.
 
     Raises:
-        InputError: an option that this model can't have, or one outside its limits.
+        InputError: an option does not fit the model, or is outside its limits.
     """
     spec = model_spec(model)
     if spec.family == "flux" and cfg_weight:
@@ -62,7 +62,7 @@ def run_settings(
     )
     spec.check(image_size=settings.image_size, use_t5=settings.use_t5)
     try:
-        # Struct's limits are checked when decoding, not when constructing.
+        # msgspec checks limits when it decodes a struct, not when one is constructed.
         return msgspec.convert(msgspec.to_builtins(settings), RunSettings)
     except msgspec.ValidationError as error:
         raise InputError(f"these settings can't be: {error}") from None

@@ -1,8 +1,7 @@
-"""What both command lines share: one-line errors, options that mean the same everywhere."""
+"""What both command lines share: errors of one line, and options with the same meaning in both."""
 
 import errno
 import functools
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,14 @@ import click
 from click.core import ParameterSource
 
 REDIS_URL_HELP = (
-    "Redis, as redis://[USER:PASSWORD@]HOST:PORT or rediss://… for TLS. A process list shows options to "
-    "everybody on the machine: give a URL with a password as REDIS_URL."
+    "URL of Redis: redis://[USER:PASSWORD@]HOST:PORT, or rediss://… for TLS. Other users of this machine can "
+    "see the options of a running command, so set REDIS_URL instead if the URL holds a password."
 )
 DEFAULT_REDIS_URL = "redis://localhost:6379"
 
 
 class OneLineError(click.ClickException):
-    """An error of ours, in one line, with its own exit code."""
+    """An error that is printed in one line and ends the command with the given exit code."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(" ".join(message.split()))
@@ -26,7 +25,7 @@ class OneLineError(click.ClickException):
 
 
 def redis_url_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    """--redis-url, or --redis-url-file, or REDIS_URL."""
+    """Add --redis-url (or REDIS_URL) and --redis-url-file to a command."""
     function = click.option(
         "--redis-url",
         envvar="REDIS_URL",
@@ -42,7 +41,7 @@ def redis_url_option(function: Callable[..., Any]) -> Callable[..., Any]:
         is_eager=True,
         expose_value=False,
         callback=_read_url,
-        help="A file that holds the URL and that only you can read (chmod 600), in place of --redis-url.",
+        help="Read the URL from this file instead. Only you may have access to it (chmod 600).",
     )(function)
 
 
@@ -50,10 +49,12 @@ def _read_url(context: click.Context, parameter: click.Parameter, path: Path | N
     if path is None:
         return
     if path.stat().st_mode & 0o077:
-        raise click.BadParameter(f"{path} holds a password and others may read it: chmod 600 {path}")
+        raise click.BadParameter(
+            f"other users can read {path}, which holds a password; run: chmod 600 {path}"
+        )
     url = path.read_text(errors="replace").strip()
     if not url or len(url.splitlines()) > 1:
-        raise click.BadParameter(f"{path} must hold one line, the URL of Redis")
+        raise click.BadParameter(f"{path} must hold exactly one line: the URL of Redis")
     context.meta["redis_url"] = url
 
 
@@ -67,16 +68,16 @@ def _url_or_file(context: click.Context, parameter: click.Parameter, url: str) -
 
 
 def debug_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    """--debug: the traceback of an error, too."""
+    """Add --debug to a command: show the traceback of an error."""
     return click.option("--debug", is_flag=True, help="Show the traceback of an error.")(function)
 
 
 def explain_errors(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Turn what a user can mend into one line and exit code 2; `--debug` shows the rest."""
+    """Print errors that a user can fix in one line and exit with code 2; --debug shows the traceback."""
 
     @functools.wraps(function)
     def wrapper(*args: Any, debug: bool, **kwargs: Any) -> Any:
-        # Imported here: `--help` must answer at once.
+        # Imported here, so that `--help` answers at once.
         from redis.exceptions import RedisError
 
         from shared.errors import BitfleetError
@@ -104,13 +105,8 @@ def _one_line(error: Exception) -> str:
     if isinstance(error, RedisError):
         return f"Redis: {error}; start the same command again once Redis is back, nothing was lost"
     if isinstance(error, OSError) and error.filename:
-        more = ""
+        advice = ""
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
-            more = "; nothing that was finished is lost: mend that and start the same command again"
-        return f"{error.filename}: {error.strerror}{more}"
+            advice = "; nothing that was finished is lost: mend that and start the same command again"
+        return f"{error.filename}: {error.strerror}{advice}"
     return str(error) or type(error).__name__
-
-
-def interactive() -> bool:
-    """Whether somebody watches standard error."""
-    return sys.stderr.isatty()

@@ -1,31 +1,31 @@
-"""Everything that can go wrong in a way a user can mend.
+"""All errors that a user can fix.
 
 BitfleetError                  exit code 2, one line, no traceback
-├── InputError                 an option, a file or a prompt list that can't be used
+├── InputError                 an option, a file or a prompt list can't be used
 ├── RedisUnavailableError      no Redis answers at the URL
-├── RunMismatchError           settings, model or protocol differ from the run's
-├── ModelUnavailableError      a checkpoint is missing, gated or of another kind
-├── MachineTooSmallError       what a run needs in memory, this machine doesn't have
-├── TaskRefusedError           a job that this worker will not run
-├── UnknownKindError           a task of a kind that this revision does not know
+├── RunMismatchError           settings, model or protocol are not those of the run
+├── ModelUnavailableError      a checkpoint is missing, gated or not usable
+├── MachineTooSmallError       this machine has too little memory for the run
+├── TaskRefusedError           this worker will not run the job
+├── UnknownKindError           this revision does not know the task's kind
 ├── ClockError                 this machine's clock differs from that of Redis
-├── LeaseLostError             the job was given to another worker meanwhile
-├── SampleError                a sample or a manifest that can't be read
+├── LeaseLostError             the job now belongs to another worker
+├── SampleError                a sample or a manifest can't be read
 └── StoreError                 the shard store can't be used
-    ├── StoreTroubleError      it can't be reached, read or written just now
-    ├── WrongStoreError        not the store that the run was enqueued for
-    └── ShardCorruptError      a shard that differs from its record
+    ├── StoreTroubleError      the store can't be reached, read or written at the moment
+    ├── WrongStoreError        this is not the store that the run was enqueued with
+    └── ShardCorruptError      a shard or a record is damaged
 """
 
 
 class BitfleetError(Exception):
-    """Base of all errors a user can mend; the message says what, which one, and how."""
+    """Base of all errors that a user can fix. The message says what is wrong, where, and how to fix it."""
 
     exit_code = 2
 
 
 class InputError(BitfleetError):
-    """An option, a file or a prompt list that can't be used."""
+    """An option, a file or a prompt list can't be used."""
 
 
 class RedisUnavailableError(BitfleetError):
@@ -33,23 +33,23 @@ class RedisUnavailableError(BitfleetError):
 
 
 class RunMismatchError(BitfleetError):
-    """Settings, model or protocol differ from the run's."""
+    """Settings, model or protocol are not those of the run."""
 
 
 class ModelUnavailableError(BitfleetError):
-    """A checkpoint is missing, gated or of another kind."""
+    """A checkpoint is missing, gated or not usable."""
 
 
 class MachineTooSmallError(BitfleetError):
-    """What a run needs in memory, this machine doesn't have."""
+    """This machine has too little memory for the run."""
 
 
 class TaskRefusedError(BitfleetError):
-    """A job that this worker will not run."""
+    """This worker will not run the job."""
 
 
 class UnknownKindError(BitfleetError):
-    """A task of a kind that this revision does not know."""
+    """This revision does not know the task's kind."""
 
 
 class ClockError(BitfleetError):
@@ -57,11 +57,11 @@ class ClockError(BitfleetError):
 
 
 class LeaseLostError(BitfleetError):
-    """The job was given to another worker while this one slept or was cut off."""
+    """The job now belongs to another worker, because this one slept or was cut off."""
 
 
 class SampleError(BitfleetError):
-    """A sample or a manifest that can't be read."""
+    """A sample or a manifest can't be read."""
 
 
 class StoreError(BitfleetError):
@@ -69,12 +69,12 @@ class StoreError(BitfleetError):
 
 
 class StoreTroubleError(StoreError):
-    """It can't be reached, read or written just now: a share away, a disk full."""
+    """The store can't be reached, read or written at the moment, for example because a disk is full."""
 
 
 class WrongStoreError(StoreError):
-    """Not the store that the run was enqueued for."""
+    """This is not the store that the run was enqueued with."""
 
 
 class ShardCorruptError(StoreError):
-    """A shard that differs from its record."""
+    """A shard or a record is damaged."""

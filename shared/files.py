@@ -1,4 +1,4 @@
-"""Writing files so that a crash leaves the old one or the new one, never a torn one."""
+"""Write files so that a crash leaves either the old file or the new one, never half of it."""
 
 import errno
 import os
@@ -8,15 +8,15 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, data: bytes | Iterable[bytes]) -> None:
-    """Write `data`, whole or in pieces, to `path`: temp file, fsync, rename. Parent folders are made.
+    """Write `data`, given whole or in pieces, to `path`. Missing parent folders are created.
 
     Raises:
-        OSError: disk full, read-only, no permission; then `path` is as it was.
+        OSError: the disk is full or read-only, or permission is missing. `path` is then unchanged.
     """
     try:
         _write(path, data)
     except OSError as error:
-        # A write that fails names no file, and a temporary one's name helps nobody.
+        # Name the wanted file: the system names none, or the temporary one.
         raise OSError(error.errno, error.strerror or str(error), str(path)) from None
 
 
@@ -29,7 +29,7 @@ def _write(path: Path, data: bytes | Iterable[bytes]) -> None:
                 file.write(piece)
             file.flush()
             os.fsync(file.fileno())
-            # mkstemp makes private files; these are meant to be read by notebooks of other users too.
+            # mkstemp makes private files, but other users' notebooks should be able to read these.
             os.fchmod(file.fileno(), 0o666 & ~_umask())
         Path(temporary).replace(path)
     except BaseException:
@@ -39,12 +39,12 @@ def _write(path: Path, data: bytes | Iterable[bytes]) -> None:
 
 
 def fsync_folder(folder: Path) -> None:
-    """Make renames in `folder` survive a power cut, where its file system can do that for folders."""
+    """Make renames in `folder` survive a power cut, if the file system supports that."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        # Network shares (SMB) and some FUSE file systems refuse it for folders; the files are safe already.
+        # Network shares (SMB) and some FUSE file systems can't fsync folders; the files themselves are safe.
         if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF, errno.EACCES):
             raise
     finally:

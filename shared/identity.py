@@ -1,4 +1,4 @@
-"""Ids of settings: equal settings have equal ids, on every revision that knows them."""
+"""Ids of settings: equal settings have equal ids in every revision."""
 
 import hashlib
 from typing import Any
@@ -8,18 +8,18 @@ from msgspec import Struct
 
 
 def digest_of(value: object) -> str:
-    """sha256, in hex, of a value's canonical JSON."""
+    """Return the sha256, in hex, of a value's JSON with sorted keys."""
     return hashlib.sha256(msgspec.json.encode(value, order="sorted")).hexdigest()
 
 
 def settings_id(settings: Struct, added: frozenset[str]) -> str:
-    """Twelve hex digits that name these settings.
+    """Return twelve hex digits that identify these settings.
 
     Args:
         settings: a frozen struct.
-        added: names of fields that came after the first release. Each has as its default what folders
-            implied that were made without it, and is left out of the digest while it holds that value: so
-            ids stay what they were.
+        added: names of fields that were added after the first release. The default of such a field is
+            what older folders meant without saying it. A field is left out of the digest while it has its
+            default, so ids from before it was added stay the same.
     """
     fields: dict[str, Any] = msgspec.to_builtins(settings)
     defaults = {

@@ -1,4 +1,4 @@
-"""Where a layer sits in its transformer, in words that hold for any model; a family's file tells it."""
+"""Where a layer is in its transformer, in terms that fit every model. Each family provides it."""
 
 import re
 
@@ -11,19 +11,19 @@ class LayerPlace(Struct, frozen=True, kw_only=True):
     """Block, stream, role and tie of a layer."""
 
     block: str
-    """For people: "block 3", "unified block 7", "embedders", "final layer"."""
+    """The block's name: "block 3", "unified block 7", "embedders" or "final layer"."""
     stream: str | None
-    """Of a block's layer: "image", "text", or "both"; None outside of blocks."""
+    """What the layer works on: "image", "text" or "both"; None outside of blocks."""
     role: str
-    """What it does, by the same word in every block: "q", "fc1"; outside of blocks "embedder" or "final"."""
+    """What the layer does, the same word in every block ("q", "fc1"); else "embedder" or "final"."""
     short: str
-    """What tells it apart within its block."""
+    """A short name that is unique within the block."""
     tie: str | None = None
-    """Layers of one tie are one matrix in the export format, and must have the same bits; None if alone."""
+    """Layers with the same tie are one matrix in the export format and need the same bits; None if alone."""
 
 
 def place_by_number(path: str) -> LayerPlace:
-    """All that a path tells by itself, for model cards of revisions that said no places."""
+    """Return all that a path tells by itself, for model cards of revisions that gave no places."""
     if match := _NUMBERED.match(path):
         stage, number, rest = match.groups()
         role = rest.rpartition(".")[2]

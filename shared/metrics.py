@@ -1,4 +1,4 @@
-"""What a change of weights does to the output, from per-sample sums, with an interval over images.
+"""Metrics of how much a change of weights changes the output, with intervals over images.
 
 With v the output, v_q the output with the quantized weight, and sums over all samples and elements:
 
@@ -6,8 +6,8 @@ With v the output, v_q the output with the quantized weight, and sums over all s
     relative_error = sqrt(sum |v_q - v|^2 / sum |v|^2)
     sqnr_db        = 10 log10(sum |v|^2 / sum |v_q - v|^2) = -20 log10(relative_error)
 
-No error at all gives relative_error 0 and sqnr_db infinite; a zero reference gives NaN, or infinity where
-the error is not zero. Arrays have the samples last; axes before them are candidates, done at once.
+Without any error, relative_error is 0 and sqnr_db is infinite. With a zero reference they are NaN, or
+infinite if the error is not zero. The last axis of every array is the samples; axes before it are candidates.
 """
 
 from collections.abc import Iterable
@@ -23,14 +23,14 @@ Bucket = Literal["early", "mid", "late"]
 BUCKETS: tuple[Bucket, ...] = ("early", "mid", "late")
 
 MIN_IMAGES = 4
-"""Fewer don't tell how far other images would be from them: no interval is made."""
+"""The least number of images for an interval."""
 
 
 def bucket_of(step_index: int, num_steps: int) -> Bucket:
-    """The third of the trajectory that a step lies in; step 0 has the most noise.
+    """Return the third of the trajectory that a step is in. Step 0 has the most noise.
 
     Raises:
-        ValueError: no such step.
+        ValueError: there is no such step.
     """
     if not 0 <= step_index < num_steps:
         raise ValueError(f"no step {step_index} in {num_steps} steps")
@@ -38,19 +38,19 @@ def bucket_of(step_index: int, num_steps: int) -> Bucket:
 
 
 def in_bucket(step_index: Integers, num_steps: int, bucket: Bucket) -> Booleans:
-    """(n,) whether each sample's step lies in `bucket`."""
+    """Return (n,) booleans: whether each sample's step is in `bucket`."""
     return np.array([bucket_of(int(step), num_steps) == bucket for step in step_index], dtype=bool)
 
 
 def relative_error(squared_error: Floats, squared_reference: Floats) -> Floats:
-    """Sums of squares to relative error; 0/0 is NaN, anything else over 0 is infinite."""
+    """Return the relative error from sums of squares. 0/0 is NaN, other values over 0 are infinite."""
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio: Floats = np.sqrt(np.divide(squared_error, squared_reference, dtype=np.float64))
     return ratio
 
 
 def sqnr_db(squared_error: Floats, squared_reference: Floats) -> Floats:
-    """Sums of squares to the signal to quantization noise ratio in dB; infinite without any error."""
+    """Return the signal to quantization noise ratio in dB from sums of squares; infinite without error."""
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.divide(squared_reference, squared_error, dtype=np.float64)
         decibel: Floats = 10 * np.log10(ratio)
@@ -58,14 +58,17 @@ def sqnr_db(squared_error: Floats, squared_reference: Floats) -> Floats:
 
 
 def is_within_noise(squared_error: Floats, noise_squared_error: Floats) -> Booleans:
-    """Whether errors are at most twice the floor, both as sums of squares; never where no floor is known."""
+    """Return whether errors are at most twice the noise floor; False if none was measured.
+
+    Both are sums of squares.
+    """
     known = noise_squared_error > 0
     within: Booleans = known & (squared_error <= 4 * noise_squared_error)
     return within
 
 
 def mean_squared_error(squared_error: Floats, output_size: int | Integers) -> Floats:
-    """(..., n) squared errors to mse; `output_size` is the number of elements of one sample's output."""
+    """Return the mse of (..., n) squared errors; `output_size` is the number of elements of one output."""
     mse: Floats = squared_error.sum(axis=-1) / (squared_error.shape[-1] * np.asarray(output_size))
     return mse
 
@@ -73,22 +76,22 @@ def mean_squared_error(squared_error: Floats, output_size: int | Integers) -> Fl
 def relative_error_interval(
     squared_error: Floats, squared_reference: Floats, image_index: Integers, *, level: float = 0.95
 ) -> tuple[Floats, Floats]:
-    """Where the relative error of the whole population of images lies, judged by how these images differ.
+    """Return an interval for the relative error over all images of this kind, from how much these differ.
 
-    The relative error is the root of a ratio of sums, so each image is left out in turn (the jackknife of a
-    ratio estimator; Cochran, Sampling Techniques, 6.17) and the spread times Student's t makes the interval.
-    It is made of logarithms, that is of `sqnr_db`: errors are skewed, and there they are so least. An image
-    counts once, however many of its steps were measured: the steps of one trajectory are not independent.
+    The relative error is the root of a ratio of sums. Each image is left out in turn (the jackknife of a
+    ratio estimator; Cochran, Sampling Techniques, 6.17), and the spread times Student's t gives the interval.
+    This is done with logarithms, as in `sqnr_db`, because these are less skewed. All steps of an image count
+    as one, because they are not independent.
 
     Args:
         squared_error: (..., n).
         squared_reference: (..., n).
-        image_index: (n,) the image of each sample.
+        image_index: (n,): the image of each sample.
         level: the interval's coverage.
 
     Returns:
-        Lower and upper end, each (...,); NaN for fewer than MIN_IMAGES images, or where leaving out an image
-        leaves no error or no reference; both 0 where there is no error at all.
+        Lower and upper end, each (...,). NaN if there are fewer than MIN_IMAGES images, or if no error or no
+        reference remains without one of them. Both are 0 if there is no error.
     """
     from scipy.special import stdtrit
 
@@ -108,7 +111,7 @@ def relative_error_interval(
 
 
 def _by_image(values: Floats, image_index: Integers) -> Floats:
-    """(..., n) values to their sums (..., images)."""
+    """Return the sums (..., images) of (..., n) values."""
     order = np.argsort(image_index, kind="stable")
     _, starts = np.unique(image_index[order], return_index=True)
     sums: Floats = np.add.reduceat(values[..., order], starts, axis=-1)
@@ -116,6 +119,6 @@ def _by_image(values: Floats, image_index: Integers) -> Floats:
 
 
 def most_sensitive(scores: Iterable[tuple[str, float | None]], count: int) -> list[str]:
-    """Names by falling score; those without a score are left out, ties keep their order."""
+    """Return `count` names with the highest scores; None counts for nothing, and ties keep their order."""
     scored = [(name, score) for name, score in scores if score is not None and not np.isnan(score)]
     return [name for name, _ in sorted(scored, key=lambda pair: -pair[1])[:count]]

@@ -1,10 +1,11 @@
-"""What a worker says of the model it loaded: the layers that can be quantized, in pipeline order."""
+"""The model card: what a worker reports about the model it loaded, above all its quantizable layers."""
 
 from typing import Annotated
 
 import msgspec
 from msgspec import Meta, Struct
 
+from shared.decoding import decode
 from shared.errors import ShardCorruptError
 from shared.kinds.kind import Layer
 from shared.layer_place import LayerPlace
@@ -22,22 +23,22 @@ class LayerInfo(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """None in cards of older revisions."""
 
     def unmeasurable(self, group_size: int) -> str | None:
-        """Why MLX can't quantize this layer in groups of `group_size` inputs; None if it can."""
+        """Return why MLX can't quantize this layer with this group size; None if it can."""
         if self.shape[1] % group_size:
             return f"{self.path} has {self.shape[1]} inputs, no multiple of the group size {group_size}"
         return None
 
 
 class ModelCard(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Travels in each calibration shard: the producer enqueues layers without ever loading a model."""
+    """Part of each calibration shard, so that the producer knows the layers without loading a model."""
 
     model: str
     fingerprint: Digest
-    """sha256 over the transformer's files; with DiffusionKit's forward pass over all of the model's."""
+    """sha256 of the transformer's files; of all the model's files with DiffusionKit's forward pass."""
     parts: dict[str, Digest] = {}
-    """sha256 over the files of each part that drew the image; empty in cards of older revisions."""
+    """sha256 of the files of each part that drew the image; empty in cards from older revisions."""
     parameters: Annotated[int, Meta(ge=0)]
-    """Of the whole transformer, without tables."""
+    """Number of parameters of the whole transformer, without tables."""
     layers: tuple[LayerInfo, ...]
     """In the order of the forward pass: embedders, blocks, final layer."""
 
@@ -51,17 +52,14 @@ _decoder = msgspec.json.Decoder(ModelCard)
 
 
 def encode_model_card(card: ModelCard) -> bytes:
-    """JSON of a card."""
+    """Return a card as JSON."""
     return msgspec.json.encode(card)
 
 
 def decode_model_card(data: bytes) -> ModelCard:
-    """Read back a card.
+    """Return the card that `encode_model_card` wrote.
 
     Raises:
         ShardCorruptError: not a model card.
     """
-    try:
-        return _decoder.decode(data)
-    except (msgspec.DecodeError, UnicodeError) as error:
-        raise ShardCorruptError(f"not a model card: {error}") from None
+    return decode(_decoder, data, ShardCorruptError, "not a model card")

@@ -1,57 +1,57 @@
-"""The models that a run can name, and what is known of each without loading it."""
+"""The models that a run can use, and what is known about each without loading it."""
 
 import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from shared.choices import DEFAULT_MODEL
 from shared.errors import InputError
 
 Family = Literal["sd3", "flux"]
 Precision = Literal["float16", "bfloat16", "float32"]
 Part = Literal["transformer", "text_encoder", "vae"]
 Reference = Literal["published", "diffusionkit"]
-"""Whose forward pass: that of the model's publishers, or DiffusionKit's; see docs/models.md."""
+"""Which forward pass to run: the one its publishers describe, or DiffusionKit's; see docs/models.md."""
 
-DEFAULT_MODEL = "argmaxinc/mlx-stable-diffusion-3-medium"
 PARTS: tuple[Part, ...] = get_args(Part)
 QUANTIZED_SUFFIX = "-4bit-quantized"
-"""What DiffusionKit calls checkpoints that are quantized already."""
+"""DiffusionKit's names of quantized checkpoints end like this."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
-    """A model's defaults, as its publisher recommends. `family` decides the pipeline class, and whether CFG
-    applies."""
+    """A model and the defaults that its publisher recommends. `family` decides how it is loaded and run, and
+    whether it uses CFG."""
 
     id: str
     family: Family
     num_steps: int
     image_size: int
-    """Pixels, of the square image."""
+    """Width and height of the image in pixels."""
     cfg_weight: float
     shift: float
-    """Of the sampler's noise levels; see `sampler_shift`."""
+    """Shift of the sampler's noise levels; see `sampler_shift`."""
     shift_by_size: bool = False
-    """The published sampler shifts larger images more, and `shift` is DiffusionKit's."""
+    """The published sampler's shift grows with the image size; `shift` is then DiffusionKit's."""
     guidance: float | None = None
-    """For the guidance embedding of a distilled model; None where it has none."""
+    """Default input of the guidance embedding of a distilled model; None if it has none."""
     reference: Reference = "published"
-    """The forward pass that a run takes unless told otherwise."""
+    """The default forward pass."""
     precision: Precision
-    """Of weights and activations."""
+    """Number format of weights and activations."""
     text_encoder_t5: Literal["optional", "required", "none"]
     parameters: int
-    """Of the transformer, without tables."""
+    """Number of parameters of the transformer, without tables."""
     built_in: bool = False
-    """Made or shipped by this project: nothing is downloaded."""
+    """Part of this project: nothing needs to be downloaded."""
     max_image_size: int | None = None
-    """Pixels: what its table of positions covers; None where it has none."""
+    """Largest image in pixels that its table of positions covers; None if it has no table."""
 
     def check(self, *, image_size: int, use_t5: bool) -> None:
-        """Refuse what the model can't draw; asked at enqueueing, and by a worker once more.
+        """Check that the model can draw this. Both the producer and the worker check.
 
         Raises:
-            InputError: it says what to choose instead.
+            InputError: the model can't; the message says what to choose instead.
         """
         if self.max_image_size is not None and image_size > self.max_image_size:
             raise InputError(
@@ -65,7 +65,7 @@ class ModelSpec:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes that the transformer's weights take in this precision."""
+        """Size of the transformer's weights in bytes."""
         return self.parameters * (4 if self.precision == "float32" else 2)
 
 
@@ -80,7 +80,7 @@ def _sd3(model_id: str, parameters: int, *, num_steps: int, image_size: int, cfg
         precision="float16",
         text_encoder_t5="optional",
         parameters=parameters,
-        # 192 latent pixels a side, of 8 pixels each.
+        # 192 latent pixels per side, each of 8 pixels.
         max_image_size=1536,
     )
 
@@ -154,10 +154,16 @@ MODELS: dict[str, ModelSpec] = {
 
 
 def sampler_shift(spec: ModelSpec, image_size: int, reference: Reference) -> float:
-    """The shift s of noise levels s t / (1 + (s - 1) t) for a square image of `image_size` pixels.
+    """Return the shift s of the noise levels s t / (1 + (s - 1) t) for a square image.
 
-    FLUX.1-dev: s = exp(mu), mu linear in the image's tokens of 16 x 16 pixels, 0.5 at 256 and 1.15 at 4096
-    (`get_schedule` in Black Forest Labs' flux/sampling.py). Six decimals, so that ids agree on all machines.
+    For FLUX.1-dev, s = exp(mu), where mu grows linearly with the number of tokens of 16 x 16 pixels: 0.5 at
+    256 tokens and 1.15 at 4096 (`get_schedule` in Black Forest Labs' flux/sampling.py). It is rounded to six
+    decimals, so that run ids agree on all machines.
+
+    Args:
+        spec: the model.
+        image_size: width and height in pixels.
+        reference: which forward pass the run takes.
     """
     if not spec.shift_by_size or reference == "diffusionkit":
         return spec.shift
@@ -167,10 +173,10 @@ def sampler_shift(spec: ModelSpec, image_size: int, reference: Reference) -> flo
 
 
 def model_spec(model_id: str) -> ModelSpec:
-    """Return what is known of `model_id`.
+    """Return what is known about a model.
 
     Raises:
-        InputError: no such model, or one that is quantized already.
+        InputError: the model is unknown, or quantized already.
     """
     if model_id in MODELS:
         return MODELS[model_id]

@@ -1,4 +1,4 @@
-"""Named arrays as one NPZ: packed, and checked when they are read back."""
+"""Named arrays, packed into one NPZ and checked when they are read."""
 
 from typing import ClassVar, Self
 
@@ -13,21 +13,21 @@ BOOLEANS = "b"
 
 
 class PackedArrays:
-    """Packing and checking that every kind of NPZ shares; `_layout` names kind and rank of each array."""
+    """Base of every set of arrays that travels as NPZ. `_layout` gives the dtype kinds and rank of each."""
 
     __slots__ = ()
     _layout: ClassVar[dict[str, tuple[str, int]]]
 
     def to_bytes(self) -> bytes:
-        """NPZ bytes."""
+        """Return the arrays as the bytes of an NPZ."""
         return npz.pack({name: getattr(self, name) for name in self._layout})
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
-        """Read back.
+        """Return the arrays that `to_bytes` packed.
 
         Raises:
-            ShardCorruptError: not an NPZ, an array is missing, or of another kind or rank.
+            ShardCorruptError: this is no NPZ, or an array is missing or has another dtype or rank.
         """
         arrays = npz.unpack(data)
         for name, (kinds, ndim) in cls._layout.items():
@@ -41,7 +41,7 @@ class PackedArrays:
         return shard
 
     def _check(self) -> None:
-        """Relations between the arrays; raises ShardCorruptError."""
+        """Check how the arrays relate to each other; raise ShardCorruptError if they don't fit."""
 
     def _check_finite(self) -> None:
         for name in self._layout:

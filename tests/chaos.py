@@ -130,9 +130,9 @@ class Chaos:
         self.collect()
         assert self.queue.in_flight().ids == frozenset()
         assert self.queue.failed_ids() == set()
-        group = self.tasks[0].group
-        assert self.store.record_ids(group) == set()
-        assert self.redis.keys(f"bitfleet:shard:{group}:*") == []
+        namespace = self.tasks[0].namespace
+        assert self.store.record_ids(namespace) == set()
+        assert self.redis.keys(f"bitfleet:shard:{namespace}:*") == []
         assert self.store.used_bytes == 0
 
     def wipe(self) -> None:

@@ -33,18 +33,18 @@ class StoreContract:
         raise NotImplementedError
 
     def test_put_then_read_back(self, store: ShardStore) -> None:
-        assert not store.has_record(TASK.group, TASK.id)
+        assert not store.has_record(TASK.namespace, TASK.id)
         assert store.put(RECORD, SHARD) == "stored"
-        assert store.has_record(TASK.group, TASK.id)
-        assert store.record_ids(TASK.group) == {TASK.id}
-        record = store.record(TASK.group, TASK.id)
+        assert store.has_record(TASK.namespace, TASK.id)
+        assert store.record_ids(TASK.namespace) == {TASK.id}
+        record = store.record(TASK.namespace, TASK.id)
         assert record == RECORD
         assert store.shard(record) == SHARD
 
     def test_an_empty_store_has_nothing(self, store: ShardStore) -> None:
         assert store.record_ids("nothing") == set()
         with pytest.raises(ShardCorruptError):
-            store.record(TASK.group, TASK.id)
+            store.record(TASK.namespace, TASK.id)
         with pytest.raises(ShardCorruptError, match="image 0"):
             store.shard(RECORD)
 
@@ -52,8 +52,8 @@ class StoreContract:
         store.put(RECORD, SHARD)
         second = record_of(TASK, b"another", host="air")
         assert store.put(second, b"another") == "exists"
-        assert store.record(TASK.group, TASK.id).host == "studio"
-        assert store.shard(store.record(TASK.group, TASK.id)) == SHARD
+        assert store.record(TASK.namespace, TASK.id).host == "studio"
+        assert store.shard(store.record(TASK.namespace, TASK.id)) == SHARD
 
     def test_a_crash_before_the_record_leaves_nothing_that_looks_done(
         self, store: ShardStore, monkeypatch: pytest.MonkeyPatch
@@ -62,12 +62,12 @@ class StoreContract:
             self.break_second_write(store, patch)
             with pytest.raises((StoreError, KeyboardInterrupt)):
                 store.put(RECORD, SHARD)
-        assert not store.has_record(TASK.group, TASK.id)
-        assert store.record_ids(TASK.group) == set()
+        assert not store.has_record(TASK.namespace, TASK.id)
+        assert store.record_ids(TASK.namespace) == set()
         # The next attempt is a first one, and its bytes are what is read.
         again = record_of(TASK, b"again", host="air")
         assert store.put(again, b"again") == "stored"
-        assert store.shard(store.record(TASK.group, TASK.id)) == b"again"
+        assert store.shard(store.record(TASK.namespace, TASK.id)) == b"again"
 
     @pytest.mark.parametrize(
         "data", [SHARD[:-1], SHARD + b"x", b"", None], ids=["cut", "longer", "empty", "gone"]
@@ -88,11 +88,11 @@ class StoreContract:
     def test_an_unreadable_record_is_there_but_corrupt(self, store: ShardStore, data: bytes) -> None:
         store.put(RECORD, SHARD)
         self.damage_record(store, TASK.id, data)
-        assert store.has_record(TASK.group, TASK.id)
-        assert store.record_ids(TASK.group) == {TASK.id}
+        assert store.has_record(TASK.namespace, TASK.id)
+        assert store.record_ids(TASK.namespace) == {TASK.id}
         with pytest.raises(ShardCorruptError):
-            store.record(TASK.group, TASK.id)
-        store.discard(TASK.group, TASK.id)
+            store.record(TASK.namespace, TASK.id)
+        store.discard(TASK.namespace, TASK.id)
         assert store.put(RECORD, SHARD) == "stored"
 
     @pytest.mark.parametrize(
@@ -104,14 +104,14 @@ class StoreContract:
         store.put(RECORD, SHARD)
         self.damage_record(store, TASK.id, encode_record(record_of(foreign, SHARD)))
         with pytest.raises(ShardCorruptError, match=f"{TASK.id}.*{foreign.id}"):
-            store.record(TASK.group, TASK.id)
+            store.record(TASK.namespace, TASK.id)
 
     def test_discard_forgets_both_and_may_be_repeated(self, store: ShardStore) -> None:
-        store.discard(TASK.group, TASK.id)
+        store.discard(TASK.namespace, TASK.id)
         store.put(RECORD, SHARD)
         for _ in range(2):
-            store.discard(TASK.group, TASK.id)
-            assert store.record_ids(TASK.group) == set()
+            store.discard(TASK.namespace, TASK.id)
+            assert store.record_ids(TASK.namespace) == set()
             with pytest.raises(ShardCorruptError):
                 store.shard(RECORD)
         assert store.put(RECORD, SHARD) == "stored"
@@ -122,15 +122,15 @@ class StoreContract:
         assert long.id.startswith(short.id)
         for task in (short, long):
             store.put(record_of(task, SHARD), SHARD)
-        store.discard(short.group, short.id)
-        assert store.record_ids(TASK.group) == {long.id}
+        store.discard(short.namespace, short.id)
+        assert store.record_ids(TASK.namespace) == {long.id}
         assert store.shard(record_of(long, SHARD)) == SHARD
 
     def test_groups_do_not_see_each_other(self, store: ShardStore) -> None:
         task = layer_task()
         store.put(RECORD, SHARD)
         store.put(record_of(task, b"layer"), b"layer")
-        assert store.record_ids(TASK.group) == {TASK.id}
+        assert store.record_ids(TASK.namespace) == {TASK.id}
         assert store.record_ids(SENSITIVITY.id) == {task.id}
         assert not store.has_record(SENSITIVITY.id, TASK.id)
         store.discard(SENSITIVITY.id, TASK.id)
@@ -140,14 +140,14 @@ class StoreContract:
     def test_a_second_client_sees_the_same(self, store: ShardStore, second: ShardStore) -> None:
         assert second.id == store.id
         # Looked at before, so that a cached listing would be found out.
-        assert second.record_ids(TASK.group) == set()
+        assert second.record_ids(TASK.namespace) == set()
         store.put(RECORD, SHARD)
-        assert second.has_record(TASK.group, TASK.id)
-        assert second.record_ids(TASK.group) == {TASK.id}
-        assert second.shard(second.record(TASK.group, TASK.id)) == SHARD
+        assert second.has_record(TASK.namespace, TASK.id)
+        assert second.record_ids(TASK.namespace) == {TASK.id}
+        assert second.shard(second.record(TASK.namespace, TASK.id)) == SHARD
         assert second.put(RECORD, SHARD) == "exists"
-        store.discard(TASK.group, TASK.id)
-        assert not second.has_record(TASK.group, TASK.id)
+        store.discard(TASK.namespace, TASK.id)
+        assert not second.has_record(TASK.namespace, TASK.id)
 
     def test_blobs(self, store: ShardStore) -> None:
         data = bytes(range(256))

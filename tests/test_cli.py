@@ -122,7 +122,7 @@ def test_defaults_in_the_readme_are_the_code_s() -> None:
             "at most 64 pixels, not 128; use --image-size 64",
         ),
         (["--image-size", "2048"], "draws at most 1536 pixels"),
-        (["--relay-limit", "4"], "--relay-limit 4 is 4 B, too little for the shards of one image"),
+        (["--relay-limit", "4"], "--relay-limit 4 is 4 bytes, too little for the shards of one image"),
         (["--num-images", "2"], "has 1 prompts, 2 images need as many"),
         (["--checkpoint", "nowhere.safetensors"], "does not exist"),
         (["--seed", "-1"], "not in the range"),
@@ -182,11 +182,11 @@ def test_the_url_may_stand_in_a_file_that_is_its_users_alone(tmp_path: Path) -> 
     assert (code, "not both" in text) == (2, True), text
     path.chmod(0o644)
     code, text = invoke("producer", "status", "--redis-url-file", str(path))
-    assert (code, "others may read it: chmod 600" in text) == (2, True), text
+    assert (code, "which holds a password; run: chmod 600" in text) == (2, True), text
     path.write_text("")
     path.chmod(0o600)
     code, text = invoke("producer", "status", "--redis-url-file", str(path))
-    assert (code, "must hold one line" in text) == (2, True), text
+    assert (code, "must hold exactly one line" in text) == (2, True), text
 
 
 def test_debug_gives_the_traceback() -> None:

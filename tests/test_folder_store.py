@@ -79,8 +79,8 @@ class FolderContract(StoreContract):
         other = image_task(1)
         return [
             lambda: store.put(record_of(other, SHARD), SHARD),
-            lambda: store.has_record(TASK.group, TASK.id),
-            lambda: store.record_ids(TASK.group),
+            lambda: store.has_record(TASK.namespace, TASK.id),
+            lambda: store.record_ids(TASK.namespace),
             lambda: store.put_blob("0" * 64, b""),
             lambda: store.blob("0" * 64),
         ]
@@ -111,9 +111,9 @@ class FolderContract(StoreContract):
         before = shards_on(store)
         for act in (
             lambda: store.has_record(name, TASK.id),
-            lambda: store.has_record(TASK.group, name),
+            lambda: store.has_record(TASK.namespace, name),
             lambda: store.record_ids(name),
-            lambda: store.discard(TASK.group, name),
+            lambda: store.discard(TASK.namespace, name),
             lambda: store.discard(name, TASK.id),
             lambda: store.put_blob(name, b"x"),
             lambda: store.discard_blob(name),
@@ -127,7 +127,7 @@ class FolderContract(StoreContract):
         folder = self.path(store, f"{TASK.id}.json").rpartition("/")[0]
         for name in (".DS_Store", "._x.json", "x y.json", ".json", "notes.txt"):
             store._fs.pipe_file(f"{folder}/{name}", b"{}")
-        assert store.record_ids(TASK.group) == {TASK.id}
+        assert store.record_ids(TASK.namespace) == {TASK.id}
 
     def test_a_record_of_gigabytes_is_not_read(
         self, store: FolderStore, monkeypatch: pytest.MonkeyPatch
@@ -136,7 +136,7 @@ class FolderContract(StoreContract):
         self.damage_record(store, TASK.id, b" " * (65 * 1024))
         monkeypatch.setattr(store._fs, "cat_file", _raise_store_error)
         with pytest.raises(ShardCorruptError, match="66560 bytes"):
-            store.record(TASK.group, TASK.id)
+            store.record(TASK.namespace, TASK.id)
 
     def test_two_attempts_never_share_a_file(self, store: FolderStore) -> None:
         # Both looked before either wrote: the slower one's record must not vouch for the other's bytes.
@@ -144,7 +144,7 @@ class FolderContract(StoreContract):
         store._write(store._shard_path(first), b"first")
         store.put(second, b"second")
         assert store.shard(second) == b"second"
-        store.discard(TASK.group, TASK.id)
+        store.discard(TASK.namespace, TASK.id)
         assert shards_on(store) == []
 
 
@@ -174,10 +174,10 @@ class TestLocalFolderStore(FolderContract):
         outside.write_text("mine")
         store = FolderStore.open(str(tmp_path / "store"), create=True)
         store.put(RECORD, SHARD)
-        record = tmp_path / "store" / TASK.group / f"{TASK.id}.json"
+        record = tmp_path / "store" / TASK.namespace / f"{TASK.id}.json"
         record.unlink()
         record.symlink_to(outside)
-        store.discard(TASK.group, TASK.id)
+        store.discard(TASK.namespace, TASK.id)
         assert outside.read_text() == "mine"
         assert not record.is_symlink()
 
@@ -204,14 +204,14 @@ class TestLocalFolderStore(FolderContract):
     def test_a_full_disk_tears_nothing(self, tmp_path: Path, full_at: str) -> None:
         with small_disk(tmp_path / "disk", kilobytes=64) as disk:
             store = FolderStore.open(str(disk), create=True)
-            (disk / TASK.group).mkdir()
+            (disk / TASK.namespace).mkdir()
             shard = bytes(64 * 1024) if full_at == "shard" else bytes(4096)
             record = record_of(TASK, shard)
             free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
             (disk / "ballast").write_bytes(bytes(free - (4096 if full_at == "record" else 8192)))
             with pytest.raises(StoreError, match="No space left"):
                 store.put(record, shard)
-            assert store.record_ids(TASK.group) == set()
+            assert store.record_ids(TASK.namespace) == set()
             assert not [name for name in shards_on(store) if name.endswith(".tmp")]
             if full_at == "shard":
                 assert shards_on(store) == ["ballast"]
@@ -227,11 +227,11 @@ class TestLocalFolderStore(FolderContract):
             subprocess.run(["mount", "-o", "remount,ro", disk], check=True, capture_output=True)
             for act in (
                 lambda: store.put(record_of(image_task(1), SHARD), SHARD),
-                lambda: store.discard(TASK.group, TASK.id),
+                lambda: store.discard(TASK.namespace, TASK.id),
             ):
                 with pytest.raises(StoreError, match="Read-only file system"):
                     act()
-            assert store.shard(store.record(TASK.group, TASK.id)) == SHARD
+            assert store.shard(store.record(TASK.namespace, TASK.id)) == SHARD
 
 
 class TestMemoryFolderStore(FolderContract):
@@ -267,11 +267,11 @@ def test_whatever_a_file_system_raises_is_one_line(method: str, monkeypatch: pyt
 
     def use_all() -> None:
         FolderStore.open(f"memory://bucket-{uuid4().hex}", create=True)
-        store.has_record(TASK.group, TASK.id)
-        store.record_ids(TASK.group)
-        store.shard(store.record(TASK.group, TASK.id))
+        store.has_record(TASK.namespace, TASK.id)
+        store.record_ids(TASK.namespace)
+        store.shard(store.record(TASK.namespace, TASK.id))
         store.put(record_of(image_task(1), SHARD), SHARD)
-        store.discard(TASK.group, TASK.id)
+        store.discard(TASK.namespace, TASK.id)
 
     monkeypatch.setattr(type(store._fs), method, fail)
     with pytest.raises(StoreError, match="no route to host"):

@@ -187,7 +187,7 @@ def test_a_decoded_task_is_within_its_limits(text: tuple[str, str]) -> None:
     except (TaskRefusedError, UnknownKindError):
         return
     assert decode_task(encode_task(task)) == task
-    for name in (task.id, task.group, task.store_id, task.run.id):
+    for name in (task.id, task.namespace, task.store_id, task.run.id):
         assert re.fullmatch(r"[A-Za-z0-9_-]{1,200}", name)
 
 
@@ -267,10 +267,10 @@ def test_shards_and_records(redis: Redis, tmp_path: Path, data: bytes, record: A
         changed = json.loads(encode_record(honest)) | {"task": json.loads(record[1])}
         record = json.dumps(changed).encode()
     if record is not None:
-        redis.hset(f"bitfleet:records:{IMAGE.group}", IMAGE.id, record)
+        redis.hset(f"bitfleet:records:{IMAGE.namespace}", IMAGE.id, record)
     with nothing_forbidden(folder.root):
         intake = collect_part(CalibrationPart(folder, RUN), store)[1]
-    assert store.record_ids(IMAGE.group) == set(), "it is asked for again, or collected"
+    assert store.record_ids(IMAGE.namespace) == set(), "it is asked for again, or collected"
     if intake.merged:
         check_manifest_is_whole(folder)
         for path in folder.root.rglob("*.*"):

@@ -89,7 +89,7 @@ def finished_sketches(example, samples=24, probes=8, **options):
             store_id="store",
             bits=BITS,
             sample=sample,
-            probe_group=0,
+            probe_batch=0,
             probes=probes,
         )
         for sample in range(samples)
@@ -146,8 +146,8 @@ def test_what_a_sketch_lacks_is_told(make_example):
         [exact],
         missing=[MissingTask(layer=example.card.layers[0].path, bits=2, reason="queued")],
         missing_sketches=[
-            MissingSketch(sample=23, probe_group=0, reason="failed on air"),
-            MissingSketch(sample=22, probe_group=0, reason="queued"),
+            MissingSketch(sample=23, probe_batch=0, reason="failed on air"),
+            MissingSketch(sample=22, probe_batch=0, reason="queued"),
         ],
     )
     assert not results.complete
@@ -212,7 +212,7 @@ def test_a_task_survives_its_json_and_other_probes_are_other_tasks(make_example)
     assert decode_task(encode_task(task)) == task
     ids = {task.id} | {
         msgspec.structs.replace(task, **{name: value}).id
-        for name, value in (("sample", 1), ("probe_group", 1), ("probes", 9), ("bits", (2, 4)))
+        for name, value in (("sample", 1), ("probe_batch", 1), ("probes", 9), ("bits", (2, 4)))
     }
     assert len(ids) == 5
 

@@ -123,7 +123,7 @@ def test_what_this_machine_can_not_keeps_its_place_and_all_else_goes_on(
 
     def elsewhere(task: Task, context: JobContext) -> dict[str, Any]:
         ran.append(task.id)
-        if task.group == TASK.group:
+        if task.namespace == TASK.namespace:
             raise error
         return {}
 

@@ -142,7 +142,7 @@ def test_a_job_whose_hash_expired_is_enqueued_once_a_worker_came_by(producer: Pr
 def test_a_finished_job_whose_shard_was_dropped_is_enqueued_again(producer: Producer) -> None:
     producer()
     producer.finish(TASKS[1])
-    producer.store.discard(TASKS[1].group, IDS[1])
+    producer.store.discard(TASKS[1].namespace, IDS[1])
     assert producer().enqueued == (IDS[1],)
     assert producer.redis.zrange(f"rq:finished:{QUEUE}", 0, -1) == []
     job = TaskJob.fetch(IDS[1], connection=producer.redis, serializer=producer.queue.serializer)

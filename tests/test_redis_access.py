@@ -191,7 +191,7 @@ def work(server: TlsRedis, fails: dict[int, int] | None = None) -> None:
             set_progress(beat, QUEUE, task.id, Progress(text="step 1/4", host="here", worker="w"))
             read_events(connection, task.id)
             shard = calibration_shard().to_bytes()
-            store.has_record(task.group, task.id)
+            store.has_record(task.namespace, task.id)
             return {"outcome": store.put(record_of(task, shard), shard)}
 
         worker = LeaseWorker(

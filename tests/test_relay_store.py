@@ -25,13 +25,13 @@ class TestRelayStore(StoreContract):
             yield RelayStore(client)
 
     def damage_shard(self, store: Any, data: bytes | None) -> None:
-        key = f"bitfleet:shard:{TASK.group}:{TASK.id}"
+        key = f"bitfleet:shard:{TASK.namespace}:{TASK.id}"
         assert store._redis.delete(key) == 1
         if data is not None:
             store._redis.set(key, data)
 
     def damage_record(self, store: Any, task_id: str, data: bytes) -> None:
-        assert store._redis.hset(f"bitfleet:records:{TASK.group}", task_id, data) == 0
+        assert store._redis.hset(f"bitfleet:records:{TASK.namespace}", task_id, data) == 0
 
     def damage_blob(self, store: Any, digest: str, data: bytes) -> None:
         assert store._redis.set(f"bitfleet:blob:{digest}", data)
@@ -66,19 +66,19 @@ class TestRelayStore(StoreContract):
         for index in range(2):
             store.put(record_of(image_task(index), SHARD), SHARD)
         redis.config_set("maxmemory", 1)
-        assert store.shard(store.record(TASK.group, TASK.id)) == SHARD
-        store.discard(TASK.group, TASK.id)
+        assert store.shard(store.record(TASK.namespace, TASK.id)) == SHARD
+        store.discard(TASK.namespace, TASK.id)
         assert store.used_bytes == len(SHARD)
-        assert store.record_ids(TASK.group) == {image_task(1).id}
+        assert store.record_ids(TASK.namespace) == {image_task(1).id}
 
     def test_limit(self, store: RelayStore) -> None:
         store.set_limit(2 * len(SHARD))
         tasks = [image_task(index) for index in range(3)]
         outcomes = [store.put(record_of(task, SHARD), SHARD) for task in tasks]
         assert outcomes == ["stored", "stored", "full"]
-        assert store.record_ids(TASK.group) == {tasks[0].id, tasks[1].id}
+        assert store.record_ids(TASK.namespace) == {tasks[0].id, tasks[1].id}
         assert store.used_bytes == 2 * len(SHARD)
-        store.discard(TASK.group, tasks[0].id)
+        store.discard(TASK.namespace, tasks[0].id)
         assert store.put(record_of(tasks[2], SHARD), SHARD) == "stored"
         # One that is there already is not held up by a full relay.
         assert store.put(record_of(tasks[2], SHARD), SHARD) == "exists"
@@ -87,7 +87,7 @@ class TestRelayStore(StoreContract):
         store.set_limit(10)
         assert store.put(RECORD, SHARD) == "stored"
         assert store.put(record_of(image_task(1), b"x"), b"x") == "full"
-        store.discard(TASK.group, TASK.id)
+        store.discard(TASK.namespace, TASK.id)
         assert store.put(record_of(image_task(1), b"x"), b"x") == "stored"
 
     def test_bytes_are_counted_exactly(self, store: RelayStore, redis: Redis) -> None:
@@ -98,10 +98,10 @@ class TestRelayStore(StoreContract):
         stored = sum(redis.strlen(key) for key in redis.keys("bitfleet:shard:*"))
         assert store.used_bytes == stored == 70
         for index in (3, 3, 0, 1):
-            store.discard(TASK.group, image_task(index).id)
+            store.discard(TASK.namespace, image_task(index).id)
         assert store.used_bytes == 42
         for index in range(5):
-            store.discard(TASK.group, image_task(index).id)
+            store.discard(TASK.namespace, image_task(index).id)
         assert store.used_bytes == 0
         assert redis.keys("bitfleet:relay:*") == []
 

@@ -55,19 +55,19 @@ class TestSftpStore(FolderContract):
 
     def test_the_files_are_there(self, store: FolderStore, tmp_path: Path) -> None:
         store.put(RECORD, SHARD)
-        assert (tmp_path / "store" / TASK.group / f"{TASK.id}.json").is_file()
+        assert (tmp_path / "store" / TASK.namespace / f"{TASK.id}.json").is_file()
         assert not list((tmp_path / "store").rglob("*.tmp"))
 
     def test_a_cut_connection_is_made_again(self, ssh: InProcessSftp | OpenSsh, store: FolderStore) -> None:
         store.put(RECORD, SHARD)
         ssh.kill()
         with pytest.raises(StoreError, match=r"127\.0\.0\.1"):
-            store.has_record(TASK.group, TASK.id)
+            store.has_record(TASK.namespace, TASK.id)
         ssh.start()
         # A worker's client outlives the server's restart, a Mac's sleep, and lost Wi-Fi.
         other = image_task(1)
         assert store.put(record_of(other, SHARD), SHARD) == "stored"
-        assert store.record_ids(TASK.group) == {TASK.id, other.id}
+        assert store.record_ids(TASK.namespace) == {TASK.id, other.id}
 
     def test_an_unknown_server_is_not_talked_to(self, ssh: InProcessSftp | OpenSsh, url: str) -> None:
         try:
@@ -141,11 +141,11 @@ class TestS3Store(FolderContract):
         other = FolderStore.open(url)
         for index in range(3):
             task = image_task(index)
-            assert not store.has_record(task.group, task.id)
-            assert task.id not in store.record_ids(task.group)
+            assert not store.has_record(task.namespace, task.id)
+            assert task.id not in store.record_ids(task.namespace)
             other.put(record_of(task, SHARD), SHARD)
-            assert store.has_record(task.group, task.id)
-            assert task.id in store.record_ids(task.group)
+            assert store.has_record(task.namespace, task.id)
+            assert task.id in store.record_ids(task.namespace)
             assert store.put(record_of(task, b"late"), b"late") == "exists"
 
     def test_a_bucket_that_is_not_there(self, bucket: str) -> None:

@@ -328,3 +328,14 @@ def test_infinite_and_undefined_are_told_apart() -> None:
     assert formatting.decibel(metrics(None, None)) == "–"
     assert formatting.decibel(metrics(0.1, 20.0)) == "20.0 dB"
     assert formatting.error_with_interval(metrics(0.1, 20.0)) == "10%"
+
+
+def test_the_chart_s_lines_have_ids_that_the_page_colours(results: Results) -> None:
+    html = render_report(results)
+    svg = html[html.index("<svg") : html.index("</svg>")]
+    for index in range(len(results.bits)):
+        for where in ("by-depth", "by-kind-of-layer", "legend"):
+            assert f'<g id="series-{index}-{where}">' in svg
+        assert f'g[id^="series-{index}-"] {{ color: var(--series-{index}); }}' in html
+    ids = re.findall(r'\bid="([^"]+)"', html)
+    assert len(ids) == len(set(ids))

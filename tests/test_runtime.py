@@ -40,7 +40,7 @@ def test_what_does_not_fit_is_refused_before_its_weights_are_read(runtime: Any) 
     with pytest.raises(MachineTooSmallError) as caught:
         runtime(memory_limit=1_000_000).run(image_task(), CONTEXT)
     assert str(caught.value).startswith("tiny-sd3 needs ")
-    assert " MB of memory, this machine offers 1.0 MB; --memory-limit (or BITFLEET" in str(caught.value)
+    assert " MB of memory, this machine offers 1 MB; --memory-limit (or BITFLEET" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert mx.get_active_memory() - before < 100_000
 
@@ -75,7 +75,7 @@ def test_mlx_is_told_what_the_machine_offers_each_time(runtime: Any) -> None:
 
 def test_where_it_was_computed_stands_in_the_record(runtime: Any, redis: Redis) -> None:
     runtime().run(image_task(2), CONTEXT)
-    versions = RelayStore(redis).record(image_task(2).group, image_task(2).id).versions
+    versions = RelayStore(redis).record(image_task(2).namespace, image_task(2).id).versions
     assert versions["architecture"] == mx.device_info()["architecture"]
     assert versions["device"] == mx.device_info()["device_name"]
     assert versions["os"]

@@ -1,4 +1,4 @@
-"""The `worker` command. Thin: options in, the supervisor does the rest. No MLX in this process."""
+"""The `worker` command: reads the options and starts the supervisor. This process never loads MLX."""
 
 from pathlib import Path
 
@@ -14,63 +14,68 @@ from shared.cli import explain_errors, redis_url_option  # noqa: E402
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="bitfleet")
 def main() -> None:
-    """Run calibration and sensitivity tasks on this machine."""
+    """Run the tasks that a producer has enqueued, on this machine."""
 
 
 @main.command()
 @redis_url_option
-@click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 64), help="Processes here.")
+@click.option(
+    "--workers", default=1, show_default=True, type=click.IntRange(1, 64), help="Number of worker processes."
+)
 @click.option(
     "--store",
     metavar="URL",
     envvar="BITFLEET_STORE",
     show_envvar=True,
-    help="Where shards go when the run was enqueued with --store: a folder, s3://…, sftp://… "
-    "[default: through Redis]",
+    help="Where to leave finished shards: the same --store that the run was enqueued with (a folder, s3://…, "
+    "sftp://…). [default: in Redis]",
 )
 @click.option(
     "--calib-dir",
     type=click.Path(file_okay=False, path_type=Path),
-    help="The run's calibration folder, if this machine sees it: samples are read there, not fetched.",
+    help="The run's calibration folder, if this machine can reach it. Samples are then read from there.",
 )
 @click.option(
     "--checkpoint",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="The checkpoint file that the run was enqueued with, where this machine has it.",
+    help="This machine's copy of the checkpoint that the run was enqueued with.",
 )
 @click.option(
     "--memory-limit",
     metavar="SIZE",
     envvar="BITFLEET_MEMORY_LIMIT",
     show_envvar=True,
-    help="Of each process, for weights, kept states and passes, as 12GB or 800MB "
-    "[default: its share of what Metal recommends, on Linux of what is available]; a run that needs more "
-    "is left to other machines",
+    help="How much memory each worker process may use, such as 12GB. Runs that need more are left to other "
+    "machines. [default: what Metal recommends (on Linux: what is free), divided by the number of workers]",
 )
 @click.option(
     "--canary-tolerance",
     type=click.FloatRange(0, 1),
-    help="How far this machine's answer to a test input may be from the first worker's, relatively "
+    help="How much this machine's result for a test input may differ from the first worker's (relative L2). "
     "[default: 0.001 in float32, 0.05 in 16 bits]",
 )
-@click.option("--hedge", is_flag=True, help="When idle, take a second copy of a job that runs for long.")
+@click.option(
+    "--hedge",
+    is_flag=True,
+    help="When idle, start a second copy of a job that is slow elsewhere. The first result counts.",
+)
 @click.option(
     "--lease",
     default=45,
     show_default=True,
     type=click.IntRange(2, 3600),
-    help="Seconds after which a silent worker's job is given to another.",
+    help="Seconds without a heartbeat after which a job is given to another worker.",
 )
 @click.option(
     "--beat",
     default=10.0,
     show_default=True,
     type=click.FloatRange(0.2, 600),
-    help="Seconds between two signs of life.",
+    help="Seconds between two heartbeats.",
 )
-@click.option("--burst", is_flag=True, help="Leave when the queue is empty.")
-@click.option("--quiet", is_flag=True, help="Warnings and errors only.")
-@click.option("--with-parent", is_flag=True, hidden=True, help="Leave when the starting process is gone.")
+@click.option("--burst", is_flag=True, help="Exit when the queue is empty.")
+@click.option("--quiet", is_flag=True, help="Log warnings and errors only.")
+@click.option("--with-parent", is_flag=True, hidden=True, help="Exit when the parent process has ended.")
 @explain_errors
 def start(
     redis_url: str,
@@ -87,11 +92,11 @@ def start(
     quiet: bool,
     with_parent: bool,
 ) -> None:
-    """Start workers; they take jobs until told to stop.
+    """Start workers. They take jobs until you stop them.
 
-    Ctrl-C once finishes the running jobs and leaves; twice hands them back to the queue now. A worker
-    that crashes is started again, and its job is given to another after --lease seconds. What this
-    machine can't do, for want of memory, disk or files, it leaves to others, and goes on with the rest.
+    Press Ctrl-C once to finish the running jobs and exit, twice to return them to the queue at once. A
+    crashed worker is restarted, and its job returns to the queue. Jobs that this machine can't run,
+    because memory, disk space or files are missing, are left to other machines.
     """
     import logging
     import sys
@@ -107,10 +112,10 @@ def start(
 
     if beat * 2 > lease:
         raise InputError(
-            f"--beat {beat:g} is too slow for --lease {lease}; let it beat at least twice a lease"
+            f"--beat {beat:g} is too long for --lease {lease}; it must be at most half of the lease"
         )
     require_mlx()
-    # Asked once here, so that a wrong URL is one line and not one from every process.
+    # Checked here once, so that a wrong URL gives one error and not one per process.
     queue = queue_name(open_store(store, connect(redis_url)).id)
     logging.basicConfig(
         level=logging.WARNING if quiet else logging.INFO,

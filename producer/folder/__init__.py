@@ -1,1 +1,1 @@
-"""The calibration folder on disk: what was asked for, and what has been collected."""
+"""The calibration folder: what is wanted, and what has been collected."""

@@ -1,9 +1,9 @@
-"""A calibration folder: which file is where. Only the producer writes here.
+"""The paths of a calibration folder. Only the producer writes here.
 
-run.json                            what was asked for
+run.json                            the run, and which images are wanted
 manifest.json, samples/, previews/  what has been collected, in the calibration layout
-model.json                          the model's layers, as the first worker said
-records/                            one a collected image: its existence means done; beside it, its seal
+model.json                          the model card of the first worker
+records/                            a record and a seal for each collected image
 sensitivity/<id>/                   request.json, samples.npz, shards/, records/, results.*, report.html
 """
 
@@ -21,7 +21,7 @@ from shared.model_card import ModelCard, decode_model_card
 
 
 class CalibFolder:
-    """Paths of a calibration folder, and reading and writing of what is not a sample."""
+    """The paths of a calibration folder. It also reads and writes all files but the samples."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -31,7 +31,7 @@ class CalibFolder:
         self.samples_dir = root / "samples"
         self.state_dir = root / ".bitfleet"
         self.records = RecordFolder(root / "records")
-        """Of collected images."""
+        """Records of the collected images."""
         self.images = CollectedImages()
         self.manifest = Manifest(self.manifest_path, self.sample_name)
         self._model: tuple[Stamp, ModelCard] | None = None
@@ -39,10 +39,10 @@ class CalibFolder:
         self._sensitivities: dict[str, SensitivityFolder] = {}
 
     def check_writable(self) -> None:
-        """Make the folder if need be, and try to write in it.
+        """Create the folder if it is missing, and check that it can be written.
 
         Raises:
-            InputError: that can't be done.
+            InputError: it can't be created or written.
         """
         try:
             self.root.mkdir(parents=True, exist_ok=True)
@@ -55,31 +55,31 @@ class CalibFolder:
             ) from None
 
     def sample_name(self, image_index: int, step_index: int) -> str:
-        """Relative to the root; sorts in the layout's order."""
+        """Return a sample's path relative to the root. Sorted names are in the layout's order."""
         return f"samples/image-{image_index:05d}-step-{step_index:03d}.npz"
 
     def preview_path(self, image_index: int) -> Path:
-        """The decoded image."""
+        """Return the path of a decoded image."""
         return self.root / "previews" / f"image-{image_index:05d}.png"
 
     def seal_path(self, task_id: str) -> Path:
-        """What an image's samples were when they were collected; see producer.folder.sample_seals."""
+        """Return the path of an image's seal; see producer.folder.sample_seals."""
         return self.records.root / f"{task_id}.seal"
 
     def sensitivity(self, sensitivity_id: str) -> "SensitivityFolder":
-        """One sensitivity run's folder."""
+        """Return the folder of a sensitivity run."""
         if sensitivity_id not in self._sensitivities:
             root = self.root / "sensitivity" / sensitivity_id
             self._sensitivities[sensitivity_id] = SensitivityFolder(root)
         return self._sensitivities[sensitivity_id]
 
     def sensitivities(self) -> list["SensitivityFolder"]:
-        """Those that were asked for, by id."""
+        """Return the folders of all sensitivity runs, sorted by id."""
         requests = sorted(self.root.glob("sensitivity/*/request.json"))
         return [self.sensitivity(path.parent.name) for path in requests]
 
     def read_run(self) -> RunFile | None:
-        """What was asked for; None if nothing was.
+        """Return the run file; None if there is none.
 
         Raises:
             InputError: run.json is damaged.
@@ -87,10 +87,10 @@ class CalibFolder:
         return self._run.read()
 
     def require_run(self) -> RunFile:
-        """What was asked for.
+        """Return the run file.
 
         Raises:
-            InputError: nothing was.
+            InputError: there is none.
         """
         run = self.read_run()
         if run is None:
@@ -98,10 +98,10 @@ class CalibFolder:
         return run
 
     def write_run(self, run: RunFile) -> None:
-        """Say what is asked for.
+        """Write the run file.
 
         Raises:
-            InputError: the folder holds images of another run, or samples of unknown origin.
+            InputError: the folder holds images of another run, or samples without a run file.
         """
         old = self.read_run()
         if old is None and (self.manifest_path.exists() or any(self.samples_dir.glob("*.npz"))):
@@ -122,7 +122,7 @@ class CalibFolder:
             self._run.write(run)
 
     def read_model(self) -> ModelCard | None:
-        """The model's layers; None before the first image was collected."""
+        """Return the model card; None before the first image is collected."""
         stamp = stamp_of(self.model_path)
         if stamp is None:
             return None
@@ -135,13 +135,13 @@ class CalibFolder:
         return self._model[1]
 
     def drop_image(self, task_id: str) -> None:
-        """The image is not done after all."""
+        """Forget that an image was collected."""
         self.records.drop(task_id)
         self.seal_path(task_id).unlink(missing_ok=True)
 
 
 class SensitivityFolder:
-    """Paths of one sensitivity run's folder."""
+    """The paths of a sensitivity run's folder."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -151,29 +151,30 @@ class SensitivityFolder:
         self.csv_path = root / "results.csv"
         self.report_path = root / "report.html"
         self.records = RecordFolder(root / "records")
-        """Of collected shards."""
+        """Records of the collected shards."""
         self.hashed: dict[str, Stamp] = {}
-        """Task id to what its shard's file looked like when its sha256 was last found right."""
+        """By task id, the stamp of its shard's file when its sha256 was last checked."""
         self._request = JsonFile(self.request_path, RequestFile)
 
     def shard_path(self, task_id: str) -> Path:
-        """Per-sample values of one task."""
+        """Return the path of a task's shard."""
         return self.root / "shards" / f"{task_id}.npz"
 
     def read_request(self) -> RequestFile | None:
-        """What was asked for; None if nothing was."""
+        """Return the request; None if there is none."""
         return self._request.read()
 
     def require_request(self) -> RequestFile:
-        """What was asked for."""
+        """Return the request.
+
+        Raises:
+            InputError: there is none.
+        """
         request = self.read_request()
         if request is None:
             raise InputError(f"{self.request_path} is missing; run `producer enqueue-sensitivity` again")
         return request
 
     def write_request(self, request: RequestFile) -> None:
-        """Say what is asked for, beside what was asked before.
-
-        Layers keep the order of the forward pass only if the caller gives them all in it.
-        """
+        """Write the request, in place of an older one."""
         self._request.write(request)

@@ -1,4 +1,4 @@
-"""Which images of a run are collected, and whole still."""
+"""Which images of a run are collected and still intact."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 class CollectedImages:
-    """Looks at each image's samples once, and again when files came or went that this process did not write.
+    """Checks each image's samples once, and again when another process has added or removed files.
 
-    So a command notices all that happened before it began; a sample whose bytes are changed while it runs
-    is noticed by the next command.
+    A command notices every change that was made before it started. If the bytes of a sample are changed
+    while it runs, the next command notices.
     """
 
     def __init__(self) -> None:
@@ -27,9 +27,9 @@ class CollectedImages:
     def look(
         self, folder: "CalibFolder", tasks: Sequence[CalibrationTask], *, renew: bool = False
     ) -> tuple[dict[str, Record], dict[str, str]]:
-        """Records of whole images by task id, and of each other image with a record what is wrong with it.
+        """Return the records of intact images, and what is wrong with the damaged ones, both by task id.
 
-        Nothing is written, unless `renew` is set: then seals that have grown old are renewed.
+        With `renew`, outdated seals are written anew; otherwise nothing is written.
         """
         known = folder.records.read()
         stamp = stamp_of(folder.samples_dir)
@@ -48,7 +48,7 @@ class CollectedImages:
         return records, damages
 
     def wrote(self, folder: "CalibFolder") -> None:
-        """The samples that appeared since the last look are this process's own."""
+        """Note that this process has written the newest samples itself."""
         self._stamp = stamp_of(folder.samples_dir)
 
 
@@ -57,5 +57,5 @@ def _damage(folder: "CalibFolder", task: CalibrationTask, renew: bool) -> str | 
 
 
 def sample_paths(folder: "CalibFolder", task: CalibrationTask) -> list[Path]:
-    """One a step, in order."""
+    """Return the paths of an image's samples, in the order of its steps."""
     return [folder.root / folder.sample_name(task.image_index, step) for step in range(task.run.num_steps)]

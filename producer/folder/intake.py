@@ -1,4 +1,4 @@
-"""Taking finished shards out of a store: checked against the run, kept, and only then forgotten there."""
+"""Move finished shards from a store to the folder. They leave the store only after they are saved."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,14 +13,14 @@ MAX_REASON = 500
 
 @dataclass(slots=True)
 class Intake:
-    """What one pass over a store took in, and what it could not."""
+    """The outcome of one pass over a store."""
 
     merged: list[str] = field(default_factory=list)
-    """Task ids."""
+    """Ids of the tasks whose shards were saved."""
     problems: list[str] = field(default_factory=list)
-    """One line a shard that was dropped: which, and what is wrong with it."""
+    """One line for each dropped shard, with the reason."""
     unreadable: dict[str, str] = field(default_factory=dict)
-    """Task id to why its file could not be read; it is left where it is, and tried again by the next pass."""
+    """By task id, why its file could not be read. It stays in the store for the next pass."""
 
 
 def take_in(
@@ -30,20 +30,20 @@ def take_in(
     keep: Callable[[Record, bytes], None],
     told: Callable[[Task], None] = lambda task: None,
 ) -> Intake:
-    """Move finished shards of `tasks` from the store into `keep`, and add their records to `records`.
+    """Move the finished shards of `tasks` from the store to the folder, and add their records to `records`.
 
-    `keep` writes everything and the record last; it raises ShardCorruptError or RunMismatchError for a
-    shard that does not belong. Such a shard is dropped from the store, so that its task is found missing
-    and enqueued again. Killed at any point, the next pass goes on where this one was.
+    `keep` saves a shard, its record last. It raises ShardCorruptError or RunMismatchError for a bad shard,
+    which is then deleted from the store, so that its task counts as missing and is enqueued again. If this
+    process is killed at any point, the next pass continues.
 
     Raises:
-        StoreTroubleError: the store can't be read at all; a single file that can't is passed over.
+        StoreTroubleError: the store can't be read. A single unreadable file is skipped instead.
     """
     intake = Intake()
     if not tasks:
         return intake
-    group = tasks[0].group
-    finished = store.record_ids(group)
+    namespace = tasks[0].namespace
+    finished = store.record_ids(namespace)
     for task in tasks:
         if task.id not in finished:
             continue
@@ -55,16 +55,16 @@ def take_in(
             except (ShardCorruptError, RunMismatchError) as error:
                 intake.problems.append(f"{task.label}: dropped, to be computed again: {_printable(error)}")
             except StoreTroubleError as error:
-                # Raises what is wrong with the store, if it is not this file alone.
-                store.record_ids(group)
+                # This raises if the whole store is unreadable, and not this file alone.
+                store.record_ids(namespace)
                 intake.unreadable[task.id] = _printable(error)
                 continue
-        store.discard(group, task.id)
+        store.discard(namespace, task.id)
     return intake
 
 
 def _take_one(task: Task, store: ShardStore, keep: Callable[[Record, bytes], None]) -> Record:
-    record = store.record(task.group, task.id)
+    record = store.record(task.namespace, task.id)
     if record.task != task:
         raise RunMismatchError(f"its record is of other settings (from {record.host})")
     keep(record, store.shard(record))
@@ -72,5 +72,5 @@ def _take_one(task: Task, store: ShardStore, keep: Callable[[Record, bytes], Non
 
 
 def _printable(error: Exception) -> str:
-    """What is wrong with a shard may quote it: kilobytes, or orders to a terminal."""
+    """Return an error's text, cut short and without control characters: it may quote a hostile shard."""
     return "".join(letter if letter.isprintable() else " " for letter in str(error)[:MAX_REASON])

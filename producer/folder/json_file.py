@@ -1,4 +1,4 @@
-"""A JSON file that holds one struct, read again only when it has changed."""
+"""A JSON file with one struct. It is read again only after it has changed."""
 
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
@@ -6,6 +6,7 @@ from typing import Generic, NamedTuple, TypeVar
 import msgspec
 from msgspec import Struct
 
+from shared.decoding import decode
 from shared.errors import InputError
 from shared.files import write_atomically
 
@@ -13,14 +14,14 @@ AnyStruct = TypeVar("AnyStruct", bound=Struct)
 
 
 class Stamp(NamedTuple):
-    """What changes when a file does."""
+    """Time and size of a file, by which a change is noticed."""
 
     mtime_ns: int
     size: int
 
 
 def stamp_of(path: Path) -> Stamp | None:
-    """The stamp of a file; None if there is none."""
+    """Return the stamp of a file; None if the file is missing."""
     try:
         status = path.stat()
     except FileNotFoundError:
@@ -29,15 +30,15 @@ def stamp_of(path: Path) -> Stamp | None:
 
 
 class JsonFile(Generic[AnyStruct]):
-    """One struct in one file; an unchanged file gives the very object that it gave before."""
+    """One struct in one file. While the file is unchanged, `read` returns the same object."""
 
     def __init__(self, path: Path, kind: type[AnyStruct]) -> None:
         self.path = path
-        self._kind = kind
+        self._decoder = msgspec.json.Decoder(kind)
         self._known: tuple[Stamp, AnyStruct] | None = None
 
     def read(self) -> AnyStruct | None:
-        """Return what it holds; None if there is no such file.
+        """Return the struct; None if the file is missing.
 
         Raises:
             InputError: the file is damaged.
@@ -50,13 +51,14 @@ class JsonFile(Generic[AnyStruct]):
         return self._known[1]
 
     def write(self, content: AnyStruct) -> None:
-        """Replace what it holds."""
+        """Write the struct, in place of an older one."""
         write_atomically(self.path, msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n")
 
     def _decoded(self) -> AnyStruct:
-        try:
-            return msgspec.json.decode(self.path.read_bytes(), type=self._kind)
-        except (msgspec.DecodeError, UnicodeError) as error:
-            raise InputError(
-                f"{self.path} can't be read: {error}; restore it, or use another --calib-dir"
-            ) from None
+        return decode(
+            self._decoder,
+            self.path.read_bytes(),
+            InputError,
+            f"{self.path} can't be read",
+            remedy="; restore it, or use another --calib-dir",
+        )

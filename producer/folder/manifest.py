@@ -1,4 +1,4 @@
-"""manifest.json: what has been collected, as other people's notebooks read it."""
+"""manifest.json: the list of what has been collected, for notebooks and other programs."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,10 +15,10 @@ ReadSigmas = Callable[[CalibrationTask], list[float]]
 
 
 class Manifest:
-    """Derived from the records alone, each of which was written after its image's samples.
+    """Writes the manifest from the records.
 
-    So it never lists a sample that is not there whole. Names of samples are written image by image: a run
-    of 10,000 images of 50 steps has half a million.
+    A record is written after the samples of its image, so the manifest never lists an incomplete image. The
+    file is written in pieces, because a run of 10,000 images with 50 steps has half a million samples.
     """
 
     def __init__(self, path: Path, sample_name: Callable[[int, int], str]) -> None:
@@ -36,7 +36,7 @@ class Manifest:
         self._written = *state[:2], stamp_of(self._path)
 
     def _is(self, chunks: Iterator[bytes]) -> bool:
-        """Whether the file holds just this already."""
+        """Return whether the file already has this content."""
         try:
             with self._path.open("rb") as file:
                 return all(file.read(len(chunk)) == chunk for chunk in chunks) and not file.read(1)

@@ -1,4 +1,4 @@
-"""The records of what has been collected: one small JSON file a task, its existence means done."""
+"""The records of collected tasks, one small JSON file each."""
 
 import os
 from collections.abc import Iterator
@@ -11,14 +11,14 @@ from shared.stores.records import Record, decode_record, encode_record
 
 
 class RecordFolder:
-    """Records by task id. Each file is read once, and again only when its time or size changes."""
+    """Reads and writes records. A file is read again only if its time or size has changed."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self._known: dict[str, tuple[Stamp, Record | None]] = {}
 
     def read(self) -> dict[str, Record]:
-        """Return all records in the order of their ids; an unreadable one means not done."""
+        """Return all records by task id, in the order of their ids. Unreadable records are left out."""
         found = {}
         for name, stamp in sorted(self._files()):
             known = self._known.get(name)
@@ -29,11 +29,11 @@ class RecordFolder:
         return {record.id: record for _, record in found.values() if record is not None}
 
     def write(self, record: Record) -> None:
-        """Keep a record: from now on its task is done."""
+        """Write a record. From now on its task is done."""
         write_atomically(self.root / f"{record.id}.json", encode_record(record))
 
     def drop(self, task_id: str) -> None:
-        """The task is not done after all. Nothing happens when it was not."""
+        """Delete a task's record. Does nothing if there is none."""
         (self.root / f"{task_id}.json").unlink(missing_ok=True)
 
     def _files(self) -> Iterator[tuple[str, Stamp]]:

@@ -1,4 +1,4 @@
-"""request.json: a sensitivity run, and which layers and bits of it are wanted."""
+"""request.json: a sensitivity run, with the layers and bits that are wanted."""
 
 from collections.abc import Sequence
 
@@ -9,38 +9,38 @@ from shared.runs import SensitivitySettings
 
 
 class SketchRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What is wanted of a sketch."""
+    """The options of a sketch."""
 
     bits: tuple[Bits, ...]
     probes: int
-    """Random vectors a sample."""
+    """Random probes per sample."""
     verify: int
-    """How many pairs to measure exactly afterwards."""
+    """How many (layer, bits) to measure exactly afterwards."""
 
 
 class RequestFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What was asked for with `enqueue-sensitivity`, in one call or in several."""
+    """Everything that one or more calls of `enqueue-sensitivity` asked for."""
 
     settings: SensitivitySettings
     layers: tuple[Layer, ...]
-    """In the order of the forward pass."""
+    """Layers to measure exactly, in the order of the forward pass."""
     bits: tuple[Bits, ...]
-    """To be measured exactly at each of these layers."""
+    """Bit widths to measure exactly for each of these layers."""
     samples: int
     max_images: int
     step_stride: int
     sketch: SketchRequest | None = None
     verify: tuple[tuple[Layer, Bits], ...] = ()
-    """Sketched pairs that are measured exactly, chosen once the sketch is complete."""
+    """(layer, bits) of the sketch to measure exactly; chosen when the sketch is complete."""
 
     def pairs(self) -> list[tuple[str, int]]:
-        """Every (layer, bits) to be measured exactly, in the order of one sweep through the model."""
+        """Return every (layer, bits) to measure exactly, in the order of the forward pass."""
         swept = [(layer, bits) for layer in self.layers for bits in self.bits]
         known = set(swept)
         return swept + [pair for pair in self.verify if pair not in known]
 
 
 def union_in_order(order: Sequence[str], *parts: Sequence[str]) -> tuple[str, ...]:
-    """All of `parts`, once each, in the order given."""
+    """Return all names in `parts`, once each, in the given order."""
     wanted = {name for part in parts for name in part}
     return tuple(name for name in order if name in wanted)

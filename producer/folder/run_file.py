@@ -1,4 +1,4 @@
-"""run.json: a run, and which of its images are wanted."""
+"""run.json: a run, with the images that are wanted."""
 
 import msgspec
 from msgspec import Struct
@@ -7,18 +7,18 @@ from shared.runs import RunSettings
 
 
 class RunFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What was asked for with `enqueue-calibration`."""
+    """Everything that `enqueue-calibration` asked for."""
 
     settings: RunSettings
     prompts: tuple[str, ...]
-    """One an image."""
+    """One prompt per image."""
     store_id: str
     store: str | None
-    """Its URL without a password; None for the Redis relay."""
+    """The store's URL without passwords; None for the relay."""
 
 
 def difference(old: RunFile, new: RunFile) -> str:
-    """Names, old and new values of the settings in which two runs differ, for people."""
+    """Return, for a message, the settings in which two runs differ, with old and new values."""
     before, after = msgspec.to_builtins(old.settings), msgspec.to_builtins(new.settings)
     names = [name for name in before if before[name] != after[name]]
     return ", ".join(

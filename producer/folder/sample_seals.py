@@ -1,7 +1,7 @@
-"""Seals: size, time and sha256 of an image's samples as they were collected, so that a change is noticed.
+"""Seals: size, time and sha256 of an image's samples when they were collected, to detect changes.
 
-They lie beside the records, one a collected image. A file of the sealed size and time is taken for
-unchanged; any other time is looked into, for copying a folder changes times and no bytes.
+Each collected image has a seal beside its record. A file with the sealed size and time counts as unchanged.
+If only the time differs, its sha256 is compared, because copying a folder changes times.
 """
 
 import hashlib
@@ -12,14 +12,15 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
+from shared.decoding import decode_or_none
 from shared.files import write_atomically
 
 
 class SampleSeal(Struct, frozen=True, kw_only=True):
-    """One file."""
+    """The seal of one file."""
 
     name: str
-    """Without its folder."""
+    """The file's name, without its folder."""
     size: int
     mtime_ns: int
     sha256: str
@@ -29,19 +30,18 @@ _decoder = msgspec.json.Decoder(tuple[SampleSeal, ...])
 
 
 def write_seals(path: Path, samples: Sequence[Path]) -> None:
-    """Seal an image's samples as they are."""
+    """Write the seals of an image's samples as they are now."""
     seals = tuple(_seal(sample) for sample in samples)
     write_atomically(path, msgspec.json.format(msgspec.json.encode(seals), indent=1) + b"\n")
 
 
 def first_damage(path: Path, samples: Sequence[Path], *, renew: bool = False) -> str | None:
-    """Return what is wrong with the first sample that is not as it was sealed; None if all are.
+    """Return what is wrong with the first damaged sample; None if all are as they were sealed.
 
     Args:
-        path: the seals. An image collected before there were any is whole if its files are sound NPZs.
+        path: the seals. An image without seals (of an older revision) is intact if its NPZ files are.
         samples: the image's files, in order.
-        renew: write the seals anew where they are missing or only the times differ, so that the next look
-            is a quick one.
+        renew: write the seals again if they are missing or if only times differ, to make the next check fast.
     """
     seals = _read_seals(path)
     stale = len(seals) != len(samples)
@@ -75,7 +75,7 @@ def _seal(sample: Path) -> SampleSeal:
 
 
 def _is_sound(sample: Path) -> bool:
-    """Whether the checksums that every NPZ holds of its arrays are right."""
+    """Return whether the checksums in an NPZ file are right."""
     try:
         with zipfile.ZipFile(sample) as archive:
             return archive.testzip() is None
@@ -84,9 +84,9 @@ def _is_sound(sample: Path) -> bool:
 
 
 def _read_seals(path: Path) -> dict[str, SampleSeal]:
-    """By name; none where they can't be read, which costs a closer look and nothing else."""
+    """Return the seals by file name. Unreadable seals count as missing, which only makes the check slower."""
     try:
-        seals = _decoder.decode(path.read_bytes())
-    except (OSError, msgspec.DecodeError, UnicodeError):
+        data = path.read_bytes()
+    except OSError:
         return {}
-    return {seal.name: seal for seal in seals}
+    return {seal.name: seal for seal in decode_or_none(_decoder, data) or ()}

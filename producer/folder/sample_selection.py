@@ -1,4 +1,4 @@
-"""Choosing the samples that a sensitivity run measures on, and packing them for the workers."""
+"""Choose the samples on which a sensitivity run measures, and pack them for the workers."""
 
 from collections import defaultdict
 from itertools import pairwise
@@ -6,26 +6,24 @@ from itertools import pairwise
 import numpy as np
 
 from producer.folder.calib_folder import CalibFolder
+from shared.choices import DEFAULT_STEPS_PER_IMAGE
 from shared.errors import InputError
 from shared.layout.npz import Array
 from shared.layout.reader import read_manifest, read_samples
 from shared.layout.sample_file import Sample
 from shared.layout.sample_set import SampleSet
 
-DEFAULT_MAX_IMAGES = 8
-DEFAULT_STEPS_PER_IMAGE = 10
-
 
 def default_step_stride(num_steps: int) -> int:
-    """A stride that leaves about ten steps of each image: early, middle and late ones among them."""
+    """Return a stride that leaves about ten steps of each image, from early to late."""
     return max(1, num_steps // DEFAULT_STEPS_PER_IMAGE)
 
 
 def select_samples(folder: CalibFolder, max_images: int, step_stride: int) -> SampleSet:
-    """Read the collected samples and return those of the first images, every `step_stride`-th step.
+    """Return every `step_stride`-th sample of the first `max_images` collected images.
 
     Raises:
-        InputError: nothing was collected yet.
+        InputError: nothing has been collected yet.
         SampleError: a sample can't be read.
     """
     if not folder.manifest_path.exists():
@@ -37,18 +35,18 @@ def select_samples(folder: CalibFolder, max_images: int, step_stride: int) -> Sa
     if not by_image:
         raise InputError(f"{folder.root} holds no samples yet; run `producer collect` first")
     chosen: list[tuple[int, Sample, Sample | None]] = []
-    for row, steps in enumerate(by_image.values()):
-        chosen += _chosen_steps(row, steps, step_stride)
+    for image, steps in enumerate(by_image.values()):
+        chosen += _chosen_steps(image, steps, step_stride)
     firsts = [steps[0] for steps in by_image.values()]
     return _pack(chosen, firsts, sigmas)
 
 
-def _chosen_steps(row: int, steps: list[Sample], stride: int) -> list[tuple[int, Sample, Sample | None]]:
+def _chosen_steps(image: int, steps: list[Sample], stride: int) -> list[tuple[int, Sample, Sample | None]]:
     followers: list[Sample | None] = [
         after if after.step_index == before.step_index + 1 else None for before, after in pairwise(steps)
     ]
     return [
-        (row, sample, after)
+        (image, sample, after)
         for sample, after in zip(steps, [*followers, None], strict=True)
         if sample.step_index % stride == 0
     ]
@@ -76,7 +74,7 @@ def _pack(chosen: list[tuple[int, Sample, Sample | None]], firsts: list[Sample],
         ),
         has_next=np.array([after is not None for after in nexts]),
         step_index=np.array([sample.step_index for sample in samples], dtype=np.int32),
-        image=np.array([row for row, _, _ in chosen], dtype=np.int32),
+        image=np.array([image for image, _, _ in chosen], dtype=np.int32),
         image_index=np.array([first.image_index for first in firsts], dtype=np.int32),
         conditioning=np.stack([first.conditioning for first in firsts]),
         pooled_conditioning=np.stack([first.pooled_conditioning for first in firsts]),

@@ -1,4 +1,4 @@
-"""The tasks that a folder's files ask for, one by one."""
+"""The tasks that follow from a run file and a request file."""
 
 from producer.folder.request_file import RequestFile
 from producer.folder.run_file import RunFile
@@ -8,14 +8,14 @@ from shared.kinds.sketch import SketchTask
 
 
 def calibration_tasks(run: RunFile) -> list[CalibrationTask]:
-    """One an image, in order."""
+    """Return one task per image, in order."""
     return [
         CalibrationTask(
             run=run.settings,
             store_id=run.store_id,
             image_index=index,
             prompt=prompt,
-            # Seeds wrap where numpy's end.
+            # numpy's seeds end at 2**32.
             seed=(run.settings.seed + index) % 2**32,
         )
         for index, prompt in enumerate(run.prompts)
@@ -23,7 +23,7 @@ def calibration_tasks(run: RunFile) -> list[CalibrationTask]:
 
 
 def exact_tasks(request: RequestFile, run: RunFile) -> list[SensitivityTask]:
-    """One a (layer, bits)."""
+    """Return one task per (layer, bits) that is to be measured exactly."""
     return [
         SensitivityTask(
             run=run.settings, sensitivity=request.settings, store_id=run.store_id, layer=layer, bits=bits
@@ -33,7 +33,7 @@ def exact_tasks(request: RequestFile, run: RunFile) -> list[SensitivityTask]:
 
 
 def sketch_tasks(request: RequestFile, run: RunFile) -> list[SketchTask]:
-    """One a sample."""
+    """Return one task per sample; none if no sketch is wanted."""
     if request.sketch is None:
         return []
     return [
@@ -43,7 +43,7 @@ def sketch_tasks(request: RequestFile, run: RunFile) -> list[SketchTask]:
             store_id=run.store_id,
             bits=request.sketch.bits,
             sample=sample,
-            probe_group=0,
+            probe_batch=0,
             probes=request.sketch.probes,
         )
         for sample in range(request.samples)

@@ -1,1 +1,1 @@
-"""What the producer does with the queue: enqueue what is missing, see who works."""
+"""The producer's side of the queue: enqueueing missing tasks, and seeing who is at work."""

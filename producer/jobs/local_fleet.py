@@ -1,4 +1,4 @@
-"""A fleet of one machine: a Redis of our own, or the one that was named, and workers beside it."""
+"""Everything on one machine: our own Redis, or a given one, and local workers."""
 
 import os
 import signal
@@ -16,45 +16,45 @@ from shared.errors import BitfleetError
 from shared.jobs.connection import connect
 from shared.jobs.task_queue import TaskQueue, queue_name
 
-# A path: the producer imports nothing of the worker's, and a user's `worker.py` must not be run instead.
+# A path, because the producer must not import worker, and must not run a `worker.py` of the user's.
 LAUNCHER = Path(__file__).resolve().parents[2] / "worker" / "launch.py"
 GRACE_SECONDS = 60.0
 
 
 class WorkersLeftError(BitfleetError):
-    """The workers of this machine left before the work was done; their own words are above."""
+    """The local workers ended before the work was done. Their own messages say why."""
 
 
 @contextmanager
 def local_redis(redis_url: str | None, state_dir: Path, store_id: str) -> Iterator[tuple[str, Redis]]:
-    """Yield URL and client of the Redis at `redis_url`, or of an embedded one with its AOF in `state_dir`."""
+    """Yield the URL and a client of the given Redis, or of our own, which keeps its data in `state_dir`."""
     if redis_url:
         yield redis_url, connect(redis_url)
         return
     with RedisServer(state_dir) as server:
         connection = connect(server.url)
-        # Nobody else uses this Redis and our workers are not up yet: what it takes for running is not.
+        # Nobody else uses this Redis and our workers have not started, so nothing in it can be running.
         queue = TaskQueue(queue_name(store_id), connection)
         connection.delete(queue.key, queue.started_job_registry.key)
         yield server.url, connection
 
 
 class LocalWorkers:
-    """`worker start` as a child process; a context manager that never leaves it behind."""
+    """Runs `worker start` as a child process and stops it at the end. A context manager."""
 
     def __init__(self, redis_url: str, arguments: list[str]) -> None:
         self._url = redis_url
         self._arguments = arguments
         self._process: subprocess.Popen[bytes] | None = None
         self.now = False
-        """Leave at once, handing jobs back, instead of finishing them."""
+        """Whether to stop at once and return jobs to the queue, instead of finishing them."""
 
     def __enter__(self) -> "LocalWorkers":
         self._process = subprocess.Popen(
             [sys.executable, "-P", str(LAUNCHER), "worker.cli", "start", "--with-parent", *self._arguments],
             env={**os.environ, "REDIS_URL": self._url},
             stdin=subprocess.DEVNULL,
-            # A terminal's Ctrl-C reaches only us; we hand it on once the queue is in order.
+            # Keep a terminal's Ctrl-C from the workers: we stop them ourselves.
             start_new_session=True,
         )
         return self
@@ -75,6 +75,6 @@ class LocalWorkers:
             process.wait()
 
     def check(self) -> None:
-        """Raise WorkersLeftError when they are gone."""
+        """Raise WorkersLeftError if the workers have ended."""
         if self._process is not None and (code := self._process.poll()) is not None:
-            raise WorkersLeftError(f"the workers left with exit code {code}; see what they said above")
+            raise WorkersLeftError(f"the workers ended with exit code {code}; their messages above say why")

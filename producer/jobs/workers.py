@@ -1,4 +1,4 @@
-"""Who works for a store's queue right now, as the workers themselves say in Redis."""
+"""The workers of a store's queue, as they have registered in Redis."""
 
 from dataclasses import dataclass
 from typing import cast
@@ -21,7 +21,7 @@ class WorkerInfo:
 
 
 def live_workers(connection: Redis, store_id: str) -> list[WorkerInfo]:
-    """Registered workers, by name; a crashed one stays for about a minute, growing silent."""
+    """Return the registered workers by name. A crashed worker stays in the list for about a minute."""
     queue = TaskQueue(queue_name(store_id), connection)
     workers = []
     for key in sorted(worker_registration.get_keys(queue)):

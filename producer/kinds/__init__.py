@@ -1,1 +1,1 @@
-"""Kinds of tasks, one module each: what is wanted, what is kept of each, what is made of all."""
+"""The kinds of tasks, one module each: which are wanted, how shards are kept, what results they give."""

@@ -1,4 +1,4 @@
-"""Calibration: which images are wanted, and the samples that a finished one becomes."""
+"""Calibration: the wanted images, and how finished ones become samples."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -27,7 +27,7 @@ def find_parts(folder: CalibFolder) -> list[Part]:
 
 
 class CalibrationPart(Part):
-    """A shard becomes the per-step samples of the calibration layout, and a preview."""
+    """All images of a run. A shard becomes one sample per step, and a preview."""
 
     def __init__(self, folder: CalibFolder, run: RunFile) -> None:
         self._folder, self._run = folder, run
@@ -64,8 +64,8 @@ class CalibrationPart(Part):
         self._folder.images.wrote(self._folder)
 
     def summarize(self, records: dict[str, Record]) -> None:
-        """Write a manifest of the images that are there whole, if it would differ."""
-        # Also when the last image is gone: a manifest lists nothing that is not there.
+        """Write the manifest of all intact images, if it has changed."""
+        # Also if the last image is gone: a manifest must not list missing images.
         if records or self._folder.manifest_path.exists():
             self._folder.manifest.update(self._run, records, partial(_sigmas, self._folder))
 
@@ -85,7 +85,7 @@ def _check_shard(run: RunFile, shard: CalibrationShard) -> None:
     steps, (height, width) = run.settings.num_steps, run.settings.latent_size
     if len(shard.timestep) != steps or shard.x.shape[1:3] != (height, width):
         raise ShardCorruptError(f"latents {shard.x.shape} are not those of {steps} steps of {height}x{width}")
-    # A worker whose VAE failed sends none.
+    # There is no preview if the worker's VAE failed.
     if shard.preview_png.size and not shard.preview_png.tobytes().startswith(b"\x89PNG"):
         raise ShardCorruptError("its preview is no PNG")
 
@@ -114,7 +114,7 @@ def _check_model(folder: CalibFolder, record: Record, card: ModelCard) -> None:
 
 
 def _sigmas(folder: CalibFolder, task: CalibrationTask) -> list[float]:
-    """The schedule, as an image's samples have it; DiffusionKit's all end at 0."""
+    """Return the noise levels in an image's samples, and a final 0, with which all schedules end."""
     sigmas = []
     for path in sample_paths(folder, task):
         with SampleFile(path) as sample:

@@ -1,4 +1,4 @@
-"""A part of a folder's work: all tasks of one kind that one request asks for."""
+"""A part: all tasks of one kind that one request asks for."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -12,62 +12,62 @@ from shared.stores.store import ShardStore
 
 @dataclass(slots=True, kw_only=True)
 class Collected:
-    """What a part has in its folder."""
+    """What has been collected of a part."""
 
     records: dict[str, Record] = field(default_factory=dict)
-    """By task id, of what is there whole."""
+    """Records of intact shards, by task id."""
     damages: dict[str, str] = field(default_factory=dict)
-    """Task id to what is wrong with what once was collected of it, in one line."""
+    """By task id, one line about a collected shard that is damaged."""
 
 
 class Part(ABC):
-    """What a collector needs to know of a kind. All that a part is about stands in the folder."""
+    """What the collector needs to know about a kind. A part reads everything from the folder."""
 
     @property
     @abstractmethod
     def title(self) -> str:
-        """For people: the kind, and which request it is."""
+        """A name for messages: the kind and the id of the request."""
 
     @abstractmethod
     def tasks(self) -> Sequence[Task]:
-        """All that are wanted, in the order in which they should be done; one namespace of the store."""
+        """Return all wanted tasks, in the order in which they should run. All have one namespace."""
 
     @abstractmethod
     def collected(self, *, closely: bool = False) -> Collected:
-        """Return what is there.
+        """Return what has been collected.
 
-        `closely` compares contents, too, and may renew what was noted of them; without it nothing is written.
+        With `closely`, contents are checked too, and seals may be renewed. Otherwise nothing is written.
         """
 
     @abstractmethod
     def drop(self, task_id: str) -> None:
-        """What was collected of this task does not count any more."""
+        """Forget what was collected of a task."""
 
     @abstractmethod
     def keep(self, record: Record, shard: bytes) -> None:
-        """Check a shard against what was asked for and keep it, its record last.
+        """Check a shard and save it, its record last.
 
         Raises:
-            ShardCorruptError: the shard is not what its kind should be.
+            ShardCorruptError: the shard is damaged.
             RunMismatchError: it was made with other settings or another model.
         """
 
     def supply(self, store: ShardStore) -> None:
-        """Put into the store what workers need for tasks that are still to be done."""
+        """Put into the store what workers need for the remaining tasks."""
 
     def clear_away(self, store: ShardStore) -> None:
-        """Take out of the store what no task of the part needs any more, now that all are collected."""
+        """Delete from the store what was only needed for this part, once all of it is collected."""
 
     def summarize(self, records: dict[str, Record]) -> None:
-        """Bring up to date, after each pass, what the folder says about all that was collected."""
+        """Update the folder's summary of what was collected. Called after each pass."""
 
     def ask_for_more(self, records: dict[str, Record]) -> bool:
-        """Whether what was collected leads to further tasks, which now stand in the folder."""
+        """Write into the folder the tasks that follow from collected ones; return whether there are any."""
         return False
 
     def write_results(self, reasons: dict[str, str]) -> Path | None:
-        """Write what is made of all that is there, and return the file to read first; None if nothing is.
+        """Write the results of everything collected; return the path of the report, or None if there is none.
 
-        `reasons` says, by task id, why something is not there.
+        `reasons` says, by task id, why a task is missing.
         """
         return None

@@ -1,4 +1,4 @@
-"""What the producer does with each kind of task, found by the kind's name."""
+"""Finds the parts of every kind."""
 
 from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
@@ -13,6 +13,6 @@ PARTS_OF: dict[str, FindParts] = {name: import_module(f"producer.kinds.{name}").
 
 
 def parts_of(folder: CalibFolder) -> Iterator[Part]:
-    """Every part of a folder. Kinds are looked at one by one, so a part may follow from one before it."""
+    """Yield all parts of a folder, kind by kind: a part can depend on what an earlier kind has collected."""
     for find_parts in PARTS_OF.values():
         yield from find_parts(folder)

@@ -1,4 +1,4 @@
-"""What the kinds have in common that measure on a sample set: their requests lie in sensitivity/<id>."""
+"""What sensitivity and sketch have in common: both measure on a sample set, in sensitivity/<id>."""
 
 import hashlib
 from collections.abc import Sequence
@@ -18,24 +18,24 @@ from shared.stores.store import ShardStore
 
 
 class SampledPart(Part):
-    """Shards are kept as they are; results are made from all of them."""
+    """A part that saves shards unchanged, and makes results of all of them together."""
 
     def __init__(
-        self, folder: CalibFolder, place: SensitivityFolder, request: RequestFile, tasks: Sequence[Task]
+        self, folder: CalibFolder, subfolder: SensitivityFolder, request: RequestFile, tasks: Sequence[Task]
     ) -> None:
-        self.folder, self.place, self.request = folder, place, request
+        self.folder, self.subfolder, self.request = folder, subfolder, request
         self._tasks = tasks
 
     def tasks(self) -> Sequence[Task]:
         return self._tasks
 
     def collected(self, *, closely: bool = False) -> Collected:
-        known = self.place.records.read()
+        known = self.subfolder.records.read()
         collected = Collected()
         for task in self._tasks:
             if task.id not in known:
                 continue
-            path = self.place.shard_path(task.id)
+            path = self.subfolder.shard_path(task.id)
             if self._is_whole(known[task.id], path, closely):
                 collected.records[task.id] = known[task.id]
             else:
@@ -45,18 +45,18 @@ class SampledPart(Part):
         return collected
 
     def _is_whole(self, record: Record, path: Path, closely: bool) -> bool:
-        """Hashed once, and again when the file's time or size changes."""
+        """Return whether a shard is intact. It is hashed again only after its file has changed."""
         stamp = stamp_of(path)
         if stamp is None or stamp.size != record.size:
             return False
-        if closely and self.place.hashed.get(record.id) != stamp:
+        if closely and self.subfolder.hashed.get(record.id) != stamp:
             if hashlib.sha256(path.read_bytes()).hexdigest() != record.sha256:
                 return False
-            self.place.hashed[record.id] = stamp
+            self.subfolder.hashed[record.id] = stamp
         return True
 
     def drop(self, task_id: str) -> None:
-        self.place.records.drop(task_id)
+        self.subfolder.records.drop(task_id)
 
     def keep(self, record: Record, shard: bytes) -> None:
         kind_of(record.task).shard.from_bytes(shard)
@@ -66,19 +66,19 @@ class SampledPart(Part):
                 f"{record.host} has other model files (fingerprint {record.fingerprint[:12]}, the run's is "
                 f"{card.fingerprint[:12]}); give that machine the same checkpoint"
             )
-        write_atomically(self.place.shard_path(record.id), shard)
-        self.place.records.write(record)
+        write_atomically(self.subfolder.shard_path(record.id), shard)
+        self.subfolder.records.write(record)
 
     def supply(self, store: ShardStore) -> None:
-        """A wiped Redis lost the sample set too, and without it no worker can serve the tasks."""
+        """Store the sample set again if it is missing, as after Redis was wiped."""
         digest = self.request.settings.sample_set_sha256
         if not store.has_blob(digest):
-            store.put_blob(digest, self.place.samples_path.read_bytes())
+            store.put_blob(digest, self.subfolder.samples_path.read_bytes())
 
     def clear_away(self, store: ShardStore) -> None:
-        """The sample set, once the run's other parts are complete as well."""
+        """Delete the sample set, once sketch and exact measurements are both complete."""
         run = self.folder.require_run()
         wanted = [*sketch_tasks(self.request, run), *exact_tasks(self.request, run)]
-        known = self.place.records.read()
+        known = self.subfolder.records.read()
         if all(task.id in known for task in wanted):
             store.discard_blob(self.request.settings.sample_set_sha256)

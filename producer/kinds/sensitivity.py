@@ -1,4 +1,4 @@
-"""Sensitivity: which (layer, bits) are measured exactly, and the results that are made of them."""
+"""Sensitivity: the (layer, bits) to measure exactly, and their results."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,14 +11,14 @@ from producer.results.write import write_results
 
 
 def find_parts(folder: CalibFolder) -> Sequence[Part]:
-    """One a sensitivity run that asks for exact measurements."""
+    """Return one part per sensitivity run with exact measurements."""
     if folder.read_model() is None:
         return []
     run = folder.require_run()
-    requests = [(place, place.require_request()) for place in folder.sensitivities()]
+    requests = [(subfolder, subfolder.require_request()) for subfolder in folder.sensitivities()]
     return [
-        SensitivityPart(folder, place, request, tasks)
-        for place, request in requests
+        SensitivityPart(folder, subfolder, request, tasks)
+        for subfolder, request in requests
         if (tasks := exact_tasks(request, run))
     ]
 
@@ -31,5 +31,5 @@ class SensitivityPart(SampledPart):
         return f"sensitivity {self.request.settings.id}"
 
     def write_results(self, reasons: dict[str, str]) -> Path | None:
-        """Of the run's sketch, too, where there is one."""
-        return write_results(self.folder, self.place, reasons)
+        """Write the run's results, with those of its sketch if there is one."""
+        return write_results(self.folder, self.subfolder, reasons)

@@ -1,4 +1,4 @@
-"""Sketch: which samples are sketched, and which pairs are then to be verified."""
+"""Sketch: the samples to sketch, and the (layer, bits) to verify afterwards."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,14 +16,14 @@ from shared.stores.records import Record
 
 
 def find_parts(folder: CalibFolder) -> Sequence[Part]:
-    """One a sensitivity run that asks for a sketch."""
+    """Return one part per sensitivity run with a sketch."""
     if folder.read_model() is None:
         return []
     run = folder.require_run()
-    requests = [(place, place.require_request()) for place in folder.sensitivities()]
+    requests = [(subfolder, subfolder.require_request()) for subfolder in folder.sensitivities()]
     return [
-        SketchPart(folder, place, request, tasks)
-        for place, request in requests
+        SketchPart(folder, subfolder, request, tasks)
+        for subfolder, request in requests
         if (tasks := sketch_tasks(request, run))
     ]
 
@@ -36,19 +36,19 @@ class SketchPart(SampledPart):
         return f"sketch {self.request.settings.id}"
 
     def ask_for_more(self, records: dict[str, Record]) -> bool:
-        """Once the sketch is complete: ask for its most consequential pairs to be measured exactly."""
+        """When the sketch is complete, ask for exact measurements of the pairs that matter most."""
         request, card = self.request, self.folder.read_model()
         if request.sketch is None or not request.sketch.verify or request.verify or card is None:
             return False
         if len(records) < len(self.tasks()):
             return False
         shards = [
-            done.shard for done in finished_sketches(self.place, request, self.folder.require_run(), card)
+            done.shard for done in finished_sketches(self.subfolder, request, self.folder.require_run(), card)
         ]
         pairs = pairs_to_verify(estimate(shards), card, request.sketch.verify)
-        self.place.write_request(msgspec.structs.replace(request, verify=tuple(pairs)))
+        self.subfolder.write_request(msgspec.structs.replace(request, verify=tuple(pairs)))
         return bool(pairs)
 
     def write_results(self, reasons: dict[str, str]) -> Path | None:
-        """Where the run asks for exact measurements, too, they write the results of both."""
-        return None if self.request.pairs() else write_results(self.folder, self.place, reasons)
+        """Write the run's results, unless its exact measurements do that for both."""
+        return None if self.request.pairs() else write_results(self.folder, self.subfolder, reasons)

@@ -1,6 +1,6 @@
-"""Averages over layers: by role, and by depth. Dead layers don't count.
+"""Average errors by role of the layer and by depth. Dead layers are left out.
 
-The average is the root mean square of the relative errors: squared errors of many layers add up.
+The average is the root mean square of relative errors, because the squared errors of layers add up.
 """
 
 import math
@@ -11,16 +11,16 @@ from producer.results.results import Results
 from shared.layer_place import LayerPlace
 
 Averages = dict[str, dict[int, float]]
-"""Label -> bits -> root mean square relative error, labels in the order of the layers."""
+"""By label and bits, the average relative error. Labels are in the order of the layers."""
 
 
 def by_kind(results: Results) -> Averages:
-    """By role and stream: "image q", "text fc1", "embedders", ..."""
+    """Return averages by role and stream, with labels such as "image q", "text fc1" or "embedders"."""
     return _averages(results, _role_label)
 
 
 def by_depth(results: Results) -> Averages:
-    """By block; embedders and final layer are none."""
+    """Return averages by block, without embedders and final layer."""
     return _averages(results, lambda place: place.block if place.stream else None)
 
 

@@ -1,4 +1,4 @@
-"""Numbers as the report prints them; "–" stands for a value that is undefined."""
+"""Format numbers for the report. Undefined values are shown as "–"."""
 
 from producer.results.results import Metrics
 
@@ -6,13 +6,13 @@ NONE = "–"
 
 
 def percent(value: float | None) -> str:
-    """0.0312 -> "3.1%"."""
+    """Format a fraction as percent: 0.0312 gives "3.1%"."""
     return NONE if value is None else f"{percent_digits(value)}%"
 
 
 def percent_digits(value: float) -> str:
-    """A share in percent, short enough for a table's cell: 0.0312 -> "3.1"; below 0.01 one digit."""
-    # Rounded first: 9.96 is 10, not 10.0.
+    """Format a fraction as percent without the sign, short enough for a table: 0.0312 gives "3.1"."""
+    # Round first, so that 9.96 gives 10 and not 10.0.
     scaled = float(f"{value * 100:.1e}")
     if scaled >= 10 or scaled == 0:
         return f"{scaled:.0f}"
@@ -25,7 +25,7 @@ def percent_digits(value: float) -> str:
 
 
 def error_with_interval(metrics: Metrics) -> str:
-    """ "3.1% (2.8–3.5)", or without the interval where there is none."""
+    """Format a relative error with its interval, if there is one: "3.1% (2.8–3.5)"."""
     low, high = metrics.relative_error_low, metrics.relative_error_high
     if metrics.relative_error is None or low is None or high is None:
         return percent(metrics.relative_error)
@@ -33,14 +33,14 @@ def error_with_interval(metrics: Metrics) -> str:
 
 
 def decibel(metrics: Metrics) -> str:
-    """SQNR; no error at all is infinite."""
+    """Format an SQNR. It is infinite if there is no error."""
     if metrics.sqnr_db is None:
         return "∞" if metrics.relative_error == 0 else NONE
     return f"{metrics.sqnr_db:.1f} dB"
 
 
 def duration(seconds: float) -> str:
-    """0.5 -> "0.50 s", 200 -> "3 min 20 s", 7500 -> "2 h 05 min"."""
+    """Format seconds: "0.50 s", "3 min 20 s" or "2 h 05 min"."""
     if seconds < 59.95:
         return f"{seconds:.2f} s" if seconds < 9.995 else f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -51,12 +51,12 @@ def duration(seconds: float) -> str:
 
 
 def significant(value: float | None) -> str:
-    """Three significant digits."""
+    """Format a number with three significant digits."""
     return NONE if value is None else f"{value:.3g}"
 
 
 def cosine(value: float | None) -> str:
-    """As many digits as it takes to tell it from 1."""
+    """Format a cosine similarity with enough digits to tell it from 1."""
     if value is None:
         return NONE
     return f"{value:.4f}" if value < 0.9995 else f"1 − {1 - value:.2g}" if value < 1 else "1"

@@ -1,4 +1,4 @@
-"""The heatmap of layers x bits: what each cell says and in which colour, for every bucket."""
+"""The heatmap of layers and bits: text and colour of each cell, for every bucket."""
 
 import math
 from collections.abc import Sequence
@@ -16,13 +16,13 @@ State = Literal["measured", "dead", "missing", "unasked"]
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """Relative error to colour, logarithmic; both ends are log10 of a relative error."""
+    """A logarithmic scale from relative errors to colours. Its ends are log10 of relative errors."""
 
     low: float
     high: float
 
     def index(self, relative_error: float) -> int:
-        """0 to COLOURS - 1; what lies outside takes the end's colour."""
+        """Return the colour of a relative error, 0 to COLOURS - 1. Errors off the scale take the end's."""
         if relative_error <= 0:
             return 0
         share = (math.log10(relative_error) - self.low) / (self.high - self.low)
@@ -30,7 +30,7 @@ class Scale:
 
     @property
     def decades(self) -> list[tuple[float, str]]:
-        """(percent of the bar, relative error as text) of each decade."""
+        """For each power of ten: its position on the bar in percent, and its text."""
         span = self.high - self.low
         inside = range(math.ceil(self.low), math.floor(self.high) + 1)
         return [(100 * (decade - self.low) / span, f"{100 * 10.0**decade:g}%") for decade in inside]
@@ -38,7 +38,7 @@ class Scale:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
-    """One (layer, bits). `shown` holds [text, colour class, words...] for each bucket that was measured."""
+    """One (layer, bits). `shown` has text, colour class and more for each bucket, None if not measured."""
 
     bits: int
     state: State
@@ -50,7 +50,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One layer."""
+    """The cells of one layer."""
 
     path: str
     short: str
@@ -60,7 +60,7 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Group:
+class Block:
     """The layers of one block."""
 
     name: str
@@ -68,7 +68,7 @@ class Group:
 
 
 def scale_of(results: Results) -> Scale:
-    """From the least to the largest error of all buckets, so that a colour means the same in each."""
+    """Return the scale over all buckets, so that a colour means the same error in each."""
     errors = [
         metrics.relative_error
         for pair in results.measurements
@@ -78,17 +78,17 @@ def scale_of(results: Results) -> Scale:
     if not errors:
         return Scale(-3, 0)
     high = math.log10(max(errors))
-    # At least a decade, lest the noise of nearly equal layers fill all colours.
+    # At least a factor of ten, so that small differences do not use all colours.
     low = min(math.log10(min(errors)), high - 1)
     return Scale(max(low, high - MAX_DECADES), high)
 
 
-def heatmap(results: Results, scale: Scale) -> list[Group]:
-    """Groups of rows, in the order of the forward pass; layers that were not asked for are left out."""
+def heatmap(results: Results, scale: Scale) -> list[Block]:
+    """Return the wanted layers by block, in the order of the forward pass."""
     measured = {(pair.layer, pair.bits): pair for pair in results.measurements}
     missing = {(task.layer, task.bits): task.reason for task in results.missing}
     asked = {layer for layer, _ in (*measured, *missing)}
-    groups: dict[str, list[Row]] = {}
+    blocks: dict[str, list[Row]] = {}
     for layer in results.layers:
         if layer.path not in asked:
             continue
@@ -103,16 +103,16 @@ def heatmap(results: Results, scale: Scale) -> list[Group]:
             parameters=layer.parameters,
             cells=cells,
         )
-        groups.setdefault(layer.place.block, []).append(row)
-    return [Group(name=name, rows=tuple(rows)) for name, rows in groups.items()]
+        blocks.setdefault(layer.place.block, []).append(row)
+    return [Block(name=name, rows=tuple(rows)) for name, rows in blocks.items()]
 
 
-def hover_data(groups: Sequence[Group]) -> list[list[object]]:
-    """Of each measured cell, in document order: title, bits, and its words for each bucket."""
+def hover_data(blocks: Sequence[Block]) -> list[list[object]]:
+    """Return, for each measured cell in document order: layer, bits, whether it is dead, and its values."""
     return [
         [row.path, cell.bits, cell.state == "dead", cell.shown]
-        for group in groups
-        for row in group.rows
+        for block in blocks
+        for row in block.rows
         for cell in row.cells
         if cell.shown
     ]

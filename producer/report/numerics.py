@@ -1,4 +1,4 @@
-"""Whether the machines that measured a run compute alike: what differs, in words, for the report."""
+"""Warnings for the report if the machines that measured a run compute differently."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -9,9 +9,9 @@ TF32_ALLOWED = "allowed"
 
 
 def numerics_warnings(hosts: Iterable[HostTimings]) -> list[str]:
-    """One sentence for each way in which the numbers of these hosts may differ; empty where they agree.
+    """Return one sentence for each difference that may change results; none if the hosts agree.
 
-    Only what measured sensitivities counts, and only what the records say: older ones name no device.
+    Hosts that only drew images are left out. Older records do not name the device.
     """
     measured = [host for host in hosts if host.kind != "calibration"]
     warnings = []
@@ -36,12 +36,12 @@ def _mlx(versions: Mapping[str, str]) -> list[str]:
 
 
 def _family(versions: Mapping[str, str]) -> list[str]:
-    """The architecture without the letter for the chip's size: applegpu_g13s (M1 Max) is of applegpu_g13."""
+    """Return the chips without the letter for their size: applegpu_g13s (M1 Max) becomes applegpu_g13."""
     return [re.sub(r"^(applegpu_g\d+)[a-z]$", r"\1", chip) for chip in _all(versions, "architecture")]
 
 
 def _all(versions: Mapping[str, str], name: str) -> list[str]:
-    """All that a host had during the run; see HostTimings.versions."""
+    """Return all versions that a host had during the run; see HostTimings.versions."""
     return versions[name].split(" and ") if versions.get(name) else []
 
 

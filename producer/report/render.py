@@ -1,7 +1,7 @@
-"""The report: one HTML file that holds all it needs and opens without a network.
+"""The report: one HTML file that needs no other files and no network.
 
-Pure: the same results and previews give the same text. Everything that is not the template's own is
-escaped, and the page's policy lets it load nothing from anywhere.
+The same results and previews always give the same text. All values are escaped, and the page's security
+policy forbids loading anything.
 """
 
 import base64
@@ -32,11 +32,11 @@ def render_report(results: Results, previews: Sequence[Preview] = ()) -> str:
     """Return the HTML of the report.
 
     Args:
-        results: complete or not; what is missing is shown with its reason.
-        previews: caption and PNG of each decoded image; they make up most of the file's size.
+        results: may be incomplete; missing tasks are shown with the reason.
+        previews: caption and PNG of each image to show.
     """
     scale = scale_of(results)
-    groups = heatmap(results, scale)
+    blocks = heatmap(results, scale)
     depth, kinds = by_depth(results), by_kind(results)
     rank_bits = _rank_bits(results)
     measured = sum(pair.standard_error is None for pair in results.measurements)
@@ -46,8 +46,8 @@ def render_report(results: Results, previews: Sequence[Preview] = ()) -> str:
         .get_template("report.html.j2")
         .render(
             results=results,
-            groups=groups,
-            hover_data=hover_data(groups),
+            blocks=blocks,
+            hover_data=hover_data(blocks),
             buckets=_buckets(results),
             scale=scale,
             colours=list(zip(colours, map(_ink_on, colours), strict=True)),
@@ -70,7 +70,7 @@ def render_report(results: Results, previews: Sequence[Preview] = ()) -> str:
                 (task.reason, f"{task.layer} at {task.bits} bits") for task in results.missing
             ),
             missing_sketches=_by_reason(
-                (sketch.reason, f"sample {sketch.sample}, probes {sketch.probe_group}")
+                (sketch.reason, f"sample {sketch.sample}, probes {sketch.probe_batch}")
                 for sketch in results.missing_sketches
             ),
             kinds=kinds,
@@ -99,12 +99,12 @@ def _environment() -> Environment:
 
 
 def _breakable(path: str) -> Markup:
-    """A dotted path that may break after its dots."""
+    """Allow line breaks after the dots of a path."""
     return Markup(".<wbr>").join(path.split("."))
 
 
 def _buckets(results: Results) -> list[dict[str, Any]]:
-    """Name, steps and whether anything was measured in it, of all, early, mid and late."""
+    """Return name, first and last step of each bucket, and whether anything was measured in it."""
     steps: dict[str, tuple[int, int]] = {"all": (0, results.run.num_steps)}
     steps |= {bucket: ends for bucket, ends in results.bucket_steps.items()}  # noqa: C416 - widens the key type
     return [
@@ -119,7 +119,7 @@ def _buckets(results: Results) -> list[dict[str, Any]]:
 
 
 def _sketch(results: Results) -> dict[str, float] | None:
-    """How many pairs are sketched, and how certain; None if none are."""
+    """Return how many pairs are sketched, and their relative standard errors; None if none are sketched."""
     shares = [
         pair.standard_error / error
         for pair in results.measurements
@@ -129,13 +129,13 @@ def _sketch(results: Results) -> dict[str, float] | None:
 
 
 def _rank_bits(results: Results) -> int | None:
-    """4 bits, where most plans are decided, if they were measured; else the fewest that were."""
+    """Return the bit width to rank by: 4, where plans differ most, or the smallest if 4 is missing."""
     measured = {pair.bits for pair in results.measurements}
     return 4 if 4 in measured else min(measured, default=None)
 
 
 def _ranking(results: Results, bits: int | None) -> list[tuple[LayerRow, dict[int, Measurement]]]:
-    """The most sensitive layers with their measurements by bits."""
+    """Return the most sensitive layers, with their measurements by bits."""
     by_layer: dict[str, dict[int, Measurement]] = {}
     for pair in results.measurements:
         by_layer.setdefault(pair.layer, {})[pair.bits] = pair
@@ -149,7 +149,7 @@ def _ranking(results: Results, bits: int | None) -> list[tuple[LayerRow, dict[in
 
 
 def _noisy(results: Results, bits: int | None = None) -> int:
-    """How many pairs, of these bits or of all, are within twice the noise floor and not dead."""
+    """Count the pairs (of these bits, or of all) that are within twice the noise floor and not dead."""
     return sum(
         pair.buckets["all"].within_noise and not pair.dead
         for pair in results.measurements
@@ -158,7 +158,7 @@ def _noisy(results: Results, bits: int | None = None) -> int:
 
 
 def _by_reason(missing: Iterable[tuple[str, str]]) -> list[tuple[str, list[str]]]:
-    """Reasons with the labels of what they hold for, the commonest first."""
+    """Return the labels for each reason, the most common reason first."""
     labels: dict[str, list[str]] = {}
     for reason, label in missing:
         labels.setdefault(reason, []).append(label)
@@ -166,7 +166,7 @@ def _by_reason(missing: Iterable[tuple[str, str]]) -> list[tuple[str, list[str]]
 
 
 def _ink_on(colour: str) -> str:
-    """Black or white, whichever has the better contrast (WCAG 2 relative luminance)."""
+    """Return black or white, whichever has more contrast (WCAG 2 relative luminance)."""
     channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

@@ -1,4 +1,4 @@
-"""From the shards of many (layer, bits) to the metrics of each in each bucket, all at once."""
+"""Compute the metrics of many (layer, bits) in all buckets at once."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from shared.metrics import Booleans
 def measure(
     shards: Sequence[SensitivityShard], num_steps: int, *, level: float
 ) -> list[dict[BucketName, Metrics]]:
-    """Return the metrics of each shard by bucket, with intervals of that coverage over images."""
+    """Return the metrics of each shard by bucket. `level` is the coverage of the intervals over images."""
     alike: dict[bytes, list[int]] = defaultdict(list)
     for index, shard in enumerate(shards):
         samples = np.stack([shard.image_index, shard.step_index]).astype("<i8")
@@ -33,7 +33,7 @@ def measure(
 
 
 class _Stack:
-    """The shards of pairs that were measured on the same samples, stacked to (pairs, n)."""
+    """Shards that were measured on the same n samples, stacked to arrays of (pairs, n)."""
 
     def __init__(self, shards: Sequence[SensitivityShard]) -> None:
         self.image_index = shards[0].image_index
@@ -46,13 +46,13 @@ class _Stack:
         self.output_size = np.array([int(shard.output_size) for shard in shards])
 
     def mask(self, bucket: BucketName, num_steps: int) -> Booleans:
-        """(n,) the samples of a bucket."""
+        """Return (n,) booleans: which samples are in a bucket."""
         if bucket == "all":
             return np.ones(len(self.step_index), dtype=bool)
         return metrics.in_bucket(self.step_index, num_steps, bucket)
 
     def metrics(self, mask: Booleans, level: float) -> list[Metrics]:
-        """Of each pair, over the samples in `mask`."""
+        """Return the metrics of each pair over the samples in `mask`."""
         errors, references = self.squared_error[:, mask], self.squared_reference[:, mask]
         error, reference = errors.sum(axis=1), references.sum(axis=1)
         low, high = metrics.relative_error_interval(errors, references, self.image_index[mask], level=level)
@@ -63,21 +63,21 @@ class _Stack:
             "relative_error_low": low,
             "relative_error_high": high,
             "sqnr_db": metrics.sqnr_db(error, reference),
-            # NaN where a sketch doesn't know them.
+            # A sketch does not know these two: NaN.
             "cosine": self.cosine[:, mask].mean(axis=1),
             "max_abs": self.max_abs[:, mask].max(axis=1),
-            # No floor is 0: it was not measured.
+            # 0 means that no floor was measured.
             "noise_relative_error": metrics.relative_error(np.where(floor > 0, floor, np.nan), reference),
         }
         samples, within_noise = int(mask.sum()), metrics.is_within_noise(error, floor)
-        rows = [
-            {"samples": samples, "within_noise": bool(within_noise[row])}
-            | {name: finite(column[row]) for name, column in columns.items()}
-            for row in range(len(errors))
+        values = [
+            {"samples": samples, "within_noise": bool(within_noise[pair])}
+            | {name: finite(column[pair]) for name, column in columns.items()}
+            for pair in range(len(errors))
         ]
-        return msgspec.convert(rows, list[Metrics])
+        return msgspec.convert(values, list[Metrics])
 
 
 def finite(value: float | np.float64) -> float | None:
-    """None for infinity and NaN, which JSON can't hold."""
+    """Return None for infinity and NaN, which JSON lacks, and other values unchanged."""
     return float(value) if np.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""Merges finished sensitivity tasks into results; pure, and independent of the order they came in."""
+"""Merge finished sensitivity tasks into results. Their order does not matter."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -45,7 +45,7 @@ _KINDS: dict[type[Task], TaskKind] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinishedTask:
-    """A (layer, bits) that is done."""
+    """A (layer, bits) that is measured."""
 
     task: SensitivityTask
     shard: SensitivityShard
@@ -62,23 +62,23 @@ def merge_results(
     missing_sketches: Iterable[MissingSketch] = (),
     calibration_records: Iterable[Record] = (),
 ) -> Results:
-    """Merge what is there and say what is not.
+    """Return the results of finished tasks, with the missing ones listed.
 
     Args:
-        finished: at most one a (layer, bits), in any order.
+        finished: in any order, at most one per (layer, bits).
         run: the run's settings.
         sensitivity: the sensitivity run's settings.
         card: the model's layers.
-        missing: what was asked for and is not there, with the reason.
-        missing_sketches: the same of a sketch.
-        calibration_records: for the timings only.
+        missing: wanted (layer, bits) that are not measured, with the reason.
+        missing_sketches: wanted sketches that are not done, with the reason.
+        calibration_records: used for the timings only.
 
     Raises:
-        RunMismatchError: a task, or a missing one, of other settings, another model or an unknown layer.
+        RunMismatchError: a task has other settings, another model or an unknown layer.
     """
     order = {layer.path: index for index, layer in enumerate(card.layers)}
     pairs, absent = list(finished), list(missing)
-    absent_sketches = sorted(missing_sketches, key=lambda sketch: (sketch.sample, sketch.probe_group))
+    absent_sketches = sorted(missing_sketches, key=lambda sketch: (sketch.sample, sketch.probe_batch))
     _check(pairs, absent, run, sensitivity, card)
     pairs.sort(key=lambda pair: (order[pair.task.layer], pair.task.bits))
     absent.sort(key=lambda task: (order[task.layer], task.bits))
@@ -123,11 +123,11 @@ def _check(
         steps = pair.shard.step_index
         if steps.min() < 0 or steps.max() >= run.num_steps:
             raise RunMismatchError(f"{label} holds steps that a run of {run.num_steps} steps does not have")
-    places = [(pair.task.layer, pair.task.bits) for pair in pairs]
-    places += [(task.layer, task.bits) for task in absent]
-    if unknown := sorted({layer for layer, _ in places} - known):
+    measured = [(pair.task.layer, pair.task.bits) for pair in pairs]
+    measured += [(task.layer, task.bits) for task in absent]
+    if unknown := sorted({layer for layer, _ in measured} - known):
         raise RunMismatchError(f"the model has no layer {unknown[0]}")
-    if twice := [place for place, count in Counter(places).items() if count > 1]:
+    if twice := [pair for pair, count in Counter(measured).items() if count > 1]:
         raise RunMismatchError(f"{twice[0][0]} at {twice[0][1]} bits was given twice")
 
 
@@ -168,7 +168,7 @@ def _noise_floor(measurements: Sequence[Measurement]) -> dict[BucketName, NoiseF
 
 
 def host_timings(records: Sequence[Record]) -> tuple[HostTimings, ...]:
-    """What each host did, by kind of task."""
+    """Return what each host did, by kind of task."""
     by_host: dict[tuple[TaskKind, str], list[Record]] = defaultdict(list)
     for record in records:
         by_host[_KINDS[type(record.task)], record.host].append(record)
@@ -176,7 +176,7 @@ def host_timings(records: Sequence[Record]) -> tuple[HostTimings, ...]:
 
 
 def _timings(kind: TaskKind, host: str, records: Sequence[Record]) -> HostTimings:
-    # Sorted, so that the sum of floats does not depend on the order the records came in.
+    # Sorted, because a sum of floats depends on the order.
     seconds = sorted(record.seconds for record in records)
     return HostTimings(
         host=host,
@@ -192,7 +192,7 @@ def _timings(kind: TaskKind, host: str, records: Sequence[Record]) -> HostTiming
 
 
 def _versions(records: Sequence[Record]) -> dict[str, str]:
-    """By name, all that this host had, for one that was brought up to date in between."""
+    """Return versions by name. A host that was updated in between has several, joined by "and"."""
     found: dict[str, set[str]] = defaultdict(set)
     for record in records:
         for name, version in record.versions.items():

@@ -1,4 +1,4 @@
-"""Merges a sketch, and the pairs that were verified exactly, into results of the usual form."""
+"""Merge a sketch and the exact measurements that verify it into results."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from shared.stores.records import Record
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinishedSketch:
-    """A sample and probe group that is done."""
+    """A finished sketch task: one sample and one batch of probes."""
 
     task: SketchTask
     shard: SketchShard
@@ -37,20 +37,20 @@ def merge_sketch(
     missing_sketches: Iterable[MissingSketch] = (),
     calibration_records: Iterable[Record] = (),
 ) -> Results:
-    """Scores of all pairs with standard errors; a verified pair has its exact measurement instead.
+    """Return estimates with standard errors for all (layer, bits), or exact measurements if there are any.
 
     Args:
-        finished: at most one a (sample, probe group), in any order.
-        verified: exact measurements of some pairs.
+        finished: in any order, at most one per sample and probe batch.
+        verified: exact measurements of some (layer, bits).
         run: the run's settings.
         sensitivity: the sensitivity run's settings.
         card: the model's layers.
-        missing: pairs that are to be verified and are not measured exactly yet, with the reason.
-        missing_sketches: samples and probes that were asked for and are not there, with the reason.
-        calibration_records: for the timings only.
+        missing: (layer, bits) that are still to be verified, with the reason.
+        missing_sketches: wanted sketches that are not done, with the reason.
+        calibration_records: used for the timings only.
 
     Raises:
-        RunMismatchError: nothing finished, or a task of other settings or another model.
+        RunMismatchError: nothing is finished, or a task has other settings or another model.
     """
     sketches, exact = list(finished), list(verified)
     _check(sketches, run, sensitivity, card)
@@ -96,14 +96,14 @@ def _check(
 
 
 def _measurements(estimates: Estimates, card: ModelCard, run: RunSettings) -> list[Measurement]:
-    """One a measurable pair."""
-    places = [
+    """Return one measurement per measurable (layer, bits)."""
+    pairs = [
         (index, layer.path, bits)
         for index, layer in enumerate(card.layers)
         for bits in estimates.bits
         if estimates.example.measurable[index]
     ]
-    shards = [estimates.as_shard(index, bits) for index, _, bits in places]
+    shards = [estimates.as_shard(index, bits) for index, _, bits in pairs]
     buckets = measure(shards, run.num_steps, level=LEVEL)
     return [
         Measurement(
@@ -119,7 +119,7 @@ def _measurements(estimates: Estimates, card: ModelCard, run: RunSettings) -> li
             seconds=0.0,
             buckets=by_bucket,
         )
-        for (index, path, bits), shard, by_bucket in zip(places, shards, buckets, strict=True)
+        for (index, path, bits), shard, by_bucket in zip(pairs, shards, buckets, strict=True)
     ]
 
 

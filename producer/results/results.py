@@ -1,6 +1,6 @@
-"""Results: what results.json, results.csv and the report say of one sensitivity run.
+"""The results of a sensitivity run: the content of results.json, results.csv and the report.
 
-Pure functions: the same input gives the same bytes, and nothing here writes a file.
+The same results always give the same bytes. Nothing here writes a file.
 """
 
 import csv
@@ -8,16 +8,17 @@ import io
 from typing import Literal
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, field
 from msgspec.structs import astuple
 
+from shared.decoding import decode
 from shared.errors import InputError
 from shared.layer_place import LayerPlace
 from shared.metrics import BUCKETS, Bucket
 from shared.runs import RunSettings, SensitivitySettings
 
 FORMAT = 2
-"""Raised when the meaning of a field changes."""
+"""Increased when the meaning of a field changes."""
 
 BucketName = Literal["all"] | Bucket
 BUCKET_NAMES: tuple[BucketName, ...] = ("all", *BUCKETS)
@@ -25,62 +26,62 @@ TaskKind = Literal["calibration", "sensitivity", "sketch"]
 
 
 class Metrics(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Of one (layer, bits) in one bucket; None where a value is infinite or undefined.
+    """The metrics of one (layer, bits) in one bucket. Infinite and undefined values are None.
 
-    No error at all reads: relative_error 0.0, sqnr_db None. A zero reference: both None.
+    Without any error, relative_error is 0 and sqnr_db is None. With a zero reference both are None.
     """
 
     samples: int
     mse: float
     relative_error: float | None
     relative_error_low: float | None
-    """Lower end of the interval; None where there were too few images for one."""
+    """Lower end of the interval; None if there are too few images."""
     relative_error_high: float | None
     sqnr_db: float | None
     cosine: float | None
-    """Mean over samples; None in a sketch."""
+    """Mean over the samples; None in a sketch."""
     max_abs: float | None
-    """Largest difference of an element; None in a sketch."""
+    """Largest difference of any element; None in a sketch."""
     noise_relative_error: float | None
-    """The same measurement with nothing but the last bits of a nearby layer's weight changed; None in a
-    sketch, and where it was not measured."""
+    """The relative error when only the last bits of a nearby layer's weight are changed; None in a sketch,
+    and if it was not measured."""
     within_noise: bool = False
-    """At most twice the noise floor: this says nothing of the layer, and ranks it nowhere."""
+    """The error is at most twice the noise floor: it says nothing about the layer, which is not ranked."""
 
 
 class Measurement(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One finished (layer, bits)."""
+    """The results of one (layer, bits)."""
 
     layer: str
     bits: int
     bits_per_weight: float
-    """Bits, plus a scale and a bias a group, of 16 bits each: as a quantized model is shipped."""
+    """Bits stored per weight in a shipped model: a scale and a bias per group take 16 bits each."""
     dead: bool
-    """This layer can't influence the output: not the same as insensitive."""
+    """This layer can't influence the output. That is not the same as being insensitive."""
     weight_relative_error: float | None
     """||W_quantized - W|| / ||W||."""
     standard_error: float | None = None
-    """Of a sketched relative error over all samples, from the choice of probes; None: measured exactly."""
+    """Standard error of a sketched relative error, from the choice of probes; None if measured exactly."""
     host: str
-    """Empty in a sketch, which no one host makes."""
+    """Empty in a sketch, which several hosts can share."""
     seconds: float
     buckets: dict[BucketName, Metrics]
-    """A bucket without samples is absent."""
+    """Metrics by bucket. A bucket without samples is left out."""
 
 
 class LayerRow(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One quantizable layer of the model, asked for or not."""
+    """One quantizable layer of the model, wanted or not."""
 
     path: str
     shape: tuple[int, int]
     """(outputs, inputs) of the weight."""
     parameters: int
-    """Of the weight alone: a bias is not quantized."""
+    """Number of weights, without the bias, which is not quantized."""
     place: LayerPlace
 
 
 class MissingTask(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A (layer, bits) that was asked for and is not there."""
+    """A wanted (layer, bits) that is not measured."""
 
     layer: str
     bits: int
@@ -88,11 +89,11 @@ class MissingTask(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
 
 class MissingSketch(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A sample's probes that were asked for and are not there: all sketched values are the less certain."""
+    """A wanted sketch that is not done. All sketched values are less certain without it."""
 
     sample: int
-    """Place in the sample set."""
-    probe_group: int
+    """Index in the sample set."""
+    probe_batch: int = field(name="probe_group")
     reason: str
 
 
@@ -107,7 +108,7 @@ class VerifiedPair(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class NoiseFloor(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Relative error when nothing but last bits changed, over all pairs, in the precision of measuring."""
+    """Relative error when only the last bits of a weight are changed, over all pairs."""
 
     median: float | None
     maximum: float | None
@@ -126,52 +127,52 @@ class HostTimings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """UTC, ISO 8601."""
     last_finished_at: str
     versions: dict[str, str]
-    """By name; several, joined by " and ", where they changed during the run."""
+    """Versions by name. Several are joined by " and " if they changed during the run."""
 
 
 class Intervals(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How the intervals were made: by Student's t over images, see shared.metrics."""
+    """How the intervals were computed: by Student's t over images, see shared.metrics."""
 
     level: float
     min_images: int
-    """A pair that was measured on fewer has no interval."""
+    """A pair measured on fewer images has no interval."""
 
 
 class Results(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One sensitivity run, as far as it has been collected."""
+    """The results of one sensitivity run, as far as it is collected."""
 
     format: int = FORMAT
     run_id: str
     sensitivity_id: str
     complete: bool
-    """Nothing that was asked for is missing."""
+    """Whether nothing is missing."""
     run: RunSettings
     sensitivity: SensitivitySettings
     fingerprint: str
-    """sha256 over the model's files."""
+    """sha256 of the model's files."""
     model_parameters: int
-    """Of the whole transformer."""
+    """Number of parameters of the whole transformer."""
     images: int
-    """That were measured on; the largest number over all pairs."""
+    """Number of images measured on; the largest over all pairs."""
     samples: int
     bits: tuple[int, ...]
-    """All that were asked for."""
+    """All wanted bit widths."""
     bucket_steps: dict[Bucket, tuple[int, int]]
-    """First step, and the one after the last."""
+    """For each bucket, its first step and the one after its last."""
     intervals: Intervals
     noise_floor: dict[BucketName, NoiseFloor]
     layers: tuple[LayerRow, ...]
-    """All of the model, in the order of the forward pass."""
+    """All quantizable layers, in the order of the forward pass."""
     measurements: tuple[Measurement, ...]
     """In the order of the layers, then by bits."""
     missing: tuple[MissingTask, ...]
-    """To be measured exactly; in the same order."""
+    """Exact measurements that are missing, in the same order."""
     missing_sketches: tuple[MissingSketch, ...] = ()
     """In the order of the samples."""
     sketches: int = 0
-    """Samples times probe groups that the sketched values are made of."""
+    """Number of finished sketch tasks."""
     verified: tuple[VerifiedPair, ...] = ()
-    """Where a sketch can be held against exact measurements."""
+    """Pairs with both a sketched and an exact value."""
     hosts: tuple[HostTimings, ...]
 
 
@@ -179,41 +180,38 @@ _decoder = msgspec.json.Decoder(Results)
 
 
 def encode_results(results: Results) -> bytes:
-    """JSON of results, fields in their declared order, indented."""
+    """Return results as indented JSON."""
     return msgspec.json.format(msgspec.json.encode(results), indent=1) + b"\n"
 
 
 def decode_results(data: bytes) -> Results:
-    """Read back results.json.
+    """Return the results that `encode_results` wrote.
 
     Raises:
-        InputError: not results of this format.
+        InputError: these are no results of this format.
     """
-    try:
-        results = _decoder.decode(data)
-    except (msgspec.DecodeError, UnicodeError) as error:
-        raise InputError(f"not results that this revision knows: {error}") from None
+    results = decode(_decoder, data, InputError, "not results that this revision knows")
     if results.format != FORMAT:
         raise InputError(f"results of format {results.format}; this revision knows format {FORMAT}")
     return results
 
 
-_CSV_LAYER = ("layer", "group", "stream", "kind", "outputs", "inputs", "parameters")
+_CSV_LAYER = ("layer", "block", "stream", "role", "outputs", "inputs", "parameters")
 _CSV_PAIR = ("bits", "bits_per_weight", "dead", "weight_relative_error")
 
 
 def results_csv(results: Results) -> str:
-    """One row a (layer, bits, bucket); an empty cell is a value that is infinite or undefined."""
+    """Return a CSV with one line per (layer, bits, bucket). Infinite and undefined values are empty cells."""
     buffer = io.StringIO(newline="")
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow((*_CSV_LAYER, *_CSV_PAIR, "bucket", *Metrics.__struct_fields__))
-    rows = {row.path: row for row in results.layers}
+    layers = {layer.path: layer for layer in results.layers}
     for pair in results.measurements:
-        row = rows[pair.layer]
-        place = row.place
-        layer = (row.path, place.block, place.stream, place.role, *row.shape, row.parameters)
+        layer = layers[pair.layer]
+        place = layer.place
+        about = (layer.path, place.block, place.stream, place.role, *layer.shape, layer.parameters)
         candidate = (pair.bits, pair.bits_per_weight, int(pair.dead), pair.weight_relative_error)
         for bucket, metrics in pair.buckets.items():
             cells = (int(cell) if cell is True or cell is False else cell for cell in astuple(metrics))
-            writer.writerow((*layer, *candidate, bucket, *cells))
+            writer.writerow((*about, *candidate, bucket, *cells))
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""Which sketched pairs are worth measuring exactly: those whose uncertainty could change a plan."""
+"""Choose the sketched (layer, bits) whose uncertainty could most change a plan, to measure them exactly."""
 
 import math
 
@@ -9,16 +9,16 @@ from shared.metrics import Floats
 from shared.model_card import ModelCard
 
 TARGETS = 9
-"""Plans are tried at so many average bit widths, evenly between the fewest bits and the most."""
+"""Number of average bit widths, evenly between the smallest and the largest, for which a plan is made."""
 
 
 def pairs_to_verify(estimates: Estimates, card: ModelCard, count: int) -> list[tuple[str, int]]:
-    """The `count` (layer, bits) whose uncertainty matters most for a plan, most first.
+    """Return the `count` (layer, bits) whose uncertainty matters most for a plan, in falling order.
 
-    For each of some price a bit, a plan takes of every layer the width of least squared error plus price
-    times size. The expected gain of knowing a layer's two best widths exactly is that of a normal
-    difference: s (phi(z) - z (1 - Phi(z))), with z = gap / s. A pair scores the sum over prices, shared
-    between the two by their variances. Dead and unmeasurable layers need no verifying.
+    For a given price per bit, a plan takes for each layer the bit width with the smallest squared error plus
+    price times size. With the two best widths of a layer known exactly, the expected gain is that of a normal
+    difference: s (phi(z) - z (1 - Phi(z))), where z = gap / s. It is summed over several prices, and shared
+    between the two widths by their variances. Dead and unmeasurable layers are left out.
     """
     error = estimates.squared_error.sum(axis=-1)
     variance = estimates.variance.sum(axis=-1)
@@ -38,21 +38,21 @@ def pairs_to_verify(estimates: Estimates, card: ModelCard, count: int) -> list[t
     else:
         score[open_layers] = np.sqrt(variance[open_layers])
     order = np.argsort(-score, axis=None, kind="stable")[:count]
-    places = [divmod(int(place), error.shape[1]) for place in order]
+    chosen = [divmod(int(index), error.shape[1]) for index in order]
     return [
-        (card.layers[layer].path, estimates.bits[width]) for layer, width in places if score[layer, width]
+        (card.layers[layer].path, estimates.bits[width]) for layer, width in chosen if score[layer, width]
     ]
 
 
 def _prices(error: Floats, cost: Floats, layers: np.ndarray[tuple[int], np.dtype[np.int64]]) -> list[float]:
-    """Prices a bit at which the average of the best widths passes through the targets."""
+    """Return the prices per bit at which the plan reaches each of the target sizes."""
     error, cost = error[layers], cost[layers]
     low, high = cost.min(axis=1).sum(), cost.max(axis=1).sum()
     return [_price(error, cost, low + (high - low) * (i + 1) / (TARGETS + 1)) for i in range(TARGETS)]
 
 
 def _price(error: Floats, cost: Floats, target: float) -> float:
-    """Bisection on the logarithm: a higher price a bit never buys more bits."""
+    """Find a price by bisection of its logarithm: a higher price never gives more bits."""
     cheap, dear = -200.0, 100.0
     for _ in range(60):
         middle = (cheap + dear) / 2

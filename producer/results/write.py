@@ -1,4 +1,4 @@
-"""Results and report of a sensitivity run, written from the shards that lie in its folder."""
+"""Write results and report of a sensitivity run from the shards in its folder."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -24,22 +24,22 @@ from shared.model_card import ModelCard
 MAX_PREVIEWS = 8
 
 
-def write_results(folder: CalibFolder, place: SensitivityFolder, reasons: dict[str, str]) -> Path | None:
-    """Write results.json, results.csv and report.html from what is there; return the report's path.
+def write_results(folder: CalibFolder, subfolder: SensitivityFolder, reasons: dict[str, str]) -> Path | None:
+    """Write results.json, results.csv and report.html; return the report's path.
 
     Args:
-        folder: the calibration.
-        place: the sensitivity run.
-        reasons: task id to why it is not there.
+        folder: the calibration folder.
+        subfolder: the sensitivity run.
+        reasons: by task id, why a task is missing.
 
     Returns:
-        None while nothing is there, or not even the model's layers are known.
+        None while there is no shard or no model card.
     """
-    run, request, card = folder.require_run(), place.require_request(), folder.read_model()
+    run, request, card = folder.require_run(), subfolder.require_request(), folder.read_model()
     if card is None:
         return None
-    exact = finished_pairs(place, request, run)
-    sketches = finished_sketches(place, request, run, card)
+    exact = finished_pairs(subfolder, request, run)
+    sketches = finished_sketches(subfolder, request, run, card)
     if not exact and not sketches:
         return None
     there = {pair.task.id for pair in exact} | {sketch.task.id for sketch in sketches}
@@ -59,7 +59,7 @@ def write_results(folder: CalibFolder, place: SensitivityFolder, reasons: dict[s
             if isinstance(task, SensitivityTask)
         ],
         missing_sketches=[
-            MissingSketch(sample=task.sample, probe_group=task.probe_group, reason=told[task.id])
+            MissingSketch(sample=task.sample, probe_batch=task.probe_batch, reason=told[task.id])
             for task in absent
             if isinstance(task, SketchTask)
         ],
@@ -70,42 +70,42 @@ def write_results(folder: CalibFolder, place: SensitivityFolder, reasons: dict[s
         *(done.shard.image_index for done in sketches),
     ]
     images = sorted({int(image) for index in measured_on for image in np.ravel(index)})
-    write_atomically(place.results_path, encode_results(results))
-    write_atomically(place.csv_path, results_csv(results).encode())
-    write_atomically(place.report_path, render_report(results, _previews(folder, images)).encode())
-    return place.report_path
+    write_atomically(subfolder.results_path, encode_results(results))
+    write_atomically(subfolder.csv_path, results_csv(results).encode())
+    write_atomically(subfolder.report_path, render_report(results, _previews(folder, images)).encode())
+    return subfolder.report_path
 
 
-def finished_pairs(place: SensitivityFolder, request: RequestFile, run: RunFile) -> list[FinishedTask]:
-    records = place.records.read()
+def finished_pairs(subfolder: SensitivityFolder, request: RequestFile, run: RunFile) -> list[FinishedTask]:
+    records = subfolder.records.read()
     return [
         FinishedTask(task=task, shard=SensitivityShard.from_bytes(data), record=records[task.id])
         for task in exact_tasks(request, run)
-        if task.id in records and (data := _read_shard(place, task)) is not None
+        if task.id in records and (data := _read_shard(subfolder, task)) is not None
     ]
 
 
 def finished_sketches(
-    place: SensitivityFolder, request: RequestFile, run: RunFile, card: ModelCard
+    subfolder: SensitivityFolder, request: RequestFile, run: RunFile, card: ModelCard
 ) -> list[FinishedSketch]:
-    records = place.records.read()
+    records = subfolder.records.read()
     return [
         FinishedSketch(
             task=task, shard=as_the_card_has_it(SketchShard.from_bytes(data), card), record=records[task.id]
         )
         for task in sketch_tasks(request, run)
-        if task.id in records and (data := _read_shard(place, task)) is not None
+        if task.id in records and (data := _read_shard(subfolder, task)) is not None
     ]
 
 
-def _read_shard(place: SensitivityFolder, task: Task) -> bytes | None:
-    """None when it vanished since the last pass; the next one has it computed again."""
-    path = place.shard_path(task.id)
+def _read_shard(subfolder: SensitivityFolder, task: Task) -> bytes | None:
+    """Return a shard; None if its file is missing. The next pass enqueues its task again."""
+    path = subfolder.shard_path(task.id)
     return path.read_bytes() if path.is_file() else None
 
 
 def _previews(folder: CalibFolder, images: Sequence[int]) -> list[tuple[str, bytes]]:
-    """Prompt and PNG of the first of these images."""
+    """Return prompt and PNG of the first of these images."""
     prompts = folder.require_run().prompts
     paths = [(prompts[image], folder.preview_path(image)) for image in images[:MAX_PREVIEWS]]
     return [(prompt, path.read_bytes()) for prompt, path in paths if path.is_file()]

@@ -1,1 +1,1 @@
-"""How jobs travel: the queue of tasks in Redis, a job's history, the connection."""
+"""Jobs in Redis: the connection, the queue of tasks, and each job's history."""

@@ -1,4 +1,4 @@
-"""The one way to a Redis: retries that outlive a restart, one clear line when there is none."""
+"""Connect to Redis. Clients survive a restart of Redis; errors say in one line what to do."""
 
 import re
 import sys
@@ -40,17 +40,18 @@ _SECRET = re.compile(r"([^&=]*(?:pass|secret|token|key|credential|signature)[^&=
 
 
 def connect(url: str, *, patient: bool = True) -> Redis:
-    """Return a client whose Redis answered just now.
+    """Return a client after checking that its Redis answers.
 
-    `rediss://` is TLS: the server's certificate must be signed by an authority that this machine trusts, or
-    by the one in the PEM file that the URL names (`?ssl_ca_certs=/path/ca.crt`), and be for that host.
+    With `rediss://` the connection uses TLS. The server's certificate must be valid for the host, and signed
+    by an authority that this machine trusts or by the one in the PEM file that the URL names
+    (`?ssl_ca_certs=/path/ca.crt`).
 
-    `patient` clients ride out about two minutes of Redis being down, killed or frozen; others fail at
-    once, as a heartbeat must.
+    A `patient` client retries for about two minutes while Redis is down or frozen. Other clients fail at
+    once, which is what a heartbeat needs.
 
     Raises:
-        InputError: not a Redis URL.
-        RedisUnavailableError: nothing answers, or it refuses us.
+        InputError: `url` is not a Redis URL.
+        RedisUnavailableError: nothing answers, or Redis refuses the connection.
     """
     client = _client(url, Retry(NoBackoff(), 0))
     try:
@@ -61,7 +62,7 @@ def connect(url: str, *, patient: bool = True) -> Redis:
             "redis://USER:PASSWORD@HOST:6379"
         ) from None
     except TypeError as error:
-        # redis-py hands what follows the question mark to its connections unchecked.
+        # redis-py passes everything after the question mark to its connections without checking it.
         option = str(error).rpartition("argument ")[2]
         raise InputError(
             f"{safe_url(url)}: redis-py knows no option {option}; an authority's certificate is named by "
@@ -87,14 +88,14 @@ def _client(url: str, retry: Retry) -> Redis:
         return Redis.from_url(
             url,
             retry=retry,
-            # redis-py retries nothing of a URL's client unless told to.
+            # Without this, redis-py retries nothing on a client made from a URL.
             retry_on_error=[RedisConnectionError, RedisTimeoutError, BusyLoadingError],
             socket_connect_timeout=5,
             socket_timeout=30,
             health_check_interval=30,
         )
     except (ValueError, TypeError) as error:
-        # What can't be taken apart is not quoted either: a part of the password may be in it.
+        # An unreadable URL is not quoted, because a part of a password may be in it.
         said = "" if safe_url(url) == UNREADABLE else f" ({_reason(error)})"
         raise InputError(
             f"not a Redis URL: {safe_url(url)}{said}; it looks like redis://[USER:PASSWORD@]HOST:6379 or "
@@ -107,7 +108,7 @@ UNREADABLE = "(unreadable URL)"
 
 
 def safe_url(url: str) -> str:
-    """`url` without its passwords, for messages and logs."""
+    """Return `url` without passwords, for messages and logs."""
     try:
         parts = urlsplit(url)
         _ = parts.port
@@ -116,7 +117,7 @@ def safe_url(url: str) -> str:
     netloc = parts.netloc
     if parts.password is not None:
         netloc = f"{parts.username or ''}:***@{netloc.rpartition('@')[2]}"
-    # redis-py takes a password there, too; of other stores, keys and tokens.
+    # The query may hold a password for Redis, and keys and tokens for other stores.
     query = _SECRET.sub(r"\1=***", parts.query)
     safe = parts._replace(netloc=netloc, query=query)
     return url if safe == parts else urlunsplit(safe)
@@ -128,7 +129,7 @@ def _reason(error: Exception) -> str:
 
 
 def _cure(reason: str) -> str:
-    """What mends a Redis that is there and says no."""
+    """Return advice for a Redis that answers with an error."""
     if reason.startswith("MISCONF"):
         return "it can't save to its disk: make room there, or let it write, and look into its log"
     if "DB index" in reason:
@@ -137,8 +138,11 @@ def _cure(reason: str) -> str:
 
 
 def _advice(url: str, reason: str) -> str:
-    """How to go on; TLS on one side only, or one client too many, may show as a reset or as silence."""
-    # Since macOS 15, to what was not allowed the local network it says that there is no way to a host.
+    """Return advice for a Redis that can't be reached.
+
+    TLS on one side only, or too many clients, can look like a closed connection or like silence.
+    """
+    # Since macOS 15, a process without permission for the local network gets this error.
     if sys.platform == "darwin" and "No route to host" in reason:
         return LOCAL_NETWORK
     if "Connection refused" in reason and urlsplit(url).hostname not in (*LOOPBACK, None):

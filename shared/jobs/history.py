@@ -1,4 +1,4 @@
-"""What happened to a job, attempt by attempt, and how far it is: small notes beside it in Redis."""
+"""The history of each job (its attempts) and its progress, kept in Redis."""
 
 from datetime import UTC, datetime
 from typing import Literal, cast
@@ -7,6 +7,8 @@ import msgspec
 from msgspec import Struct
 from redis import Redis
 from redis.client import Pipeline
+
+from shared.decoding import decode_or_none
 
 MAX_DETAIL = 4000
 KEEP_SECONDS = 30 * 24 * 3600
@@ -21,33 +23,37 @@ class Event(Struct, frozen=True, kw_only=True):
     host: str
     worker: str
     detail: str = ""
-    """Traceback, signal, or why."""
+    """A traceback, a signal or another reason."""
     at: str = ""
     """UTC, ISO 8601."""
 
 
 class Progress(Struct, frozen=True, kw_only=True):
-    """How far a running job is."""
+    """The progress of a running job."""
 
     text: str
     host: str
     worker: str
 
 
+_event_decoder = msgspec.json.Decoder(Event)
+_progress_decoder = msgspec.json.Decoder(Progress)
+
+
 def utc_now() -> str:
-    """Now, in UTC, ISO 8601 to the second."""
+    """Return the current time in UTC, as ISO 8601 with seconds."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def add_event(connection: Redis, job_id: str, event: Event) -> None:
-    """Append to a job's history; long details keep their end, where a traceback says what."""
+    """Append to a job's history. Of a long detail the end is kept, which names the error of a traceback."""
     with connection.pipeline() as pipeline:
         push_event(pipeline, job_id, event)
         pipeline.execute()
 
 
 def push_event(pipeline: Pipeline, job_id: str, event: Event) -> None:
-    """As `add_event`, as a part of something larger: the caller executes the pipeline."""
+    """Like `add_event`, within a pipeline that the caller executes."""
     stamped = msgspec.structs.replace(event, at=event.at or utc_now(), detail=event.detail[-MAX_DETAIL:])
     pipeline.rpush(_history_key(job_id), msgspec.json.encode(stamped))
     pipeline.ltrim(_history_key(job_id), -20, -1)
@@ -55,47 +61,44 @@ def push_event(pipeline: Pipeline, job_id: str, event: Event) -> None:
 
 
 def crash_event(connection: Redis, job_id: str, worker: str, detail: str) -> Event:
-    """Say that `worker` died in a job; its host is the one that the job's history names."""
+    """Return the event for a `worker` that died during a job; the host comes from the job's history."""
     hosts = [event.host for event in read_events(connection, job_id) if event.worker == worker]
     return Event(outcome="crashed", host=hosts[-1] if hosts else "", worker=worker, detail=detail)
 
 
 def read_events(connection: Redis, job_id: str) -> list[Event]:
-    """A job's history, oldest first; what can't be read is left out."""
-    events = []
-    for line in cast(list[bytes], connection.lrange(_history_key(job_id), 0, -1)):
-        try:
-            events.append(msgspec.json.decode(line, type=Event))
-        except (msgspec.DecodeError, UnicodeError):
-            continue
-    return events
+    """Return a job's history, oldest event first. Unreadable entries are left out."""
+    lines = cast(list[bytes], connection.lrange(_history_key(job_id), 0, -1))
+    return [event for line in lines if (event := decode_or_none(_event_decoder, line)) is not None]
 
 
 def forget_events(connection: Redis | Pipeline, job_ids: list[str]) -> None:
-    """A done job's history is of no interest, nor is a fresh one's past."""
+    """Delete the history of jobs that are done or enqueued anew."""
     if job_ids:
         connection.delete(*map(_history_key, job_ids))
 
 
 def set_progress(connection: Redis, queue: str, job_id: str, progress: Progress) -> None:
-    """Say how far a job is."""
+    """Store a job's progress."""
     connection.hset(_progress_key(queue), job_id, msgspec.json.encode(progress))
 
 
 def clear_progress(connection: Redis, queue: str, job_id: str) -> None:
-    """The job is over, well or not."""
+    """Delete the progress of a job that has ended."""
     connection.hdel(_progress_key(queue), job_id)
 
 
 def read_progress(connection: Redis, queue: str) -> dict[str, Progress]:
-    """Job id to progress; entries of crashed workers stay until their job ends, so look at in_flight too."""
-    progress = {}
-    for job_id, line in cast(dict[bytes, bytes], connection.hgetall(_progress_key(queue))).items():
-        try:
-            progress[job_id.decode()] = msgspec.json.decode(line, type=Progress)
-        except (msgspec.DecodeError, UnicodeError):
-            continue
-    return progress
+    """Return progress by job id.
+
+    After a crash, an entry stays until its job ends. Use only those of jobs that are running.
+    """
+    lines = cast(dict[bytes, bytes], connection.hgetall(_progress_key(queue)))
+    return {
+        job_id.decode("utf-8", "replace"): progress
+        for job_id, line in lines.items()
+        if (progress := decode_or_none(_progress_decoder, line)) is not None
+    }
 
 
 def _history_key(job_id: str) -> str:

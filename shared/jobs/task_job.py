@@ -1,7 +1,7 @@
-"""A task in RQ: a job class that runs nothing but our functions.
+"""A job in RQ that holds one task and can run only this project's functions.
 
-RQ's JSON serializer alone is no protection: any importable dotted name in a job would be called, and
-callbacks and webhooks would be called even where a job is only read.
+RQ would call any importable name that a job contains, and callbacks and webhooks even when a job is only
+read. This class prevents that.
 """
 
 import zlib
@@ -42,22 +42,22 @@ _SAFE_FIELDS = {
 
 
 class TaskJob(Job):
-    """A job that holds one task. What Redis says of it is believed only where it is harmless."""
+    """A job that holds one task. Only harmless fields are taken from Redis."""
 
     functions: ClassVar[Mapping[str, Callable[[Task], dict[str, Any]]]] = {}
-    """Name to function; only a worker process fills it."""
+    """Functions by the name of their kind. Only worker processes fill this table."""
 
     refusal: str | None = None
 
     def refresh(self) -> None:
-        """Read the job anew; a key that is no hash is no job."""
+        """Read the job again. A key that is no hash counts as no job."""
         try:
             super().refresh()  # type: ignore[no-untyped-call]
         except ResponseError as error:
             raise NoSuchJobError(f"{self.key} is no job: {error}") from None
 
     def restore(self, raw_data: Any) -> None:
-        """Take over the known fields; anything else, callbacks and webhooks first of all, stays out."""
+        """Take over the known fields and ignore all others, such as callbacks and webhooks."""
         fields = {_text(key): value for key, value in dict(raw_data).items()}
         dropped = sorted(name for name in fields.keys() - _SAFE_FIELDS if fields[name] and "call" in name)
         if dropped or fields.get("webhooks"):
@@ -68,7 +68,7 @@ class TaskJob(Job):
         try:
             clean[b"data"] = _inflate(clean.get(b"data", b""))
             super().restore(clean)
-        except Exception as error:  # noqa: BLE001 - a worker must outlive whatever a hash holds
+        except Exception as error:  # noqa: BLE001 - no content of a hash may end a worker
             self.refusal = f"it can't be read: {str(error)[:MAX_TEXT]}"
             super().restore({b"data": b"[]", b"retries_left": b"0"})
         self._set_limits()
@@ -78,17 +78,17 @@ class TaskJob(Job):
             self.timeout = JOB_TIMEOUT
         self.retries_left = max(0, min(self.retries_left or 0, MAX_RETRIES))
         self.result_ttl, self.failure_ttl = RESULT_TTL, FAILURE_TTL
-        # Both are logged, and a terminal obeys what it is shown.
+        # Both are logged; control characters could change the terminal.
         self.description = _printable(self.description)
         self.worker_name = _printable(self.worker_name)
 
     @property
     def task(self) -> Task:
-        """The task, validated.
+        """The validated task.
 
         Raises:
-            TaskRefusedError: this is no job of ours.
-            UnknownKindError: a newer revision enqueued it.
+            TaskRefusedError: this is not one of our jobs.
+            UnknownKindError: a newer revision enqueued a kind that this one does not know.
         """
         if self.refusal:
             raise TaskRefusedError(f"job {self.id} is refused: {self.refusal}")
@@ -114,11 +114,11 @@ class TaskJob(Job):
 
     @property
     def func(self) -> Callable[..., Any]:
-        """Never imported by name."""
+        """Refused: functions are never imported by name."""
         raise TaskRefusedError(f"job {self.id}: functions are called through the table only")
 
     def _deserialize_data(self) -> None:
-        """RQ looks at the call for its own log, before it runs anything."""
+        """Validate the task first: RQ reads the call for its log before it runs anything."""
         _ = self.task
         super()._deserialize_data()  # type: ignore[no-untyped-call]
 
@@ -136,7 +136,7 @@ def _printable(text: str | None) -> str | None:
 
 
 def _inflate(data: bytes) -> bytes:
-    """RQ's zlib data, unpacked to a limit: a few bytes must not become gigabytes."""
+    """Unpack RQ's zlib data, up to a limit: a few bytes must not become gigabytes."""
     if not isinstance(data, bytes) or not data:
         raise ValueError("no data")
     decompressor = zlib.decompressobj()

@@ -1,4 +1,4 @@
-"""The queue of task jobs: deterministic ids, long-lived results, and no cleaning behind one's back."""
+"""The queue of task jobs. Job ids are task ids, results are kept for days, and RQ cleans up nothing."""
 
 import re
 from collections.abc import Iterable
@@ -23,36 +23,36 @@ _QUEUE_NAME = re.compile(r"bitfleet-(\d+)-([A-Za-z0-9_-]+)")
 
 
 def queue_name(store_id: str, protocol: int = PROTOCOL) -> str:
-    """One queue a store and protocol: a worker never sees a job it could not serve."""
+    """Return the name of the queue for a store and protocol. Workers only see jobs that they can serve."""
     return f"bitfleet-{protocol}-{store_id}"
 
 
 def parse_queue_name(name: str) -> tuple[int, str] | None:
-    """Protocol and store id of one of our queues' names; None for a stranger's."""
+    """Return the protocol and store id in a queue's name, or None if the queue is not ours."""
     match = _QUEUE_NAME.fullmatch(name)
     return (int(match[1]), match[2]) if match else None
 
 
 def is_job_id(job_id: bytes) -> bool:
-    """Whether a queue's entry could be a job of ours."""
+    """Return whether a queue's entry can be one of our job ids."""
     return bool(_JOB_ID.fullmatch(job_id))
 
 
 @dataclass(frozen=True, slots=True)
 class InFlight:
-    """Job ids on their way."""
+    """Ids of jobs that are queued or running."""
 
     queued: tuple[str, ...]
     started: frozenset[str]
 
     @property
     def ids(self) -> frozenset[str]:
-        """All of them."""
+        """Ids of both."""
         return self.started.union(self.queued)
 
 
 class TaskQueue(Queue):
-    """A queue of task jobs, JSON only. A job is in it until, in one step, a worker starts it."""
+    """A queue of task jobs in JSON. A job stays in it until a worker takes it in one atomic operation."""
 
     job_class = TaskJob
     DEFAULT_TIMEOUT = JOB_TIMEOUT
@@ -64,17 +64,17 @@ class TaskQueue(Queue):
 
     @classmethod
     def lmove(cls, connection: Redis, queue_key: str, timeout: int | None) -> Any:
-        """Wait for a job and return its id; it stays at the head of the queue.
+        """Wait for a job and return its id, leaving it at the head of the queue.
 
-        RQ pops it here, and a worker that died before it wrote down that it has the job would lose it. Our
-        workers take the job in the same step in which they write that down (lease_scripts). What can't be
-        an id of ours is removed: RQ would end the worker over it.
+        RQ would remove the job here, and it would be lost if the worker died right after. Our workers remove
+        it later, together with noting who has it (lease_scripts). Entries that can't be one of our job ids
+        are deleted, because RQ would end the worker on them.
 
         Raises:
             DequeueTimeout: no job came within `timeout` seconds.
         """
         while True:
-            # From the head to the head: the documented way to wait for an element and leave it where it is.
+            # Moving from head to head is the documented way to wait for an element without removing it.
             if timeout is None:
                 head = connection.lmove(queue_key, queue_key, "LEFT", "LEFT")
             else:
@@ -97,7 +97,7 @@ class TaskQueue(Queue):
         serializer: Any = None,
         death_penalty_class: type[BaseDeathPenalty] | None = None,
     ) -> tuple[Job, Queue] | None:
-        """Read a job; an id without one is removed from the queue."""
+        """Read a job. An id without a job is removed from the queue."""
         found = super()._fetch_dequeued_job(
             connection, queue_key, job_id, job_class, serializer, death_penalty_class
         )
@@ -106,17 +106,17 @@ class TaskQueue(Queue):
         return found
 
     def move_dependents_to_ready(self, *args: Any, **kwargs: Any) -> dict[str, list[str]]:
-        """No job of ours has any."""
+        """Do nothing: our jobs have no dependents."""
         return {}
 
     def enqueue_dependents(self, *args: Any, **kwargs: Any) -> dict[str, list[str]]:
-        """No job of ours has any."""
+        """Do nothing: our jobs have no dependents."""
         return {}
 
     def enqueue_tasks(self, tasks: Iterable[Task]) -> int:
-        """Enqueue jobs for tasks known not to be in flight; return how many.
+        """Enqueue tasks that are neither queued nor running; return how many.
 
-        A job of the same id left from an earlier attempt (finished or failed) is replaced.
+        A finished or failed job with the same id is replaced.
         """
         batch = list(tasks)
         with self.connection.pipeline() as pipeline:
@@ -144,14 +144,17 @@ class TaskQueue(Queue):
         return len(batch)
 
     def withdraw(self, job_ids: Iterable[str]) -> None:
-        """Take back jobs that wait; those that run end by themselves."""
+        """Remove waiting jobs from the queue. Running jobs are left alone."""
         with self.connection.pipeline() as pipeline:
             for job_id in job_ids:
                 pipeline.lrem(self.key, 0, job_id)
             pipeline.execute()
 
     def in_flight(self) -> InFlight:
-        """Ids that wait or run, read in one transaction and without RQ's unlocked cleaning."""
+        """Return the ids of queued and running jobs, read in one transaction.
+
+        RQ's own functions would clean up at the same time, without a lock.
+        """
         with self.connection.pipeline(transaction=True) as pipeline:
             pipeline.lrange(self.key, 0, -1)
             pipeline.zrange(self.started_job_registry.key, 0, -1)
@@ -162,7 +165,7 @@ class TaskQueue(Queue):
         )
 
     def failed_ids(self) -> set[str]:
-        """Ids of jobs that failed after all their retries."""
+        """Return the ids of jobs that failed in every attempt."""
         return set(self.failed_job_registry.get_job_ids(cleanup=False))
 
 

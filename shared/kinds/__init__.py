@@ -1,1 +1,1 @@
-"""Kinds of tasks, one module each: what travels to a worker, and what comes back."""
+"""The kinds of tasks, one module each: the task that goes to a worker, and the shard that comes back."""

@@ -1,4 +1,4 @@
-"""Calibration: one image is drawn, and what entered each of its steps is kept."""
+"""Calibration: a worker draws one image and keeps the inputs of every denoising step."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
@@ -13,7 +13,7 @@ from shared.runs import Seed
 
 
 class CalibrationTask(Task, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="calibration"):
-    """One image: its whole denoising trajectory."""
+    """One image, with all of its denoising steps."""
 
     image_index: Annotated[int, Meta(ge=0, le=10_000_000)]
     prompt: Annotated[str, Meta(max_length=10_000)]
@@ -21,41 +21,42 @@ class CalibrationTask(Task, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     @property
     def id(self) -> str:
-        """Job id, shard name and record name."""
+        """The name of the task's job, shard and record."""
         return f"cal-{self.run.id}-{self.image_index:05d}"
 
     @property
-    def group(self) -> str:
-        """What a store files it under."""
+    def namespace(self) -> str:
+        """The name under which a store keeps the task's shard and record."""
         return self.run.id
 
     @property
     def label(self) -> str:
-        """For people."""
+        """A short description for messages."""
         return f"image {self.image_index}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CalibrationShard(PackedArrays):
-    """One image's trajectory of N steps, in the run's precision; bfloat16, which numpy lacks, as float32.
+    """The N denoising steps of one image, in the run's precision.
 
-    Zeros in the low halves of float32 pack well: conditioning from bfloat16 takes 2.1 bytes a value.
+    numpy has no bfloat16, so such values are kept as float32. They compress to 2.1 bytes each, because the
+    lower half of their bits is zero.
     """
 
     x: Array
-    """(N + 1, H, W, C): the latent entering each step, then the final one."""
+    """(N + 1, H, W, C): the latent before each step, and the final latent."""
     sigma: Array
     """(N + 1,) float32; the last is 0 for SD3."""
     timestep: Array
-    """(N,) in activation dtype, held as float32."""
+    """(N,): rounded to the activation dtype, stored as float32."""
     conditioning: Array
     """(B, T, D): B is 2 with CFG (text, negative), else 1."""
     pooled_conditioning: Array
     """(B, P)."""
     preview_png: Array
-    """(bytes,) uint8: the decoded image as PNG; empty if it couldn't be decoded."""
+    """(bytes,) uint8: the decoded image as PNG; empty if decoding failed."""
     model_json: Array
-    """(bytes,) uint8: see shared.model_card."""
+    """(bytes,) uint8: the model card, see shared.model_card."""
 
     _layout: ClassVar[dict[str, tuple[str, int]]] = {
         "x": (FLOATS, 4),

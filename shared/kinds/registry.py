@@ -1,4 +1,4 @@
-"""All kinds of tasks. A new one is a module in each of shared, worker and producer, and a name here."""
+"""All kinds of tasks. A new kind is one module in each of shared, worker and producer, and a name here."""
 
 from functools import reduce
 from importlib import import_module
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from shared.decoding import decode, decode_or_none
 from shared.errors import TaskRefusedError, UnknownKindError
 from shared.kinds.kind import Kind, Task
 
@@ -20,45 +21,41 @@ if TYPE_CHECKING:
     AnyTask = Task
 else:
     AnyTask = reduce(or_, _BY_TASK)
-    """The union of all tasks, as a type that msgspec decodes."""
+    """The union of all task classes, for decoding."""
 
 _decoder: msgspec.json.Decoder[Task] = msgspec.json.Decoder(AnyTask)
 
 
-def kind_of(task: Task) -> Kind:
-    """The kind of a task."""
-    return _BY_TASK[type(task)]
-
-
-def encode_task(task: Task) -> str:
-    """JSON text of a task: the one argument of its job."""
-    return msgspec.json.encode(task).decode()
-
-
-def decode_task(text: str | bytes) -> Task:
-    """Read back a task.
-
-    Raises:
-        UnknownKindError: another revision's kind of task.
-        TaskRefusedError: no task at all, or a field outside its limits.
-    """
-    try:
-        return _decoder.decode(text)
-    except (msgspec.DecodeError, UnicodeError) as error:
-        name = _kind_named_in(text)
-        if name is not None and name not in KINDS:
-            raise UnknownKindError(f"this revision knows no tasks of kind {name!r}") from None
-        raise TaskRefusedError(f"not a task this revision knows: {error}") from None
-
-
-class _Tagged(msgspec.Struct):
-    """Any task of any revision."""
+class _AnyRevisionsTask(msgspec.Struct):
+    """The one field that tasks of all revisions share: the name of their kind."""
 
     type: str
 
 
-def _kind_named_in(text: str | bytes) -> str | None:
+_any_revision = msgspec.json.Decoder(_AnyRevisionsTask)
+
+
+def kind_of(task: Task) -> Kind:
+    """Return the kind of a task."""
+    return _BY_TASK[type(task)]
+
+
+def encode_task(task: Task) -> str:
+    """Return a task as JSON text, which becomes an argument of its job."""
+    return msgspec.json.encode(task).decode()
+
+
+def decode_task(text: str | bytes) -> Task:
+    """Return the task that `encode_task` wrote.
+
+    Raises:
+        UnknownKindError: this revision does not know the kind.
+        TaskRefusedError: this is no task, or a field is outside its limits.
+    """
     try:
-        return msgspec.json.decode(text, type=_Tagged).type[:80]
-    except (msgspec.DecodeError, UnicodeError):
-        return None
+        return decode(_decoder, text, TaskRefusedError, "not a task this revision knows")
+    except TaskRefusedError:
+        any_task = decode_or_none(_any_revision, text)
+        if any_task is not None and any_task.type not in KINDS:
+            raise UnknownKindError(f"this revision knows no tasks of kind {any_task.type[:80]!r}") from None
+        raise

@@ -1,4 +1,4 @@
-"""Sensitivity: the model runs with one layer quantized, and its velocity is compared with the original's."""
+"""Sensitivity: the model runs with one layer quantized; its velocity is compared with the original one."""
 
 import hashlib
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from shared.runs import SensitivitySettings
 
 
 class SensitivityTask(Task, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="sensitivity"):
-    """One (layer, bits): what the model's output suffers when this weight is quantized."""
+    """One (layer, bits): how much the model's output changes when this weight is quantized."""
 
     sensitivity: SensitivitySettings
     layer: Layer
@@ -20,24 +20,24 @@ class SensitivityTask(Task, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     @property
     def id(self) -> str:
-        """Job id, shard name and record name; a dotted path is no job id, so it is hashed."""
+        """The name of the task's job, shard and record. The layer is hashed: a job id has no dots."""
         layer = hashlib.sha256(self.layer.encode()).hexdigest()[:12]
         return f"sen-{self.sensitivity.id}-{layer}-b{self.bits}"
 
     @property
-    def group(self) -> str:
-        """What a store files it under."""
+    def namespace(self) -> str:
+        """The name under which a store keeps the task's shard and record."""
         return self.sensitivity.id
 
     @property
     def label(self) -> str:
-        """For people."""
+        """A short description for messages."""
         return f"{self.layer} at {self.bits} bits"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SensitivityShard(PackedArrays):
-    """One (layer, bits) over n samples: per-sample values, so that buckets can be re-weighted later."""
+    """The results of one (layer, bits) for each of n samples, so that they can be averaged later."""
 
     image_index: Array
     """(n,) integers."""
@@ -48,14 +48,14 @@ class SensitivityShard(PackedArrays):
     squared_reference: Array
     """(n,) float64: ||v||^2."""
     noise_squared_error: Array
-    """(n,) float64: the same measurement with nothing but the last bits of a nearby layer's weight changed; 0
-    in shards from before this was measured."""
+    """(n,) float64: the same error when only the last bits of a nearby layer's weight are changed. 0 in older
+    shards, for which this was not measured."""
     cosine: Array
-    """(n,) float64, between v_quantized and v."""
+    """(n,) float64: cosine similarity of v_quantized and v."""
     max_abs: Array
     """(n,) float64: largest |v_quantized - v|."""
     output_size: Array
-    """() integer: elements of v, for the mean squared error."""
+    """() integer: number of elements of v."""
     dead: Array
     """() bool: this layer can't influence the output."""
     weight_squared_error: Array
@@ -63,7 +63,7 @@ class SensitivityShard(PackedArrays):
     weight_squared_norm: Array
     """() float64: ||W||^2."""
     bits_per_weight: Array
-    """() float64: bits, plus what scales and biases cost."""
+    """() float64: bits stored per weight, with scales and biases."""
 
     _layout: ClassVar[dict[str, tuple[str, int]]] = {
         "image_index": (INTEGERS, 1),

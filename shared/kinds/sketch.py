@@ -1,10 +1,11 @@
-"""Sketch: random probes of one sample's velocity go back through the model and rate every layer at once."""
+"""Sketch: backward passes with random probes estimate the effect of every layer at once, for one sample."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from msgspec import Meta
+from msgspec import Meta, field
 
+from shared.choices import BITS
 from shared.errors import ShardCorruptError
 from shared.kinds.kind import Bits, Kind, Task
 from shared.layout.npz import Array
@@ -13,41 +14,43 @@ from shared.runs import SensitivitySettings
 
 
 class SketchTask(Task, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="sketch"):
-    """One sample and a group of probes: every layer at all of these bit widths, to first order."""
+    """One sample and one batch of probes: a first-order estimate for every layer and bit width."""
 
     sensitivity: SensitivitySettings
-    bits: Annotated[tuple[Bits, ...], Meta(min_length=1, max_length=7)]
+    bits: Annotated[tuple[Bits, ...], Meta(min_length=1, max_length=len(BITS))]
     sample: Annotated[int, Meta(ge=0, le=10_000_000)]
-    """Place in the sample set."""
-    probe_group: Annotated[int, Meta(ge=0, le=10_000)]
-    """Seeds the probes, with the sample: more groups add probes to those that were there."""
+    """Index in the sample set."""
+    probe_batch: Annotated[int, Meta(ge=0, le=10_000)] = field(name="probe_group")
+    """Number of the batch. Sample and batch seed the random probes: further batches add new probes.
+
+    In JSON and in ids it keeps its first name, probe group."""
     probes: Annotated[int, Meta(ge=1, le=64)]
-    """Of this group."""
+    """Number of probes in the batch."""
 
     @property
     def id(self) -> str:
-        """Job id, shard name and record name; other bit widths or numbers of probes are other tasks."""
+        """The name of the task's job, shard and record, with bit widths and number of probes."""
         widths = "".join(str(bits) for bits in self.bits)
         return (
-            f"ske-{self.sensitivity.id}-b{widths}-p{self.probes}-s{self.sample:05d}-g{self.probe_group:03d}"
+            f"ske-{self.sensitivity.id}-b{widths}-p{self.probes}-s{self.sample:05d}-g{self.probe_batch:03d}"
         )
 
     @property
-    def group(self) -> str:
-        """What a store files it under."""
+    def namespace(self) -> str:
+        """The name under which a store keeps the task's shard and record."""
         return self.sensitivity.id
 
     @property
     def label(self) -> str:
-        """For people."""
-        return f"sketch of sample {self.sample}, probes {self.probe_group}"
+        """A short description for messages."""
+        return f"sketch of sample {self.sample}, probes {self.probe_batch}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SketchShard(PackedArrays):
-    """One sample and P probes: what every layer at every bit width does to the probed output.
+    """The effect of L layers at B bit widths on the output of one sample, as seen by P probes.
 
-    L layers in the order of the model card, B bit widths.
+    The layers are in the order of the model card.
     """
 
     image_index: Array
@@ -61,17 +64,17 @@ class SketchShard(PackedArrays):
     squared_reference: Array
     """() float64: ||v||^2 of the guided velocity."""
     output_size: Array
-    """() integer: elements of v."""
+    """() integer: number of elements of v."""
     dead: Array
     """(L,) bool: no gradient reaches this layer from any probe."""
     measurable: Array
-    """(L,) bool: False where the group size does not divide the layer's inputs."""
+    """(L,) bool: False where the number of inputs is not a multiple of the group size."""
     weight_squared_error: Array
     """(L, B) float64: ||W_quantized - W||^2."""
     weight_squared_norm: Array
     """(L,) float64: ||W||^2."""
     bits_per_weight: Array
-    """(L, B) float64: bits, plus what scales and biases cost."""
+    """(L, B) float64: bits stored per weight, with scales and biases."""
 
     _layout: ClassVar[dict[str, tuple[str, int]]] = {
         "image_index": (INTEGERS, 0),

@@ -1,1 +1,1 @@
-"""Files of the calibration layout, written and read."""
+"""The files of the calibration layout: writing and reading them."""

@@ -1,4 +1,4 @@
-"""NPZ in memory, read with suspicion: limits are checked before anything is decompressed."""
+"""NPZ in memory. Nothing in a file is trusted: limits are checked before anything is decompressed."""
 
 import io
 import zipfile
@@ -18,12 +18,12 @@ MAX_UNPACKED_BYTES = 2 * 1024**3
 
 
 def pack(arrays: Mapping[str, Array]) -> bytes:
-    """Return the bytes of an NPZ; equal arrays give equal bytes."""
+    """Return the arrays as the bytes of an NPZ. Equal arrays give equal bytes."""
     buffer = io.BytesIO()
-    # Level 1: the zeros that stand for T5 shrink as well with it, at a fifth of the time.
+    # Level 1 packs zeros, which stand for a missing T5, as well as higher levels, in a fifth of the time.
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         for name, array in arrays.items():
-            # Opened by name: the entry takes the archive's compression, and no time of writing.
+            # Opening by name takes the archive's compression and stores no time.
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                 npy.write_array(member, np.asarray(array, order="C"), allow_pickle=False)
     return buffer.getvalue()
@@ -33,7 +33,7 @@ def unpack(data: bytes, *, max_bytes: int = MAX_UNPACKED_BYTES) -> dict[str, Arr
     """Return the arrays of an NPZ.
 
     Raises:
-        ShardCorruptError: no NPZ, pickled objects in it, or larger than `max_bytes` when unpacked.
+        ShardCorruptError: this is no NPZ, it holds pickled objects, or it unpacks to more than `max_bytes`.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -53,7 +53,7 @@ def _read_members(archive: zipfile.ZipFile, max_bytes: int) -> dict[str, Array]:
         raise ShardCorruptError(f"NPZ of {total} bytes unpacked; at most {max_bytes} are allowed")
     arrays: dict[str, Array] = {}
     for member in members:
-        # zipfile unpacks these two bit by bit and to the size they claim; the others at one go, to any size.
+        # zipfile unpacks these two piece by piece up to the stated size, others all at once.
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise ShardCorruptError(f"{member.filename}: compressed in a way that is not allowed")
         name = member.filename.removesuffix(".npy")
@@ -66,8 +66,8 @@ def _read_members(archive: zipfile.ZipFile, max_bytes: int) -> dict[str, Array]:
 def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Array:
     with archive.open(member) as packed:
         raw = packed.read(member.file_size)
-    # zipfile compares the checksum only when it meets the end of the compressed data: a directory that
-    # lies about sizes keeps it from that.
+    # zipfile checks the checksum only at the end of the compressed data, which it never reaches if the stated
+    # sizes are wrong.
     if len(raw) != member.file_size or zlib.crc32(raw) != member.CRC:
         raise ShardCorruptError(f"{member.filename}: its contents differ from its checksum")
     file = io.BytesIO(raw)
@@ -81,7 +81,7 @@ def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Array:
     if any(size < 0 for size in shape):
         raise ShardCorruptError(f"{member.filename}: a negative size in its shape")
     start = file.tell()
-    # The header may lie: numpy would reserve what it says before reading a byte.
+    # The header may be false, and numpy would reserve the memory that it states before reading a byte.
     expected = dtype.itemsize * int(np.prod(shape, dtype=object))
     if len(raw) - start != expected:
         raise ShardCorruptError(f"{member.filename}: its header promises {expected} bytes, it has others")

@@ -1,9 +1,9 @@
-"""Reads a calibration directory back, for notebooks and other programs; numpy is all it needs.
+"""Read a calibration directory, for notebooks and other programs. It needs only numpy.
 
     for sample in read_samples("calibration_data", max_images=10, step_stride=5):
         print(sample.image_index, sample.step_index, sample.x.shape)
 
-The directory is the calibration layout: manifest.json and one NPZ a sample, also as others write it.
+The directory holds a manifest.json and one NPZ per sample; other programs' variants are read too.
 """
 
 import json
@@ -25,23 +25,23 @@ _NUMBER_BEFORE_STEP = re.compile(r"(?<![A-Za-z0-9])(\d+)[\W_]*step", re.IGNORECA
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """What has been collected."""
+    """The list of what has been collected."""
 
     n_completed: int
-    """Images done."""
+    """Number of complete images."""
     num_steps: int
-    """Steps an image."""
+    """Denoising steps per image."""
     sample_files: tuple[str, ...] | None
-    """Relative to the directory, or None where the manifest does not list them."""
+    """Paths relative to the directory; None if the manifest does not list them."""
     extra: Mapping[str, Any] = field(default_factory=dict)
-    """Every other key, as it was found."""
+    """All other keys, unchanged."""
 
 
 def read_manifest(calib_dir: str | Path) -> Manifest:
     """Return the manifest of a calibration directory.
 
     Raises:
-        SampleError: there is none, it is not JSON, or a key is missing or of another kind.
+        SampleError: there is no manifest, it is not JSON, or a key is missing or has the wrong type.
     """
     path = Path(calib_dir) / MANIFEST_NAME
     try:
@@ -64,19 +64,19 @@ def read_manifest(calib_dir: str | Path) -> Manifest:
 def read_samples(
     calib_dir: str | Path, max_images: int | None = None, step_stride: int = 1
 ) -> Iterator[Sample]:
-    """Yield the samples of a directory: image by image, step by step, each read when its turn comes.
+    """Yield the samples of a directory, image by image and step by step. Each is read when it is needed.
 
-    The manifest's `sample_files` say which; without them `samples/*.npz`, and without those `*.npz`.
-    Names that hold an image and a step number decide the order. Other names keep the manifest's order,
-    or are sorted by the numbers in them, and a step index that starts anew begins the next image.
+    The files are those of the manifest's `sample_files`, else `samples/*.npz`, else `*.npz`. If every name
+    holds an image number and a step number, these decide the order. Otherwise the manifest's order is kept,
+    or names are sorted by their numbers; the next image begins where the step index starts again.
 
     Args:
-        calib_dir: where manifest.json is; the manifest may be absent.
-        max_images: only the first so many images; None takes all.
-        step_stride: only steps whose index it divides.
+        calib_dir: the directory; it may lack a manifest.
+        max_images: read only this many images, from the first; None reads all.
+        step_stride: read only steps whose index is a multiple of this.
 
     Raises:
-        SampleError: naming the file and what is wrong in it; for a sample, when its turn comes.
+        SampleError: a file is damaged; the message names it. For a sample it is raised when that is read.
     """
     if max_images is not None and max_images < 0:
         raise SampleError(f"max_images is {max_images}; it can't be negative")
@@ -85,10 +85,10 @@ def read_samples(
     root = Path(calib_dir)
     manifest = read_manifest(root) if (root / MANIFEST_NAME).exists() else None
     names = _sample_names(root, manifest)
-    places = [_place_in_name(name) for name in names]
-    if all(place is not None for place in places):
-        ordered = sorted((place, name) for place, name in zip(places, names, strict=True) if place)
-        return _read_named(root, [(place[0], name) for place, name in ordered], max_images, step_stride)
+    numbers = [_numbers_in_name(name) for name in names]
+    if all(pair is not None for pair in numbers):
+        ordered = sorted((pair, name) for pair, name in zip(numbers, names, strict=True) if pair)
+        return _read_named(root, [(pair[0], name) for pair, name in ordered], max_images, step_stride)
     return _read_counted(root, names, manifest.num_steps if manifest else None, max_images, step_stride)
 
 
@@ -112,7 +112,7 @@ def _sample_names(root: Path, manifest: Manifest | None) -> list[str]:
 
 
 def _inside(root: Path, name: str) -> str:
-    # Both kinds: a manifest written on Windows must not escape here either, nor the other way round.
+    # Check both styles: a manifest may come from Windows, and must not point outside here either.
     for path in (PurePosixPath(name), PureWindowsPath(name)):
         if path.is_absolute() or path.drive or path.root or ".." in path.parts or not path.parts:
             raise SampleError(f"{root / MANIFEST_NAME}: sample file {name!r} does not lie in {root}")
@@ -120,13 +120,13 @@ def _inside(root: Path, name: str) -> str:
 
 
 def _natural_key(name: str) -> list[tuple[int, int, str]]:
-    """Sorts step-9 before step-10."""
+    """Return a sorting key that puts step-9 before step-10."""
     parts = re.split(r"(\d+)", name)
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts if part]
 
 
-def _place_in_name(name: str) -> tuple[int, int] | None:
-    """(image, step) as numbers in a name such as samples/image-00003-step-017.npz, else None."""
+def _numbers_in_name(name: str) -> tuple[int, int] | None:
+    """Return (image, step) from a name such as samples/image-00003-step-017.npz; None if one is missing."""
     step = _STEP_NUMBER.search(name)
     image = _IMAGE_NUMBER.search(name) or _NUMBER_BEFORE_STEP.search(name)
     return (int(image[1]), int(step[1])) if image and step else None
@@ -151,7 +151,7 @@ def _read_counted(
         with SampleFile(root / name) as opened:
             step_index = opened.step_index
             if num_steps is not None and step_index >= num_steps:
-                # A counter over the whole calibration, as some generators write it.
+                # Some programs count steps over the whole calibration.
                 image_index, step_index = divmod(step_index, num_steps)
             elif step_index <= previous:
                 image_index += 1

@@ -1,4 +1,4 @@
-"""One sample of the calibration layout, as a file: opened, checked, read."""
+"""One sample file of the calibration layout: opening, checking and reading it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +13,9 @@ from shared.layout.npz import Array
 
 class _Key(NamedTuple):
     names: tuple[str, ...]
-    """The layout's own, then what a reader also accepts."""
+    """The layout's own name, then other accepted names."""
     kinds: str
-    """Of numpy dtypes."""
+    """Accepted kinds of numpy dtypes."""
     ranks: range
 
 
@@ -31,28 +31,28 @@ _STEP_INDEX_NAMES = ("step_index", "arr_5")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """One diffusion step's inputs, in the dtypes of the file."""
+    """The inputs of one denoising step, in the dtypes of the file."""
 
     x: Array
-    """Latent entering the step, e.g. (1, H, W, C)."""
+    """The latent before the step, for example (1, H, W, C)."""
     timestep: Array
     """() or (n,)."""
     sigma: Array
     """() or (n,)."""
     conditioning: Array
-    """E.g. (B, T, D): B is 2 with CFG (text, negative)."""
+    """For example (B, T, D); B is 2 with CFG (text, negative)."""
     pooled_conditioning: Array
-    """E.g. (B, P)."""
+    """For example (B, P)."""
     step_index: int
     image_index: int
     path: Path
 
 
 class SampleFile:
-    """A sample's file, opened: its step index is known, its arrays are not read yet.
+    """An open sample file. Its step index is known; `load` reads the arrays.
 
     Raises:
-        SampleError: from opening and from `load`, naming the file and what is wrong in it.
+        SampleError: when opening or loading a damaged file; the message names it.
     """
 
     def __init__(self, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A sample set: the samples that one sensitivity run measures on, as workers fetch them."""
+"""A sample set: the samples on which one sensitivity run measures, packed for the workers."""
 
 import hashlib
 from dataclasses import dataclass
@@ -13,10 +13,10 @@ from shared.packed_arrays import BOOLEANS, FLOATS, INTEGERS, PackedArrays
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleSet(PackedArrays):
-    """n samples of m images, in the layout's order; conditioning once an image.
+    """n samples of m images, in the layout's order. Conditioning is stored once per image.
 
-    `x_next` and `sigma_next` are the latent and sigma one step on, so that a worker can tell whether
-    its model is the one that drew these samples: v = (x_next - x) / (sigma_next - sigma).
+    `x_next` and `sigma_next` are those of the following step. With them a worker can check that its model
+    drew these samples: v = (x_next - x) / (sigma_next - sigma).
     """
 
     x: Array
@@ -30,11 +30,11 @@ class SampleSet(PackedArrays):
     sigma_next: Array
     """(n,) float32."""
     has_next: Array
-    """(n,) bool: False for an image's last step, whose outcome no sample holds."""
+    """(n,) bool: False for the last step of an image, which has no following sample."""
     step_index: Array
     """(n,) int32."""
     image: Array
-    """(n,) int32: row of `image_index`, `conditioning` and `pooled_conditioning`."""
+    """(n,) int32: index into `image_index`, `conditioning` and `pooled_conditioning`."""
     image_index: Array
     """(m,) int32."""
     conditioning: Array
@@ -74,13 +74,13 @@ class SampleSet(PackedArrays):
 
     @property
     def implied_velocity(self) -> Array:
-        """(n, H, W, C) float32: what the Euler step from x to x_next says the model's output was."""
-        step = (self.sigma_next - self.sigma).astype(np.float32).reshape(-1, 1, 1, 1)
+        """(n, H, W, C) float32: the model's output, computed back from the Euler step from x to x_next."""
+        change = (self.sigma_next - self.sigma).astype(np.float32).reshape(-1, 1, 1, 1)
         difference = self.x_next.astype(np.float32) - self.x.astype(np.float32)
-        velocity: Array = np.divide(difference, step, out=np.zeros_like(difference), where=step != 0)
+        velocity: Array = np.divide(difference, change, out=np.zeros_like(difference), where=change != 0)
         return velocity
 
 
 def sample_set_digest(data: bytes) -> str:
-    """sha256 in hex: the name of a packed sample set."""
+    """Return the sha256 in hex, which names a packed sample set."""
     return hashlib.sha256(data).hexdigest()

@@ -1,4 +1,4 @@
-"""Opening what fsspec knows, as strictly as a store needs it: connections of one's own, known hosts only."""
+"""Open an fsspec filesystem for a store: with its own connection, and only to known SSH servers."""
 
 from pathlib import Path
 from typing import Any
@@ -14,17 +14,17 @@ _EXTRAS = {"s3": "s3", "s3a": "s3", "sftp": "sftp", "ssh": "sftp"}
 
 
 def open_filesystem(url: str, label: str) -> tuple[Any, str]:
-    """Return a filesystem and the path in it. Keys and passwords come from where their clients look.
+    """Return a filesystem and the path in it. Keys and passwords come from the usual places of each client.
 
     Raises:
-        StoreError: a package is missing, or the server is not a known one.
-        Exception: nearly any, of the filesystem's own.
+        StoreError: a package is missing, or the SSH server is unknown.
+        Exception: whatever else the filesystem raises.
     """
     extra = _EXTRAS.get(url.partition("://")[0])
     try:
         if extra == "sftp":
             return _open_sftp(url)
-        # Listings that s3fs keeps would hide what other machines write.
+        # s3fs caches listings, which would hide what other machines write.
         options = {"use_listings_cache": False} if extra == "s3" else {}
         filesystem, root = fsspec.core.url_to_fs(url, **options)
     except ImportError as error:
@@ -37,7 +37,7 @@ def _open_sftp(url: str) -> tuple[Any, str]:
     import paramiko
 
     class KnownHostsOnly(paramiko.MissingHostKeyPolicy):  # type: ignore[misc]
-        """fsspec trusts whoever answers; ssh itself would not."""
+        """Refuse unknown servers, as ssh does; fsspec would trust any."""
 
         def missing_host_key(self, client: Any, hostname: str, key: Any) -> None:
             path = Path.home() / ".ssh/known_hosts"
@@ -56,6 +56,6 @@ def _open_sftp(url: str) -> tuple[Any, str]:
         banner_timeout=CONNECT_SECONDS,
         auth_timeout=CONNECT_SECONDS,
     )
-    # A connection that died while this machine slept is noticed, instead of waited for.
+    # Without a timeout, a connection that died while this machine slept would block for ever.
     filesystem.ftp.get_channel().settimeout(SILENCE_SECONDS)
     return filesystem, root

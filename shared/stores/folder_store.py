@@ -1,4 +1,4 @@
-"""A shard store in a folder: a local one, a mounted share, or anything fsspec knows (s3://, sftp://)."""
+"""A store in a folder: local, on a mounted share, or anywhere fsspec can reach (s3://, sftp://)."""
 
 import contextlib
 import hashlib
@@ -8,6 +8,7 @@ from uuid import uuid4
 
 import msgspec
 
+from shared.decoding import decode_or_none
 from shared.errors import BitfleetError, ShardCorruptError, StoreError, StoreTroubleError, WrongStoreError
 from shared.jobs.connection import safe_url
 from shared.stores.filesystems import open_filesystem
@@ -17,11 +18,12 @@ from shared.stores.store import PutOutcome, ShardStore
 MARKER = "bitfleet-store.json"
 MAX_RECORD_BYTES = 64 * 1024
 
+_marker_decoder = msgspec.json.Decoder(dict[str, str])
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 
 class FolderStore(ShardStore):
-    """A shard's file carries its sha256 in its name: two attempts never overwrite each other."""
+    """Each shard's file name holds its sha256, so two attempts never overwrite each other."""
 
     def __init__(self, filesystem: Any, root: str, url: str, store_id: str) -> None:
         self.id = store_id
@@ -32,11 +34,11 @@ class FolderStore(ShardStore):
 
     @classmethod
     def open(cls, url: str, *, create: bool = False) -> "FolderStore":
-        """Open the store at `url`; `create` marks an unmarked folder as a new store.
+        """Open the store at `url`. With `create`, a folder that is no store yet becomes one.
 
         Raises:
-            StoreError: not an fsspec URL, or it can't be reached or written.
-            WrongStoreError: no store is there, and `create` is False.
+            StoreError: this is no fsspec URL, or it can't be reached or written.
+            WrongStoreError: there is no store, and `create` is False.
         """
         label = safe_url(url)
         with _explained(label):
@@ -58,7 +60,7 @@ class FolderStore(ShardStore):
 
     def put(self, record: Record, shard: bytes) -> PutOutcome:
         self._check_marker()
-        name = self._record_path(record.task.group, record.id)
+        name = self._record_path(record.task.namespace, record.id)
         with _explained(self.label):
             if self._fs.exists(name):
                 return "exists"
@@ -66,21 +68,21 @@ class FolderStore(ShardStore):
             self._write(name, encode_record(record))
         return "stored"
 
-    def has_record(self, group: str, task_id: str) -> bool:
+    def has_record(self, namespace: str, task_id: str) -> bool:
         self._check_marker()
         with _explained(self.label):
-            return bool(self._fs.exists(self._record_path(group, task_id)))
+            return bool(self._fs.exists(self._record_path(namespace, task_id)))
 
-    def record_ids(self, group: str) -> set[str]:
+    def record_ids(self, namespace: str) -> set[str]:
         self._check_marker()
         with _explained(self.label):
-            names = self._listing(group)
+            names = self._listing(namespace)
         stems = (name.rsplit("/", 1)[-1].removesuffix(".json") for name in names if name.endswith(".json"))
         return {stem for stem in stems if _NAME.fullmatch(stem)}
 
-    def record(self, group: str, task_id: str) -> Record:
-        record = decode_record(self._read(self._record_path(group, task_id), MAX_RECORD_BYTES, task_id))
-        if record.id != task_id or record.task.group != group:
+    def record(self, namespace: str, task_id: str) -> Record:
+        record = decode_record(self._read(self._record_path(namespace, task_id), MAX_RECORD_BYTES, task_id))
+        if record.id != task_id or record.task.namespace != namespace:
             raise ShardCorruptError(f"the record of {task_id} in {self.label} is {record.id}'s")
         return record
 
@@ -90,11 +92,11 @@ class FolderStore(ShardStore):
         record.check(data)
         return data
 
-    def discard(self, group: str, task_id: str) -> None:
+    def discard(self, namespace: str, task_id: str) -> None:
         with _explained(self.label):
-            self._remove(self._record_path(group, task_id))
-            # No glob: a bracket in the folder's own name would mean something else to it.
-            for path in self._listing(group):
+            self._remove(self._record_path(namespace, task_id))
+            # Not with glob, which would misread a bracket in the folder's own name.
+            for path in self._listing(namespace):
                 name = path.rpartition("/")[2]
                 if name.startswith(f"{task_id}.") and name.endswith(".npz"):
                     self._remove(path)
@@ -127,11 +129,11 @@ class FolderStore(ShardStore):
             self._remove(self._blob_path(digest))
 
     def _check_marker(self) -> None:
-        """A share that was unmounted, or swapped for another, must not swallow results."""
+        """Check that this is still the same store, and not an unmounted share or another one."""
         try:
             content = self._marker()
         except StoreTroubleError:
-            # Its connection may have died while this machine slept: that is no job's fault.
+            # The connection may have died while this machine slept, so connect again.
             with _explained(self.label):
                 self._fs, _ = open_filesystem(self._url, self.label)
             content = self._marker()
@@ -143,7 +145,7 @@ class FolderStore(ShardStore):
             return _content(self._fs, f"{self._root}/{MARKER}") or b""
 
     def _write(self, path: str, data: bytes) -> None:
-        """Temp file, then rename, where renaming is cheap; object stores write whole objects anyway."""
+        """Write a temporary file and rename it. Object stores write whole objects in any case."""
         folder, _, name = path.rpartition("/")
         self._fs.makedirs(folder, exist_ok=True)
         if "s3" in _protocols(self._fs) or "memory" in _protocols(self._fs):
@@ -158,9 +160,9 @@ class FolderStore(ShardStore):
                 self._remove(temporary)
             raise
 
-    def _listing(self, group: str) -> list[str]:
-        folder = f"{self._root}/{_safe(group)}"
-        # Another machine wrote there since the last look.
+    def _listing(self, namespace: str) -> list[str]:
+        folder = f"{self._root}/{_safe(namespace)}"
+        # Other machines may have written there since.
         self._fs.invalidate_cache()
         return list(self._fs.ls(folder, detail=False)) if self._fs.isdir(folder) else []
 
@@ -181,18 +183,18 @@ class FolderStore(ShardStore):
         with contextlib.suppress(FileNotFoundError):
             self._fs.rm_file(path)
 
-    def _record_path(self, group: str, task_id: str) -> str:
-        return f"{self._root}/{_safe(group)}/{_safe(task_id)}.json"
+    def _record_path(self, namespace: str, task_id: str) -> str:
+        return f"{self._root}/{_safe(namespace)}/{_safe(task_id)}.json"
 
     def _shard_path(self, record: Record) -> str:
-        return f"{self._root}/{_safe(record.task.group)}/{_safe(record.id)}.{record.sha256[:16]}.npz"
+        return f"{self._root}/{_safe(record.task.namespace)}/{_safe(record.id)}.{record.sha256[:16]}.npz"
 
     def _blob_path(self, digest: str) -> str:
         return f"{self._root}/blobs/{_safe(digest)}.npz"
 
 
 def _content(filesystem: Any, path: str) -> bytes | None:
-    # Not exists(), which says no when the network fails: a new marker would be written over the old one.
+    # Not exists(): it also says no when the network fails, and a new marker would replace the old one.
     try:
         content: bytes = filesystem.cat_file(path)
     except FileNotFoundError:
@@ -201,11 +203,10 @@ def _content(filesystem: Any, path: str) -> bytes | None:
 
 
 def _store_id(marker: bytes, label: str) -> str:
-    try:
-        store_id = msgspec.json.decode(marker, type=dict[str, str])["store_id"]
-    except (msgspec.DecodeError, UnicodeError, KeyError):
-        raise WrongStoreError(f"{label} has no readable {MARKER}: is the right share mounted?") from None
-    return _safe(store_id)
+    content = decode_or_none(_marker_decoder, marker) or {}
+    if "store_id" not in content:
+        raise WrongStoreError(f"{label} has no readable {MARKER}: is the right share mounted?")
+    return _safe(content["store_id"])
 
 
 def _safe(name: str) -> str:
@@ -221,7 +222,7 @@ def _protocols(filesystem: Any) -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def _explained(label: str, path: str | None = None) -> Any:
-    """Turn what fsspec and the system raise into one line that names the store, and the file if given."""
+    """Turn all errors into one line that names the store, and the file if given."""
     try:
         yield
     except BitfleetError:

@@ -1,4 +1,4 @@
-"""Opening the store that a run's shards go to."""
+"""Open the store of a run."""
 
 from redis import Redis
 
@@ -10,10 +10,10 @@ from shared.stores.store import ShardStore
 def open_store(url: str | None, connection: Redis, *, create: bool = False) -> ShardStore:
     """Return the folder store at `url`, or the Redis relay when there is no URL.
 
-    `create` marks a folder that is no store yet as one (the producer's right alone).
+    With `create`, a folder that is no store yet becomes one. Only the producer does this.
 
     Raises:
         StoreError: the URL can't be used.
-        WrongStoreError: no store is there, and `create` is False.
+        WrongStoreError: there is no store, and `create` is False.
     """
     return FolderStore.open(url, create=create) if url else RelayStore(connection)

@@ -1,4 +1,4 @@
-"""A record: the small JSON that says a task is done, by whom, with what, and how its shard looks."""
+"""A record: a small JSON file that says that a task is done, who did it, and which shard it left."""
 
 import hashlib
 from typing import Annotated
@@ -6,28 +6,29 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct
 
+from shared.decoding import decode
 from shared.errors import ShardCorruptError
 from shared.kinds.registry import AnyTask
 from shared.runs import PROTOCOL, Digest
 
 MAX_SHARD_BYTES = 512 * 1024 * 1024
-"""Redis holds no longer string, and no image of a known model needs more."""
+"""The longest string that Redis can hold. No image of a known model needs more."""
 
 
 class Record(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Written after its shard: a record's existence means done."""
+    """Written after its shard: a task with a record is done."""
 
     task: AnyTask
     sha256: Digest
     size: Annotated[int, Meta(ge=0, le=MAX_SHARD_BYTES)]
     fingerprint: Digest
-    """Of the model's files, as the worker had them."""
+    """Fingerprint of the model files that the worker used."""
     versions: dict[str, str]
     host: str
     worker: str
     seconds: float
     finished_at: str
-    """UTC, ISO 8601."""
+    """Time in UTC, as ISO 8601."""
     protocol: int = PROTOCOL
 
     @property
@@ -36,10 +37,10 @@ class Record(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return self.task.id
 
     def check(self, shard: bytes) -> None:
-        """Compare a shard with this record.
+        """Check that a shard is the one that this record describes.
 
         Raises:
-            ShardCorruptError: size or sha256 differ.
+            ShardCorruptError: its size or its sha256 is another.
         """
         if len(shard) != self.size:
             raise ShardCorruptError(
@@ -53,17 +54,14 @@ _decoder = msgspec.json.Decoder(Record)
 
 
 def encode_record(record: Record) -> bytes:
-    """JSON of a record."""
+    """Return a record as JSON."""
     return msgspec.json.encode(record)
 
 
 def decode_record(data: bytes) -> Record:
-    """Read back a record.
+    """Return the record that `encode_record` wrote.
 
     Raises:
-        ShardCorruptError: not a record of this protocol.
+        ShardCorruptError: this is no record that this revision knows.
     """
-    try:
-        return _decoder.decode(data)
-    except (msgspec.DecodeError, UnicodeError) as error:
-        raise ShardCorruptError(f"not a record this revision knows: {error}") from None
+    return decode(_decoder, data, ShardCorruptError, "not a record this revision knows")

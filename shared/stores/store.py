@@ -1,7 +1,7 @@
-"""The shard store: where finished tasks leave their shards until they are collected.
+"""The store: where shards and records wait until they are collected.
 
-Bytes in, bytes out, the record last. Two stores keep this contract: the Redis relay (relay_store),
-which needs nothing but the Redis, and a folder behind any fsspec URL (folder_store).
+There are two: the relay in Redis (relay_store), and a folder at any fsspec URL (folder_store). Both write
+a task's record last.
 """
 
 from abc import ABC, abstractmethod
@@ -13,68 +13,70 @@ PutOutcome = Literal["stored", "exists", "full"]
 
 
 class ShardStore(ABC):
-    """Shards and records by group (a run's or a sensitivity's id) and task id; blobs by their sha256."""
+    """Keeps shards and records by namespace (a run id or sensitivity id) and task id, and blobs by digest."""
 
     id: str
-    """Names the store itself, so that an unmounted share or another bucket is told apart from it."""
+    """Identifies the store, so that an unmounted share or another bucket is not mistaken for it."""
     label: str
-    """For people; never holds a password."""
+    """A name for messages, without passwords."""
 
     @abstractmethod
     def put(self, record: Record, shard: bytes) -> PutOutcome:
-        """Keep a shard, then its record. The first record of a task counts: "exists" keeps the old one.
+        """Store a shard, then its record.
 
-        "full" keeps nothing: the caller waits until something was collected.
+        Returns:
+            "stored"; or "exists" if the task has a record already, which is kept; or "full" if nothing was
+            stored and the caller must wait until something is collected.
 
         Raises:
-            StoreError: it could not be written; nothing is left that looks done.
+            StoreError: it could not be written. No record is left behind.
         """
 
     @abstractmethod
-    def has_record(self, group: str, task_id: str) -> bool:
-        """Whether a task has a record, readable or not."""
+    def has_record(self, namespace: str, task_id: str) -> bool:
+        """Return whether a task has a record, readable or not."""
 
     @abstractmethod
-    def record_ids(self, group: str) -> set[str]:
-        """Task ids that have a record, readable or not."""
+    def record_ids(self, namespace: str) -> set[str]:
+        """Return the ids of all tasks with a record, readable or not."""
 
     @abstractmethod
-    def record(self, group: str, task_id: str) -> Record:
+    def record(self, namespace: str, task_id: str) -> Record:
         """Return a task's record.
 
         Raises:
-            ShardCorruptError: there is none, or it can't be read.
+            ShardCorruptError: there is no record, or it can't be read.
         """
 
     @abstractmethod
     def shard(self, record: Record) -> bytes:
-        """Return a task's shard, compared with its record.
+        """Return a task's shard after checking it against its record.
 
         Raises:
-            ShardCorruptError: missing, truncated or altered.
+            ShardCorruptError: it is missing, truncated or altered.
         """
 
     @abstractmethod
-    def discard(self, group: str, task_id: str) -> None:
-        """Forget record and shard; the record goes first. Nothing happens when there is none."""
+    def discard(self, namespace: str, task_id: str) -> None:
+        """Delete a task's record, then its shard. Does nothing if there are none."""
 
     @abstractmethod
     def put_blob(self, digest: str, data: bytes) -> None:
-        """Keep something that workers need, under the sha256 of its bytes."""
+        """Store data that workers need, under its sha256."""
 
     @abstractmethod
     def has_blob(self, digest: str) -> bool:
-        """Whether there is such a blob, altered or not."""
+        """Return whether the blob is there, altered or not."""
 
     @abstractmethod
     def blob(self, digest: str) -> bytes:
-        """Return a blob, compared with its name.
+        """Return a blob after checking its sha256.
 
         Raises:
-            StoreError: there is none.
+            StoreError: the blob is missing.
             ShardCorruptError: it was altered.
         """
 
     @abstractmethod
     def discard_blob(self, digest: str) -> None:
-        """Forget a blob. Nothing happens when there is none."""
+        """Delete a blob. Does nothing if it is missing."""

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import mlx.core as mx
+from humanfriendly import format_size
 
 from shared.errors import MachineTooSmallError
-from shared.sizes import format_size
 
 CACHE_SHARE = 4
 """MLX may keep this fraction of the limit in buffers that nobody uses, ready for the next pass."""

@@ -8,12 +8,11 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from shared.choices import BITS, GROUP_SIZES
 from shared.errors import TaskRefusedError
 from shared.model_card import LayerInfo
 from worker.engine.layers import get_weight, set_weight
 
-SUPPORTED_BITS = (1, 2, 3, 4, 5, 6, 8)
-SUPPORTED_GROUP_SIZES = (32, 64, 128)
 SHIPPED_BYTES = 2
 """Of a scale, and of a bias: float16 or bfloat16."""
 
@@ -76,10 +75,10 @@ def check_measurable(transformer: Any, layer: str, *, bits: int, group_size: int
     Raises:
         TaskRefusedError: no such layer, bits or group size, or its inputs do not fill whole groups.
     """
-    if bits not in SUPPORTED_BITS:
-        raise TaskRefusedError(f"MLX can't quantize to {bits} bits; choose of {SUPPORTED_BITS}")
-    if group_size not in SUPPORTED_GROUP_SIZES:
-        raise TaskRefusedError(f"MLX has no group size {group_size}; choose of {SUPPORTED_GROUP_SIZES}")
+    if bits not in BITS:
+        raise TaskRefusedError(f"MLX can't quantize to {bits} bits; choose of {BITS}")
+    if group_size not in GROUP_SIZES:
+        raise TaskRefusedError(f"MLX has no group size {group_size}; choose of {GROUP_SIZES}")
     outputs, inputs = get_weight(transformer, layer).shape
     if reason := LayerInfo(path=layer, shape=(outputs, inputs)).unmeasurable(group_size):
         raise TaskRefusedError(f"not measurable: {reason}")

@@ -161,7 +161,7 @@ class Hedge:
 
 
 def _kind(task: Task) -> tuple[type, str]:
-    return type(task), task.group
+    return type(task), task.namespace
 
 
 def _seconds(start: Any, end: Any) -> float:

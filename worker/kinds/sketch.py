@@ -14,7 +14,7 @@ def run(task: SketchTask, lent: Lent) -> bytes:
     lent.family.keep_only("transformer")
     key = f"sketch {task.sensitivity.id} {task.bits}"
     engine = lent.engine_slot.get(key, lambda: _new_engine(task, lent))
-    return engine.measure(task.sample, task.probe_group, task.probes, lent.check).to_bytes()
+    return engine.measure(task.sample, task.probe_batch, task.probes, lent.check).to_bytes()
 
 
 def _new_engine(task: SketchTask, lent: Lent) -> "SketchEngine":

@@ -76,7 +76,7 @@ class Runtime:
     def run(self, task: Task, context: JobContext) -> dict[str, Any]:
         """Run one task and leave its shard and record in the store."""
         self._check(task)
-        if self._store.has_record(task.group, task.id):
+        if self._store.has_record(task.namespace, task.id):
             return {"outcome": "exists"}
         try:
             return self._run(task, context)
