@@ -230,7 +230,7 @@ def test_csv_has_a_row_for_each_layer_bits_and_bucket(make_example: Make) -> Non
         row for row in rows if (row["layer"], row["bits"], row["bucket"]) == ("context_embedder", "4", "late")
     )
     assert float(row["relative_error"]) == wanted.buckets["late"].relative_error
-    assert (row["kind"], row["group"], row["outputs"], row["dead"]) == ("embedder", "embedders", "64", "0")
+    assert (row["role"], row["block"], row["outputs"], row["dead"]) == ("embedder", "embedders", "64", "0")
     dead = [row for row in rows if row["dead"] == "1"]
     assert len(dead) == 3 * 4
     assert {row["sqnr_db"] for row in dead} == {""}
