@@ -14,6 +14,7 @@ from shared.errors import MachineTooSmallError
 from shared.stores.relay_store import RelayStore
 from tests.tasks import SETTINGS, image_task
 from worker.engine.limits import CACHE_SHARE, default_memory_limit
+from worker.families.registry import FAMILIES
 from worker.jobs.job_context import JobContext
 from worker.service.runtime import Runtime
 
@@ -79,3 +80,13 @@ def test_where_it_was_computed_stands_in_the_record(runtime: Any, redis: Redis) 
     assert versions["device"] == mx.device_info()["device_name"]
     assert versions["os"]
     assert versions["tf32"] in ("off", "allowed")
+
+
+def test_a_family_of_another_library_is_served_like_any_other(
+    runtime: Any, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(FAMILIES, "sd3", "tests.toy_families")
+    one = runtime(connection=redis)
+    assert one.run(image_task(), CONTEXT)["outcome"] == "stored"
+    assert redis.exists(f"bitfleet:canary:{SETTINGS.id}")
+    assert RelayStore(redis).record(SETTINGS.id, image_task().id).fingerprint == "0" * 64
