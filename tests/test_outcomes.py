@@ -1,6 +1,8 @@
 """What becomes of a job: done, failed with its history, handed back, or left to another worker."""
 
+import contextlib
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 from redis import Redis
+from rq.exceptions import DequeueTimeout, StopRequested
 
 from shared.errors import (
     LeaseLostError,
@@ -235,3 +238,28 @@ def test_an_error_in_maintenance_does_not_end_the_beat(
     fleet.queue.enqueue_tasks([TASK])
     work(lambda task, context: wait_until(lambda: len(beats) > 2) or {}, beat_seconds=0.02)
     assert fleet.is_done(TASK)
+
+
+def test_an_idle_worker_leaves_though_the_signals_exception_was_swallowed(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Logging, and what else lets no exception through, may be at work when the signal comes."""
+    worker = LeaseWorker(
+        QUEUE,
+        connection=Redis.from_url(redis_url),
+        beat_connection=Redis.from_url(redis_url),
+        functions={},
+        host="here",
+        name="idle",
+    )
+    worker._install_signal_handlers = lambda: None  # type: ignore[method-assign]
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+
+    def signalled_meanwhile(*_: object, **__: object) -> None:
+        with contextlib.suppress(StopRequested):
+            worker.request_stop(signal.SIGTERM, None)
+        raise DequeueTimeout(1, QUEUE)
+
+    monkeypatch.setattr(worker.queue_class, "dequeue_any", signalled_meanwhile)
+    worker.work(logging_level="CRITICAL")
+    assert worker.exited_cleanly

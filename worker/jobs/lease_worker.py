@@ -181,10 +181,17 @@ class LeaseWorker(SimpleWorker):
             self._state = "idle"
 
     def heartbeat(self, timeout: int | None = None, pipeline: Any = None) -> None:
-        """RQ's in one round trip, and a full Redis must not end the worker over it."""
+        """RQ's in one round trip, and a full Redis must not end the worker over it.
+
+        Raises:
+            StopRequested: an idle worker was told to stop. The signal's own exception may have been raised in
+                code that lets none through, as logging does; RQ calls this each time before it waits.
+        """
         if pipeline is not None:
             super().heartbeat(timeout, pipeline)
             return
+        if self._stop_requested and self.get_state() != "busy":
+            raise StopRequested
         with contextlib.suppress(OutOfMemoryError), self.connection.pipeline() as own:
             super().heartbeat(timeout, own)
             own.execute()
