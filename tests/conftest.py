@@ -21,8 +21,9 @@ from worker.service.blas import use_fast_blas
 
 pytest.register_assert_rewrite("tests.store_contract", "tests.lease_fleet", "tests.job_fleet", "tests.tasks")
 
-# Before any test imports MLX.
-use_fast_blas(int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+# Before any test imports MLX. With one thread: models are small here, and more threads on cores that are busy
+# with other tests would mostly wait for each other.
+use_fast_blas(processes=os.cpu_count() or 1)
 
 # A busy machine is no failure.
 settings.register_profile("bitfleet", deadline=None)

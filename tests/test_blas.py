@@ -53,7 +53,7 @@ def test_processes_share_the_cores(
     monkeypatch.setattr(os, "environ", {})
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)))
     limit_threads(processes)
-    assert os.environ == dict.fromkeys(THREAD_VARIABLES, threads)
+    assert os.environ == dict.fromkeys(THREAD_VARIABLES, threads) | {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
 def test_a_number_of_threads_that_the_user_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
