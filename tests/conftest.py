@@ -1,6 +1,5 @@
 """A real Redis for the tests, and finished sensitivity tasks as a worker would leave them."""
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -17,13 +16,8 @@ from shared.runs import RunSettings, SensitivitySettings
 from shared.stores.records import Record
 from tests.redis_process import RedisProcess, short_folder
 from worker.families.diffusionkit.mmdit_places import place_of
-from worker.service.blas import use_fast_blas
 
 pytest.register_assert_rewrite("tests.store_contract", "tests.lease_fleet", "tests.job_fleet", "tests.tasks")
-
-# Before any test imports MLX. With one thread: models are small here, and more threads on cores that are busy
-# with other tests would mostly wait for each other.
-use_fast_blas(processes=os.cpu_count() or 1)
 
 # A busy machine is no failure.
 settings.register_profile("bitfleet", deadline=None)
