@@ -8,8 +8,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check -qq
-# A test process for each core; a file's tests stay together as far as the cores are busy.
-PYTEST := $(BIN)/pytest -n logical --maxprocesses 8 --dist worksteal
+# A test process for each core, and one more: many tests wait for other processes.
+CORES := $(shell getconf _NPROCESSORS_ONLN)
+PYTEST := $(BIN)/pytest -n $(shell expr $(CORES) + 1) --maxprocesses 8 --dist worksteal
 
 # Compiled on first import, and only what is imported: pip would spend half of its time on the rest.
 export PYTHONDONTWRITEBYTECODE :=

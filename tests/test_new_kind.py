@@ -132,7 +132,6 @@ def fleet(tmp_path: Path, redis_url: str, extended: Path, monkeypatch: pytest.Mo
 @pytest.mark.slow
 def test_three_files_and_one_name_make_a_kind(fleet: Fleet) -> None:
     fleet.enqueue(1)
-    fleet.work()
     output = fleet.producer("collect", code=3)
     assert "count: 0 of 1, 1 missing (1 queued or running)" in output
     fleet.work()
