@@ -19,19 +19,23 @@ export PYTHONDONTWRITEBYTECODE :=
 
 install: $(VENV)/.dev
 
-# What computes, and no more: a demo need not wait for the tools of the tests.
-$(VENV)/.local: pyproject.toml constraints.txt
+$(VENV)/.pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed; say which with: make PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	@# The pip that comes with Python 3.11 takes half as long again.
 	$(PIP) install --upgrade pip
+	touch $@
+
+# What computes, and no more: a demo need not wait for the tools of the tests.
+$(VENV)/.local: $(VENV)/.pip pyproject.toml constraints.txt
 	$(PIP) install --no-compile -c constraints.txt -e '.[local]'
 	touch $@
 
-$(VENV)/.dev: $(VENV)/.local
+# All of it in one go: a pip asked twice looks at everything twice.
+$(VENV)/.dev: $(VENV)/.pip pyproject.toml constraints.txt
 	$(PIP) install --no-compile -c constraints.txt -e '.[dev]'
-	touch $@
+	touch $(VENV)/.local $@
 
 demo: $(VENV)/.local
 	$(BIN)/producer run --model demo --num-images 4 --num-steps 20 --max-images 2 --step-stride 4 \
