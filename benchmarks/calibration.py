@@ -2,7 +2,7 @@
 
     python -m benchmarks.calibration [--images 5 --steps 20 --hidden 128 --depth 6]
 
-task    worker.calibrate.calibrate: the whole task, shard packed, preview decoded and compressed
+task    worker.engine.calibrate.calibrate: the whole task, shard packed, preview decoded and compressed
 bare    encode_text, denoise_latents and the VAE of the same pipeline; nothing is kept, and what
         clear_cache reads from disk is handed back from memory, without which image 2 would crash
 reload  bare, with the pipeline loaded anew for each image, as one-image scripts do
@@ -24,7 +24,7 @@ import mlx.core as mx
 from benchmarks.report import Report, print_report
 from shared.kinds.calibration import CalibrationTask
 from shared.runs import RunSettings
-from worker.calibrate import calibrate
+from worker.engine.calibrate import calibrate
 from worker.families.diffusionkit import loading
 from worker.families.diffusionkit.quiet_imports import quiet_imports
 from worker.families.diffusionkit.small_models import TINY_SD3, BuiltIn

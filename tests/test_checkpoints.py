@@ -17,7 +17,7 @@ from shared.kinds.calibration import CalibrationTask
 from shared.models import MODELS
 from shared.runs import RunSettings
 from tests.tiny_models import DEV, SCHNELL, SD3, SD35, repository, tiny_tables, write_cache
-from worker.calibrate import calibrate, count_parameters
+from worker.engine.calibrate import calibrate, count_parameters
 from worker.families.diffusionkit import files as model_files
 from worker.families.diffusionkit.files import file_sha256
 from worker.families.diffusionkit.loading import LoadedModel, load_model

@@ -17,6 +17,7 @@ from tests.toy_families import ToyFamily, TwoStreamFamily
 from worker.engine.exact import ExactEngine
 from worker.engine.quantize import quantize_layer, swapped
 from worker.engine.sketch import SketchEngine
+from worker.engine.trajectory import denoise
 from worker.families.diffusionkit.layers import linear_layers
 from worker.families.diffusionkit.mmdit_places import place_of
 from worker.families.diffusionkit.modulation import set_modulation
@@ -25,7 +26,6 @@ from worker.families.registry import FAMILIES, load_family, load_family_named
 from worker.families.sd3 import Sd3
 from worker.kinds.lent import EngineSlot, Lent
 from worker.kinds.registry import run_task
-from worker.trajectory import denoise
 
 MULTI, UNIFIED = "multimodal_transformer_blocks", "unified_transformer_blocks"
 DOUBLE, SINGLE = f"{MULTI}.1", f"{UNIFIED}.1.transformer_block"

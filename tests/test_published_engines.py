@@ -15,9 +15,9 @@ from shared.layout.sample_set import SampleSet
 from worker.engine.exact import ExactEngine
 from worker.engine.quantize import quantize_layer, swapped
 from worker.engine.sketch import SketchEngine
+from worker.engine.trajectory import Trajectory, denoise
 from worker.families.diffusionkit.layers import linear_layers
 from worker.families.diffusionkit.modulation import set_modulation
-from worker.trajectory import Trajectory, denoise
 
 pytestmark = pytest.mark.slow
 

@@ -15,14 +15,14 @@ from shared.errors import InputError
 from shared.kinds.calibration import CalibrationShard, CalibrationTask
 from tests.tasks import SETTINGS
 from tests.tiny_flux import load_tiny_flux
-from worker.calibrate import calibrate
 from worker.engine.batches import guided_velocity
+from worker.engine.calibrate import calibrate
+from worker.engine.trajectory import Trajectory, denoise
 from worker.families.diffusionkit import files as model_files
 from worker.families.diffusionkit import tiny_checkpoint
 from worker.families.diffusionkit.mmdit_family import MMDiTFamily
 from worker.families.flux import Flux
 from worker.families.registry import load_family
-from worker.trajectory import Trajectory, denoise
 
 pytestmark = pytest.mark.slow
 

@@ -6,6 +6,6 @@ from worker.kinds.lent import Lent
 
 def run(task: CalibrationTask, lent: Lent) -> bytes:
     """Draw the image."""
-    from worker.calibrate import calibrate
+    from worker.engine.calibrate import calibrate
 
     return calibrate(task, lent.family, lent.check).to_bytes()

@@ -14,9 +14,9 @@ from shared.kinds.calibration import CalibrationShard, CalibrationTask
 from shared.layout.npz import Array
 from shared.model_card import ModelCard, encode_model_card
 from worker.engine.batches import CONDITIONING
+from worker.engine.trajectory import Trajectory, denoise, to_numpy
 from worker.families.family import Family
 from worker.jobs.failures import is_metal_error
-from worker.trajectory import Trajectory, denoise, to_numpy
 
 logger = logging.getLogger("bitfleet.worker")
 
