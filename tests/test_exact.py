@@ -1,5 +1,6 @@
 """The judge is brute force: the weight swapped in a fresh model, run by DiffusionKit's own denoiser."""
 
+import gc
 from dataclasses import replace
 from functools import cache
 
@@ -41,6 +42,13 @@ def new_engine(name, **options):
     samples, cfg_weight = case(name)
     pipeline = random_pipeline(CASES[name][0]())
     return ExactEngine(as_family(pipeline), samples, cfg_weight, GROUP, **options), pipeline
+
+
+@pytest.fixture(autouse=True)
+def no_garbage():
+    """What other tests of this process left is gone before memory is planned, and not in its midst."""
+    gc.collect()
+    mx.clear_cache()
 
 
 def scarce_engine(name):

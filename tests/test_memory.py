@@ -1,3 +1,4 @@
+import gc
 from dataclasses import replace
 
 import mlx.core as mx
@@ -25,6 +26,13 @@ GIB = 1024**3
 FAMILY = as_family(random_pipeline(sd3_config()))
 SIZE = FAMILY.pass_size((64, 64), 154)
 A_PASS = memory_of_a_pass(SIZE, rows=2, itemsize=2)
+
+
+@pytest.fixture(autouse=True)
+def no_garbage():
+    """What other tests of this process left is gone before memory is planned, and not in its midst."""
+    gc.collect()
+    mx.clear_cache()
 
 
 def least():
