@@ -36,7 +36,7 @@ def test_a_text_in_two_sets_is_refused() -> None:
 
 
 def test_what_is_no_plan_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no plan at .*missing.json"):
+    with pytest.raises(InputError, match=r"no plan at .*missing\.json"):
         read_plan(tmp_path / "missing.json")
     with pytest.raises(InputError, match="format 9; this revision knows"):
         decode_plan(encode_plan(plan_of(CARD, format=9)))

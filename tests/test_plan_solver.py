@@ -79,7 +79,7 @@ def test_the_gap_is_small_and_proven_on_a_hundred_models() -> None:
         solution = frontier.at(limit.most).solution
         assert limit.holds(solution.chosen)
         assert 0 < solution.bound <= solution.value
-        assert solution.gap < 0.02, seed
+        assert solution.gap < 0.03, seed
         if seed % 20 == 0:
             exact = solve(value, allowed, limit)
             assert limit.holds(exact.chosen)
