@@ -79,7 +79,7 @@ class Scores(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     level: Literal["products", "sketch", "measured"]
     """How a layer's level was taken: from products with plain candidates, from the count sketch of the
     gradient, or as each choice was measured (velocity)."""
-    thirds: tuple[float, float, float] = (1, 1, 1)
+    thirds: tuple[float, float, float] = (1.0, 1.0, 1.0)
     """Weights of errors made in the early, middle and late third of the steps."""
 
 
