@@ -50,6 +50,8 @@ def parse_choice(text: str) -> Choice:
     """
     try:
         bits, group_size = map(int, text.split("/"))
+        if bits not in BITS:
+            raise ValueError(bits)
         return msgspec.convert({"bits": bits, "group_size": group_size}, Choice)
     except ValueError:  # of which msgspec.ValidationError is one
         raise InputError(
