@@ -8,6 +8,7 @@ from pathlib import Path
 from producer.folder.intake import Intake, take_in
 from producer.kinds.part import Part
 from producer.ledger import Ledger, PartState
+from shared.errors import FolderLostError
 from shared.kinds.kind import Task
 from shared.stores.records import Record
 from shared.stores.store import ShardStore
@@ -31,17 +32,24 @@ class Collector:
     """Messages about unreadable files that were given already."""
 
     def collect(self) -> list[PartState]:
-        """Make one pass over all parts of the folder, and another if collected work leads to new tasks."""
+        """Make one pass over all parts of the folder, and another if collected work leads to new tasks.
+
+        The folder is locked during a pass, and free between two, so that commands take turns.
+        """
+        with self.ledger.folder.locked("collect"):
+            return self._pass()
+
+    def _pass(self) -> list[PartState]:
         states, more = [], False
         self.ledger.store.recount()
         for part in self.ledger.parts():
             state, asks = self._collect_part(part)
             states.append(state)
             more = more or asks
-        return self.collect() if more else states
+        return self._pass() if more else states
 
     def _collect_part(self, part: Part) -> tuple[PartState, bool]:
-        collected, intake = collect_part(part, self.ledger.store, self.told)
+        collected, intake = collect_part(part, self.ledger.store, self.told, self.ledger.folder.lock.check)
         for problem in intake.problems:
             self.complain(problem)
         for line in {*intake.unreadable.values()} - self.told_unreadable:
@@ -64,7 +72,11 @@ class Collector:
         """Make passes until everything is collected or has failed. Each of `checks` may raise to stop."""
         while True:
             started = time.monotonic()
-            states = self.collect()
+            try:
+                states = self.collect()
+            except FolderLostError as error:
+                self.complain(str(error))
+                continue
             show(states)
             if all(state.settled for state in states):
                 return states
@@ -76,21 +88,32 @@ class Collector:
     def write_results(self, states: Sequence[PartState]) -> list[Path]:
         """Write the results of everything that was collected; return the paths of the reports."""
         reasons = {task_id: why for state in states for task_id, why in state.reasons.items()}
-        written = [part.write_results(reasons) for part in self.ledger.parts()]
+        with self.ledger.folder.locked("collect"):
+            written = [part.write_results(reasons) for part in self.ledger.parts()]
         return [path for path in written if path is not None]
 
 
 def collect_part(
-    part: Part, store: ShardStore, told: Callable[[Task], None] = lambda task: None
+    part: Part,
+    store: ShardStore,
+    told: Callable[[Task], None] = lambda task: None,
+    check: Callable[[], None] = lambda: None,
 ) -> tuple[dict[str, Record], Intake]:
     """Move a part's finished shards from the store to the folder; return the records of all intact shards.
 
     Collected shards that were damaged since count as missing, and are listed among the intake's problems.
+    `check` is called before anything is written, and may raise to prevent that.
     """
+
+    def keep(record: Record, shard: bytes) -> None:
+        check()
+        part.keep(record, shard)
+
     collected = part.collected(closely=True)
     for task_id in collected.damages:
         part.drop(task_id)
-    intake = take_in(part.tasks(), collected.records, store, part.keep, told)
+    intake = take_in(part.tasks(), collected.records, store, keep, told)
     intake.problems[:0] = collected.damages.values()
+    check()
     part.summarize(collected.records)
     return collected.records, intake

@@ -123,7 +123,7 @@ def enqueue_calibration(
     calib_dir: Path, settings: RunSettings, prompts: Sequence[str], num_images: int, fleet: Fleet
 ) -> None:
     """Enqueue images and print the outcome."""
-    run, reconciled = ask_for_images(CalibFolder(calib_dir), settings, prompts, num_images, fleet)
+    run, reconciled = ask_for_images(CalibFolder(calib_dir, _complain), settings, prompts, num_images, fleet)
     guidance = "" if settings.guidance is None else f"guidance {settings.guidance:g}, "
     out.print(
         f"run {run.settings.id}: {len(run.prompts)} images of {settings.model}, {settings.num_steps} steps, "
@@ -151,7 +151,7 @@ def enqueue_sensitivity(
         raise InputError(
             "a sketch is always computed in float32; leave out --precision model, or use --method exact"
         )
-    folder = CalibFolder(calib_dir)
+    folder = CalibFolder(calib_dir, _complain)
     run = folder.require_run()
     _check_store(run.store_id, run.store, fleet)
     asked = SensitivityOptions(
@@ -218,7 +218,7 @@ def collect(
     alive: Callable[[], None] | None = None,
 ) -> bool:
     """Collect once, or until the rest has failed; return whether everything is there."""
-    folder = CalibFolder(calib_dir)
+    folder = CalibFolder(calib_dir, _complain)
     run = folder.require_run()
     _check_store(run.store_id, run.store, fleet)
     with Bars() as bars:
@@ -275,7 +275,10 @@ def report(calib_dir: Path) -> None:
     Raises:
         InputError: nothing has been measured yet.
     """
-    written = [part.write_results({}) for part in parts_of(CalibFolder(calib_dir))]
+    folder = CalibFolder(calib_dir, _complain)
+    folder.require_run()
+    with folder.locked("report"):
+        written = [part.write_results({}) for part in parts_of(folder)]
     if not any(written):
         raise InputError(
             f"{calib_dir} holds no measurement yet; ask for one with `producer enqueue-sensitivity`, then "

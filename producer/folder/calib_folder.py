@@ -4,13 +4,17 @@ run.json                            the run, and which images are wanted
 manifest.json, samples/, previews/  what has been collected, in the calibration layout
 model.json                          the model card of the first worker
 records/                            a record and a seal for each collected image
+.bitfleet/                          the folder's lock, and the data of our own Redis
 sensitivity/<id>/                   request.json, samples.npz, shards/, records/, results.*, report.html
 """
 
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from producer.folder.collected_images import CollectedImages
+from producer.folder.folder_lock import FolderLock
 from producer.folder.json_file import JsonFile, Stamp, stamp_of
 from producer.folder.manifest import Manifest
 from producer.folder.record_folder import RecordFolder
@@ -18,19 +22,22 @@ from producer.folder.request_file import RequestFile
 from producer.folder.run_file import RunFile, difference
 from producer.folder.shard_folder import ShardFolder
 from shared.errors import InputError, ShardCorruptError
+from shared.files import delete_temporaries
 from shared.model_card import ModelCard, decode_model_card
 
 
 class CalibFolder:
     """The paths of a calibration folder. It also reads and writes all files but the samples."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, tell: Callable[[str], None] = lambda line: None) -> None:
+        """`tell` is called with one line about what this process waits for."""
         self.root = root
         self.run_path = root / "run.json"
         self.model_path = root / "model.json"
         self.manifest_path = root / "manifest.json"
         self.samples_dir = root / "samples"
         self.state_dir = root / ".bitfleet"
+        self.lock = FolderLock(self.state_dir, tell)
         self.records = RecordFolder(root / "records")
         """Records of the collected images."""
         self.images = CollectedImages()
@@ -38,6 +45,7 @@ class CalibFolder:
         self._model: tuple[Stamp, ModelCard] | None = None
         self._run = JsonFile(self.run_path, RunFile)
         self._sensitivities: dict[str, SensitivityFolder] = {}
+        self._swept = False
 
     def check_writable(self) -> None:
         """Create the folder if it is missing, and check that it can be written.
@@ -54,6 +62,21 @@ class CalibFolder:
                 f"{self.root} can't be written: {error.strerror}; nothing that was finished is lost: mend "
                 "that, or name another folder with --calib-dir"
             ) from None
+
+    @contextmanager
+    def locked(self, command: str) -> Iterator[None]:
+        """Be the only process that writes here; wait for another one, and tell who that is.
+
+        The first time, temporary files that a killed process left behind are deleted.
+
+        Args:
+            command: the command of this process, for the messages of others.
+        """
+        with self.lock.hold(command):
+            if not self._swept:
+                delete_temporaries(self.root, leave=self.state_dir)
+                self._swept = True
+            yield
 
     def sample_name(self, image_index: int, step_index: int) -> str:
         """Return a sample's path relative to the root. Sorted names are in the layout's order."""
