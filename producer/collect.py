@@ -5,17 +5,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from producer.folder.intake import Intake, take_in
+from producer.drops import Drops
+from producer.folder.intake import Dropped, Intake, take_in
 from producer.kinds.part import Part
 from producer.ledger import Ledger, PartState
-from shared.errors import FolderLostError
+from shared.errors import (
+    BitfleetError,
+    FolderLostError,
+    StoreFullError,
+    StoreTroubleError,
+    WrongStoreError,
+)
 from shared.kinds.kind import Task
 from shared.stores.records import Record
 from shared.stores.store import ShardStore
 
 POLL_SECONDS = 1.0
-MAX_PROBLEMS = 50
-"""After so many dropped shards nothing is enqueued again: a broken machine may produce bad ones for ever."""
 
 
 @dataclass(slots=True)
@@ -27,9 +32,10 @@ class Collector:
     """Called with one line about each dropped shard."""
     told: Callable[[Task], None] = lambda task: None
     """Called with the task of each collected shard."""
-    problems: int = field(default=0, init=False)
-    told_unreadable: set[str] = field(default_factory=set, init=False)
-    """Messages about unreadable files that were given already."""
+    drops: Drops = field(default_factory=Drops, init=False)
+    """What was dropped since the command has started."""
+    _told: set[str] = field(default_factory=set, init=False)
+    """Messages about lasting trouble that were given already."""
 
     def collect(self) -> list[PartState]:
         """Make one pass over all parts of the folder, and another if collected work leads to new tasks.
@@ -52,19 +58,46 @@ class Collector:
         collected, intake = collect_part(part, self.ledger.store, self.told, self.ledger.folder.lock.check)
         for problem in intake.problems:
             self.complain(problem)
-        for line in {*intake.unreadable.values()} - self.told_unreadable:
-            self.complain(f"{line}; mend that and collect again, the rest goes on")
-            self.told_unreadable.add(line)
-        self.problems += len(intake.problems)
-        if len(collected) < len(part.tasks()):
-            part.supply(self.ledger.store)
-        enqueue = self.problems <= MAX_PROBLEMS
+        for line in intake.unreadable.values():
+            self._complain_once(f"{line}; mend that and collect again, the rest goes on")
+        self.drops.add(intake.dropped)
+        trouble = part.trouble
+        if trouble:
+            self._complain_once(f"{trouble}; the rest goes on")
+        elif len(collected) < len(part.tasks()):
+            trouble = self._supply(part)
         state = self.ledger.reconcile(
-            part, frozenset(collected), enqueue=enqueue, unreadable=intake.unreadable
+            part,
+            frozenset(collected),
+            enqueue=trouble is None,
+            unreadable=intake.unreadable,
+            given_up=self.drops.given_up,
+            trouble=trouble,
         )
         if state.complete:
             part.clear_away(self.ledger.store)
         return state, part.ask_for_more(collected)
+
+    def _supply(self, part: Part) -> str | None:
+        """Give workers what they need for a part; return why that can't be done, without stopping others."""
+        try:
+            part.supply(self.ledger.store)
+        except StoreFullError as error:
+            self._complain_once(f"{part.title}: nothing is enqueued yet: {error}")
+            # Waiting helps.
+            return ""
+        except (StoreTroubleError, WrongStoreError):
+            raise
+        except (BitfleetError, OSError) as error:
+            line = f"{part.title}: nothing is enqueued: {error}"
+            self._complain_once(f"{line}; the rest goes on")
+            return line
+        return None
+
+    def _complain_once(self, line: str) -> None:
+        if line not in self._told:
+            self.complain(line)
+            self._told.add(line)
 
     def collect_until_settled(
         self, show: Callable[[list[PartState]], None], checks: Sequence[Callable[[], None]] = ()
@@ -114,6 +147,10 @@ def collect_part(
         part.drop(task_id)
     intake = take_in(part.tasks(), collected.records, store, keep, told)
     intake.problems[:0] = collected.damages.values()
+    intake.dropped[:0] = [
+        Dropped(task_id, "this folder", "missing or altered", line)
+        for task_id, line in collected.damages.items()
+    ]
     check()
     part.summarize(collected.records)
     return collected.records, intake

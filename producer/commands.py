@@ -229,6 +229,8 @@ def collect(
         else:
             parts = collector.collect()
             bars.show(parts)
+    for line in collector.drops.summary():
+        _complain(line)
     reports = collector.write_results(parts)
     _say_collected(folder, parts)
     for report in reports:
@@ -263,6 +265,8 @@ def _say_collected(folder: CalibFolder, parts: Sequence[PartState]) -> None:
         detail = [f"{part.in_flight} queued or running"] if part.in_flight else []
         detail += [f"{len(part.failures)} failed"] if part.failures else []
         detail += [f"{part.unreadable} can't be read from the store"] if part.unreadable else []
+        detail += ["nothing is enqueued"] if part.trouble is not None else []
+        detail += [f"{part.given_up} given up"] if part.given_up else []
         note = f" ({', '.join(detail)})" if detail else ""
         out.print(f"{part.title}: {part.done} of {part.total}{missing}{note}")
         print_missing(part)
