@@ -28,7 +28,7 @@ from worker.families.registry import load_family
 pytestmark = pytest.mark.slow
 
 Weights = dict[str, Any]
-"""Tensors of torch, which knows 8-bit floats. It is imported by the tests alone, since that takes a second."""
+"""Tensors of torch, which knows 8-bit floats. Only tests import it, since that takes a second."""
 FILES = {SD3: "sd3_medium.safetensors", SCHNELL: "flux-schnell.safetensors", DEV: "flux1-dev.safetensors"}
 QKV = "model.diffusion_model.joint_blocks.1.x_block.attn.qkv.weight"
 SINGLE = "single_blocks.1.linear1.weight"
@@ -100,7 +100,11 @@ def fp8(name: str) -> Callable[[Weights], None]:
         (SCHNELL, lambda w: w.pop(SINGLE), f"'{SINGLE}' is missing"),
         (SCHNELL, lambda w: w.update({SINGLE: w[SINGLE].T.contiguous()}), f"'{SINGLE}' has shape"),
         (SCHNELL, fp8(SINGLE), f"'{SINGLE}' is stored as F8_E4M3"),
-        (SCHNELL, lambda w: w.update({SINGLE + ".scales": w[SINGLE][0].clone()}), "(it is quantized already)"),
+        (
+            SCHNELL,
+            lambda w: w.update({SINGLE + ".scales": w[SINGLE][0].clone()}),
+            "(it is quantized already)",
+        ),
         (DEV, lambda w: w.pop("guidance_in.in_layer.weight"), "'guidance_in.in_layer.weight' is missing"),
     ],
 )
