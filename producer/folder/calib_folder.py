@@ -16,6 +16,7 @@ from producer.folder.manifest import Manifest
 from producer.folder.record_folder import RecordFolder
 from producer.folder.request_file import RequestFile
 from producer.folder.run_file import RunFile, difference
+from producer.folder.shard_folder import ShardFolder
 from shared.errors import InputError, ShardCorruptError
 from shared.model_card import ModelCard, decode_model_card
 
@@ -140,25 +141,16 @@ class CalibFolder:
         self.seal_path(task_id).unlink(missing_ok=True)
 
 
-class SensitivityFolder:
+class SensitivityFolder(ShardFolder):
     """The paths of a sensitivity run's folder."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
-        self.request_path = root / "request.json"
+        super().__init__(root)
         self.samples_path = root / "samples.npz"
         self.results_path = root / "results.json"
         self.csv_path = root / "results.csv"
         self.report_path = root / "report.html"
-        self.records = RecordFolder(root / "records")
-        """Records of the collected shards."""
-        self.hashed: dict[str, Stamp] = {}
-        """By task id, the stamp of its shard's file when its sha256 was last checked."""
         self._request = JsonFile(self.request_path, RequestFile)
-
-    def shard_path(self, task_id: str) -> Path:
-        """Return the path of a task's shard."""
-        return self.root / "shards" / f"{task_id}.npz"
 
     def read_request(self) -> RequestFile | None:
         """Return the request; None if there is none."""
