@@ -7,6 +7,7 @@ BitfleetError                  exit code 2, one line, no traceback
 ├── ModelUnavailableError      a checkpoint is missing, gated or not usable
 ├── MachineTooSmallError       this machine has too little memory for the run
 ├── TaskRefusedError           this worker will not run the job
+│   └── OverflowsError         the model's output is not finite
 │   └── TooLargeError          its shard is larger than any store takes
 ├── UnknownKindError           this revision does not know the task's kind
 ├── ClockError                 this machine's clock differs from that of Redis
@@ -53,6 +54,10 @@ class TaskRefusedError(BitfleetError):
 
 class TooLargeError(TaskRefusedError):
     """A shard or a blob is larger than any store takes. Trying again does not help."""
+
+
+class OverflowsError(TaskRefusedError):
+    """The model's output is not finite."""
 
 
 class UnknownKindError(BitfleetError):

@@ -119,7 +119,7 @@ class FolderStore(ShardStore):
         with _explained(self.label):
             if not self._fs.exists(path):
                 raise StoreError(
-                    f"{self.label} has no blob {digest[:12]}; run `producer enqueue-sensitivity` again"
+                    f"{self.label} has no blob {digest[:12]}; `producer collect` puts it there again"
                 )
             data: bytes = self._fs.cat_file(path)
         if hashlib.sha256(data).hexdigest() != digest:

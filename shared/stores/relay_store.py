@@ -119,7 +119,7 @@ class RelayStore(ShardStore):
         data = cast(bytes | None, self._redis.get(_blob_key(digest)))
         if data is None:
             raise StoreError(
-                f"{self.label} has no blob {digest[:12]}; run `producer enqueue-sensitivity` again"
+                f"{self.label} has no blob {digest[:12]}; `producer collect` puts it there again"
             )
         if hashlib.sha256(data).hexdigest() != digest:
             raise ShardCorruptError(f"blob {digest[:12]} in {self.label} was altered")
