@@ -9,6 +9,8 @@ sensitivity/<id>/                   request.json, samples.npz, shards/, records/
 weights/<id>/, levels/<id>/         request.json, shards/, records/: what plans are made of
 plans/<id>/                         plan.json
 confirms/<id>/                      request.json, variants.json, shards/, records/, prediction.json
+verification/<id>/                  request.json, variants.json, plan.json, shards/, records/, report.html,
+                                    verification.json, winner.json
 """
 
 import tempfile
@@ -25,6 +27,7 @@ from producer.folder.record_folder import RecordFolder
 from producer.folder.request_file import RequestFile
 from producer.folder.run_file import RunFile, difference
 from producer.folder.shard_folder import ShardFolder
+from producer.folder.verification_request import VerificationRequest
 from shared.errors import InputError, ShardCorruptError
 from shared.files import delete_temporaries, write_atomically
 from shared.model_card import ModelCard, decode_model_card, encode_model_card
@@ -49,6 +52,7 @@ class CalibFolder:
         self.weights = KeptFolders(root / "weights", WeightsRequest)
         self.levels = KeptFolders(root / "levels", LevelsRequest)
         self.confirms = KeptFolders(root / "confirms", ConfirmRequest)
+        self.verifications = KeptFolders(root / "verification", VerificationRequest)
         self.manifest = Manifest(self.manifest_path, self.sample_name)
         self._model: tuple[Stamp, ModelCard] | None = None
         self._run = JsonFile(self.run_path, RunFile)

@@ -1,4 +1,4 @@
-"""request.json of a verification; variants.json and plan.json lie beside it."""
+"""request.json of a verification. Variants and plan lie beside it, and later the verdict."""
 
 from typing import Annotated, Literal
 
@@ -7,6 +7,13 @@ from msgspec import Meta, Struct
 from shared.kinds.verification import VerificationSettings, VerificationTask
 from shared.plan_file import PlanPrompt
 from shared.runs import RunSettings
+
+VARIANTS = "variants.json"
+PLAN = "plan.json"
+VERDICT = "verification.json"
+WINNER = "winner.json"
+"""The plan of what is to be shipped."""
+REPORT = "report.html"
 
 FLOOR_EVERY = 8
 """The original is drawn twice on every eighth prompt, the first included."""

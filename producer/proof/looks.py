@@ -75,7 +75,7 @@ def _look(gains: Mapping[str, Floats], prompts: int, found: dict[str, Claim]) ->
 
 
 def p_value(gains: Floats) -> float:
-    """Return the p value of a two-sided t test that the mean of (n,) differences is 0; 1 with fewer than 2."""
+    """Return the p value of a two-sided t test that (n,) differences have mean 0; 1 if n is below 2."""
     from scipy.special import stdtr
 
     if len(gains) < 2 or not gains.any():
@@ -87,7 +87,7 @@ def p_value(gains: Floats) -> float:
 
 
 def interval(gains: Floats, level: float) -> tuple[float, float]:
-    """Return lower and upper end of the interval for the mean of (n,) differences that a test of `level` makes.
+    """Return the ends of the interval for the mean of (n,) differences that a test of `level` makes.
 
     With the level of its look, such intervals hold at all looks together (repeated confidence intervals).
     """

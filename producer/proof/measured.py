@@ -35,6 +35,11 @@ class Measured:
         """Number of prompts."""
         return self.psnr_db.shape[1]
 
+    def best_of(self, rows: Sequence[int]) -> int:
+        """Return the row with the largest mean PSNR; the first of equal ones."""
+        means: list[float] = self.psnr_db.mean(axis=1).tolist()
+        return max(rows, key=lambda row: (means[row], -row))
+
     @property
     def floor(self) -> float | None:
         """The noise floor in dB: the median over prompts. None if it was not measured."""

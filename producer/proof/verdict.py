@@ -7,6 +7,7 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
+from producer.folder.verification_request import VerificationRequest
 from producer.plan.prediction import Prediction, another_picture
 from producer.proof.looks import Claim, claims, interval, level_at, p_value
 from producer.proof.measured import Measured
@@ -91,6 +92,7 @@ class Verdict(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     format: int = FORMAT
     verification_id: str
+    purpose: Literal["choosing", "proof"]
     plan_id: str
     run: RunSettings
     verification: VerificationSettings
@@ -104,7 +106,7 @@ class Verdict(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     floor_db: float | None
     """PSNR of the original against itself with its rows swapped; 100 if it is equal, None if not measured."""
     variants: tuple[VariantResult, ...]
-    """The plan, then its rivals."""
+    """The plan, then its rivals; all candidates where a plan is chosen."""
     comparisons: tuple[Comparison, ...]
     winner: str
     """Name of what is to be shipped."""
@@ -114,31 +116,40 @@ class Verdict(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 def judge(
     found: Measured,
-    names: Sequence[str],
-    sizes: Sequence[int],
+    request: VerificationRequest,
     *,
-    settings: VerificationSettings,
-    run: RunSettings,
-    plan_id: str,
-    most: int,
     complete: bool,
     predictions: Mapping[str, Prediction],
 ) -> Verdict:
-    """Return the verdict. `names` and `sizes` (bytes) are those of the variants: original, plan, rivals."""
-    comparisons = compare(found, names, most)
-    winner, reason = choose_winner(found, names, comparisons)
+    """Return the verdict.
+
+    Args:
+        found: what was measured on the request's prompts, or on the first of them.
+        request: what was asked for. Of several candidates the best is named, and nothing is claimed.
+        complete: whether no further prompt is to be drawn.
+        predictions: by name of the variant.
+    """
+    names = request.names
+    if request.purpose == "choosing":
+        comparisons: list[Comparison] = []
+        winner = names[found.best_of(range(1, len(names)))]
+        reason = "it has the largest mean PSNR on the prompts for choosing"
+    else:
+        comparisons = compare(found, names, len(request.prompts))
+        winner, reason = choose_winner(found, names, comparisons)
     return Verdict(
-        verification_id=settings.id,
-        plan_id=plan_id,
-        run=run,
-        verification=settings,
+        verification_id=request.settings.id,
+        purpose=request.purpose,
+        plan_id=request.plan_id,
+        run=request.run,
+        verification=request.settings,
         complete=complete,
         prompts=found.prompts,
-        most=most,
+        most=len(request.prompts),
         level=level_at(found.prompts),
         floor_db=found.floor,
         variants=tuple(
-            _result(found, row, name, sizes[row], predictions.get(name))
+            _result(found, row, name, request.stored_bytes[row], predictions.get(name))
             for row, name in enumerate(names)
             if row > 0
         ),
@@ -209,11 +220,15 @@ def choose_winner(
     if all(one.claim == "better" for one in uniform):
         gain = mean[plan] - mean[best]
         return plan, f"it is shown to be better than {best}, by {gain:.1f} dB, and no rival is better"
+    simpler = "and it is the simpler model"
     if any(one.claim == "within noise" for one in uniform):
-        return best, "differences are within what rounding alone does, and it is the simpler model"
+        return best, f"differences are within what rounding alone does, {simpler}"
     if level_at(found.prompts) == 0:
-        return best, f"{found.prompts} prompts are too few to show anything, and it is the simpler model"
-    return best, f"the {plan} is not shown to be better on {found.prompts} prompts, and it is the simpler model"
+        return best, f"{found.prompts} prompts are too few to show anything, {simpler}"
+    return (
+        best,
+        f"the {plan} is not shown to be better on {found.prompts} prompts, {simpler}",
+    )
 
 
 def _claim_text(claim: Claim | None) -> ClaimText:
@@ -222,9 +237,7 @@ def _claim_text(claim: Claim | None) -> ClaimText:
     return "better" if claim.better else "worse"
 
 
-def _result(
-    found: Measured, row: int, name: str, size: int, prediction: Prediction | None
-) -> VariantResult:
+def _result(found: Measured, row: int, name: str, size: int, prediction: Prediction | None) -> VariantResult:
     def spread(values: Floats, sign: int = 1) -> Spread | None:
         return _spread(values[row], sign) if values.shape[1] else None
 

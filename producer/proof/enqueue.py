@@ -2,16 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from msgspec.structs import replace
 
 from producer.enqueue import Fleet
 from producer.folder.calib_folder import CalibFolder
 from producer.folder.run_file import RunFile
-from producer.folder.verification_request import VerificationRequest
+from producer.folder.verification_request import PLAN, VARIANTS, VerificationRequest
 from producer.jobs.reconcile import Reconciled, reconcile
-from producer.plan.offers import Offers, make_offers
+from producer.plan.offers import make_offers
 from producer.plan.rivals import rivals_of
 from producer.proof.looks import MAX_PROMPTS, next_look
 from shared.errors import InputError, RunMismatchError
@@ -21,7 +21,7 @@ from shared.kinds.weights import WeightsShard
 from shared.model_card import ModelCard
 from shared.models import model_spec, sampler_shift
 from shared.plan import Variant, encode_variants, variants_digest
-from shared.plan_file import ORIGINAL, Plan, encode_plan
+from shared.plan_file import ORIGINAL, Plan, PlanPrompt, encode_plan
 from shared.runs import RunSettings
 
 MAX_PLANS = 3
@@ -60,27 +60,29 @@ def enqueue_verification(
         InputError: too many plans, or prompts that don't fit each other, or options that don't fit the model.
         RunMismatchError: a plan of another run or model.
     """
-    run, card = folder.require_run(), folder.read_model()
-    if card is None:
-        raise InputError(f"{folder.root} holds no model.json yet; run `producer collect` first")
+    run, card = folder.require_run(), folder.require_model()
     plans = list({plan.id: plan for plan in plans}.values())
     _check_plans(plans, run, card)
-    drawn = _drawn_run(run.settings, options)
-    first_look = next_look(0, min(options.max_prompts, len(plans[0].prompts.proof)))
-    proofs = [
-        _proof(plan, card, weights[plan.weights_id], run, drawn, options, first_look if len(plans) == 1 else 0)
-        for plan in plans
-    ]
-    requests = [_write(folder, request, variants, plan) for plan, (request, variants) in zip(plans, proofs, strict=True)]
+    maker = _Maker(
+        run=run, card=card, weights=weights, drawn=_drawn_run(run.settings, options), options=options
+    )
+    with folder.locked("enqueue-verification"):
+        return _enqueue(folder, plans, maker, fleet)
+
+
+def _enqueue(
+    folder: CalibFolder, plans: Sequence[Plan], maker: "_Maker", fleet: Fleet
+) -> tuple[VerificationRequest, Reconciled]:
+    # Where a plan is to be chosen first, its proof waits.
+    asked = [_write(folder, plan, *maker.proof(plan, waits=len(plans) > 1)) for plan in plans]
     if len(plans) > 1:
-        request, variants = _choice(plans, card, weights, run, drawn, [one.settings.id for one in requests])
-        requests.append(_write(folder, request, variants, plans[0]))
-    asked = requests[-1]
-    subfolder = folder.verification(asked.settings.id)
-    fleet.store.put_blob(asked.settings.variants_sha256, subfolder.variants_path.read_bytes())
+        asked.append(_write(folder, plans[0], *maker.choice(plans, [one.settings.id for one in asked])))
+    request = asked[-1]
+    subfolder = folder.verifications.open(request.settings.id)
+    fleet.store.put_blob(request.settings.variants_sha256, (subfolder.root / VARIANTS).read_bytes())
     done = frozenset(subfolder.records.read())
-    return asked, reconcile(
-        asked.tasks(), done, connection=fleet.connection, store=fleet.store, retry_failed=True
+    return request, reconcile(
+        request.tasks(), done, connection=fleet.connection, store=fleet.store, retry_failed=True
     )
 
 
@@ -135,82 +137,76 @@ def _drawn_run(run: RunSettings, options: VerificationOptions) -> RunSettings:
     )
 
 
-def _proof(
-    plan: Plan,
-    card: ModelCard,
-    weights: WeightsShard,
-    run: RunFile,
-    drawn: RunSettings,
-    options: VerificationOptions,
-    wanted: int,
-) -> tuple[VerificationRequest, tuple[Variant, ...]]:
-    rivals = rivals_of(plan, card, weights)
-    # The first variants are shown: what anybody could make comes first.
-    every = {variant.name: variant for variant in (*rivals.uniform, *rivals.variants())}
-    kept = rivals.uniform if options.rivals == "uniform" else tuple(every.values())
-    if rivals.plain is not None and rivals.plain.name not in {variant.name for variant in kept}:
-        kept = (*kept, rivals.plain)
-    variants = (ORIGINAL, plan.variant, *kept)
-    offers = make_offers(card, weights)
-    prompts = plan.prompts.proof[: options.max_prompts]
-    request = VerificationRequest(
-        settings=_settings(run, drawn, variants),
-        run=drawn,
-        store_id=run.store_id,
-        purpose="proof",
-        plan_id=plan.id,
-        prompts=prompts,
-        wanted=wanted,
-        names=tuple(variant.name for variant in variants),
-        stored_bytes=_sizes(offers, variants),
-    )
-    return request, variants
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Maker:
+    """Makes requests with their variants."""
 
+    run: RunFile
+    card: ModelCard
+    weights: Mapping[str, WeightsShard]
+    drawn: RunSettings
+    options: VerificationOptions
 
-def _choice(
-    plans: Sequence[Plan],
-    card: ModelCard,
-    weights: Mapping[str, WeightsShard],
-    run: RunFile,
-    drawn: RunSettings,
-    proofs: Sequence[str],
-) -> tuple[VerificationRequest, tuple[Variant, ...]]:
-    variants = (ORIGINAL, *(Variant(name=f"plan {plan.id}", layers=plan.layers) for plan in plans))
-    prompts = plans[0].prompts.choosing
-    request = VerificationRequest(
-        settings=_settings(run, drawn, variants),
-        run=drawn,
-        store_id=run.store_id,
-        purpose="choosing",
-        plan_id=plans[0].id,
-        prompts=prompts,
-        wanted=len(prompts),
-        names=tuple(variant.name for variant in variants),
-        stored_bytes=_sizes(make_offers(card, weights[plans[0].weights_id]), variants),
-        proofs=tuple(proofs),
-    )
-    return request, variants
+    def proof(self, plan: Plan, *, waits: bool) -> tuple[VerificationRequest, tuple[Variant, ...]]:
+        rivals = rivals_of(plan, self.card, self.weights[plan.weights_id])
+        # The first variants are shown: what anybody could make comes first.
+        kept = {variant.name: variant for variant in rivals.uniform}
+        if rivals.plain is not None:
+            kept[rivals.plain.name] = rivals.plain
+        if self.options.rivals == "all":
+            kept |= {variant.name: variant for variant in rivals.others}
+        prompts = plan.prompts.proof[: self.options.max_prompts]
+        return self._request(
+            (ORIGINAL, plan.variant, *kept.values()),
+            plan,
+            prompts,
+            purpose="proof",
+            wanted=0 if waits else next_look(0, len(prompts)),
+        )
 
+    def choice(
+        self, plans: Sequence[Plan], proofs: Sequence[str]
+    ) -> tuple[VerificationRequest, tuple[Variant, ...]]:
+        candidates = [Variant(name=f"plan {plan.id}", layers=plan.layers) for plan in plans]
+        prompts = plans[0].prompts.choosing
+        return self._request(
+            (ORIGINAL, *candidates),
+            plans[0],
+            prompts,
+            purpose="choosing",
+            wanted=len(prompts),
+            proofs=tuple(proofs),
+        )
 
-def _settings(run: RunFile, drawn: RunSettings, variants: tuple[Variant, ...]) -> VerificationSettings:
-    return VerificationSettings(
-        run_id=run.settings.id,
-        variants_sha256=variants_digest(encode_variants(variants)),
-        num_steps=drawn.num_steps,
-        cfg_weight=drawn.cfg_weight,
-        image_size=drawn.image_size,
-    )
-
-
-def _sizes(offers: Offers, variants: Sequence[Variant]) -> tuple[int, ...]:
-    return tuple(offers.variant_bytes(variant.layers) for variant in variants)
+    def _request(
+        self, variants: tuple[Variant, ...], plan: Plan, prompts: tuple[PlanPrompt, ...], **more: Any
+    ) -> tuple[VerificationRequest, tuple[Variant, ...]]:
+        offers = make_offers(self.card, self.weights[plan.weights_id])
+        settings = VerificationSettings(
+            run_id=self.run.settings.id,
+            variants_sha256=variants_digest(encode_variants(variants)),
+            num_steps=self.drawn.num_steps,
+            cfg_weight=self.drawn.cfg_weight,
+            image_size=self.drawn.image_size,
+        )
+        request = VerificationRequest(
+            settings=settings,
+            run=self.drawn,
+            store_id=self.run.store_id,
+            plan_id=plan.id,
+            prompts=prompts,
+            names=tuple(variant.name for variant in variants),
+            stored_bytes=tuple(offers.variant_bytes(variant.layers) for variant in variants),
+            **more,
+        )
+        return request, variants
 
 
 def _write(
-    folder: CalibFolder, request: VerificationRequest, variants: tuple[Variant, ...], plan: Plan
+    folder: CalibFolder, plan: Plan, request: VerificationRequest, variants: tuple[Variant, ...]
 ) -> VerificationRequest:
     """Write a request, its variants and its plan; return the request, with what an older one wanted."""
-    subfolder = folder.verification(request.settings.id)
+    subfolder = folder.verifications.open(request.settings.id)
     old = subfolder.read_request()
     if old is not None:
         shorter, longer = sorted((old.prompts, request.prompts), key=len)
@@ -221,7 +217,7 @@ def _write(
             )
         # Prompts that were wanted before are still wanted.
         request = replace(request, prompts=longer, wanted=max(old.wanted, request.wanted))
-    write_atomically(subfolder.variants_path, encode_variants(variants))
-    write_atomically(subfolder.plan_path, encode_plan(plan))
+    write_atomically(subfolder.root / VARIANTS, encode_variants(variants))
+    write_atomically(subfolder.root / PLAN, encode_plan(plan))
     subfolder.write_request(request)
     return request
