@@ -38,6 +38,16 @@ class SketchPlan:
     """Whether all dW fit; else each is made anew when it is needed."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrajectoryPlan:
+    """How a backward trajectory keeps a memory limit."""
+
+    scores_bytes: int
+    """What the scores of the heads that go back together may take."""
+    keep_packed: bool
+    """Whether all packed candidates fit; else each is packed anew at each step."""
+
+
 def spare_memory(transformer: Any, memory_limit: int | None) -> int:
     """Bytes of the limit (None: the default one) that the weights leave.
 

@@ -1,0 +1,117 @@
+"""Attention whose gradient holds the scores of a few heads, and not of all.
+
+MLX differentiates its attention by way of the scores: about five arrays of R H T^2 float32 values, 17 GB for
+SD3 at 1024 pixels. Heads are independent, so here they go one group after the other, each from the queries
+and keys again.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import mlx.core as mx
+
+Attention = Callable[..., mx.array]
+
+SCORE_ARRAYS = 4
+"""Arrays of scores that a group's gradient holds at once: probabilities, and the gradients by them and by the
+scores, with one more while it is computed."""
+
+
+@contextmanager
+def few_heads_at_a_time(transformer: Any, scores_bytes: int) -> Iterator[None]:
+    """Within this context attention without a mask goes back by groups of heads.
+
+    It is replaced wherever a model could have it from: `mx.fast`, a name in an imported module, or an
+    attribute of one of the transformer's modules, alone or in a `functools.partial`.
+
+    Args:
+        transformer: whose modules may hold the function.
+        scores_bytes: what the scores of a group may take; one head goes back at a time if that takes more.
+    """
+    original: Attention = mx.fast.scaled_dot_product_attention
+    ours = partial(_attend, original, scores_bytes)
+    places = [(namespace, name, namespace[name]) for namespace, name in _places(transformer, original)]
+    try:
+        for namespace, name, value in places:
+            namespace[name] = partial(ours, *value.args, **value.keywords) if value is not original else ours
+        mx.fast.scaled_dot_product_attention = ours  # type: ignore[assignment]
+        yield
+    finally:
+        mx.fast.scaled_dot_product_attention = original  # type: ignore[assignment]
+        for namespace, name, value in places:
+            namespace[name] = value
+
+
+def heads_at_once(rows: int, heads: int, tokens: int, scores_bytes: int) -> int:
+    """How many of the heads go back together."""
+    return max(1, min(heads, scores_bytes // (SCORE_ARRAYS * 4 * rows * tokens**2)))
+
+
+def _places(transformer: Any, original: Attention) -> Iterator[tuple[dict[str, Any], str]]:
+    """Namespaces, and the names in them that stand for the function."""
+    modules = [vars(module) for module in transformer.modules()]
+    imported = [vars(module) for module in list(sys.modules.values()) if hasattr(module, "__dict__")]
+    for namespace in [*modules, *imported]:
+        for name, value in list(namespace.items()):
+            if value is original or (isinstance(value, partial) and value.func is original):
+                yield namespace, name
+
+
+def _attend(
+    original: Attention,
+    scores_bytes: int,
+    q: mx.array,
+    k: mx.array,
+    v: mx.array,
+    *,
+    scale: float,
+    mask: Any = None,
+    **options: Any,
+) -> mx.array:
+    """As `mx.fast.scaled_dot_product_attention`, of (R, H, T, D)."""
+    if mask is not None or any(value is not None for value in options.values()) or k.shape[1] != q.shape[1]:
+        return original(q, k, v, scale=scale, mask=mask, **options)
+    rows, heads, tokens, _ = q.shape
+    at_once = heads_at_once(rows, heads, max(tokens, k.shape[2]), scores_bytes)
+    groups = [slice(start, start + at_once) for start in range(0, heads, at_once)]
+
+    @mx.custom_function
+    def attention(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+        if mx.metal.is_available():
+            # Metal's own never holds the scores.
+            return original(q, k, v, scale=scale)
+        outputs: list[mx.array] = []
+        for group in groups:
+            some = _after([q[:, group], k[:, group], v[:, group]], outputs[-1:])
+            outputs.append(original(*some, scale=scale))
+        return mx.concatenate(outputs, axis=1)
+
+    @attention.vjp  # type: ignore[untyped-decorator]
+    def _pull_back(primals: list[mx.array], cotangent: mx.array, output: mx.array) -> tuple[mx.array, ...]:
+        pulled: list[list[mx.array]] = []
+        for group in groups:
+            some = [array[:, group] for array in (*primals, cotangent, output)]
+            pulled.append(_pull_back_heads(*_after(some, pulled[-1] if pulled else []), scale))
+        return tuple(mx.concatenate(list(parts), axis=1) for parts in zip(*pulled, strict=True))
+
+    result: mx.array = attention(q, k, v)
+    return result
+
+
+def _pull_back_heads(
+    q: mx.array, k: mx.array, v: mx.array, cotangent: mx.array, output: mx.array, scale: float
+) -> list[mx.array]:
+    """Gradients by q, k and v of some heads; the sum over keys as in FlashAttention (Dao et al. 2022)."""
+    probabilities = mx.softmax((scale * q) @ k.swapaxes(-1, -2), axis=-1)
+    by_v = probabilities.swapaxes(-1, -2) @ cotangent
+    by_probabilities = cotangent @ v.swapaxes(-1, -2)
+    by_scores = probabilities * (by_probabilities - (cotangent * output).sum(axis=-1, keepdims=True))
+    return [scale * (by_scores @ k), scale * (by_scores.swapaxes(-1, -2) @ q), by_v]
+
+
+def _after(arrays: list[mx.array], earlier: list[mx.array]) -> list[mx.array]:
+    """The same arrays, but MLX computes nothing of them before `earlier` is there."""
+    return list(mx.depends(arrays, earlier)) if earlier else arrays
