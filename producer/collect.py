@@ -33,6 +33,7 @@ class Collector:
     def collect(self) -> list[PartState]:
         """Make one pass over all parts of the folder, and another if collected work leads to new tasks."""
         states, more = [], False
+        self.ledger.store.recount()
         for part in self.ledger.parts():
             state, asks = self._collect_part(part)
             states.append(state)

@@ -19,7 +19,7 @@ from producer.jobs.reconcile import Reconciled
 from producer.jobs.workers import live_workers
 from producer.kinds.registry import parts_of
 from producer.ledger import Ledger, PartState
-from producer.prompts import read_prompts
+from producer.prompts import COLUMN, default_prompts, read_prompts
 from producer.settings import run_settings
 from shared.choices import DEFAULT_MAX_IMAGES
 from shared.errors import InputError, WrongStoreError
@@ -35,7 +35,8 @@ PATIENT_PASSES = 5
 
 def read_settings(
     *,
-    prompt_csv: Path,
+    prompt_csv: Path | None,
+    prompt_column: str = COLUMN,
     num_images: int,
     num_steps: int | None,
     cfg_weight: float | None,
@@ -48,7 +49,7 @@ def read_settings(
     reference: Reference | None = None,
 ) -> tuple[RunSettings, list[str]]:
     """Read and check the options of a run. This needs no Redis."""
-    prompts = read_prompts(prompt_csv, num_images)
+    prompts = read_prompts(prompt_csv or default_prompts(model), num_images, prompt_column)
     settings = run_settings(
         model=model,
         prompts=prompts,

@@ -7,11 +7,13 @@ BitfleetError                  exit code 2, one line, no traceback
 ├── ModelUnavailableError      a checkpoint is missing, gated or not usable
 ├── MachineTooSmallError       this machine has too little memory for the run
 ├── TaskRefusedError           this worker will not run the job
+│   └── TooLargeError          its shard is larger than any store takes
 ├── UnknownKindError           this revision does not know the task's kind
 ├── ClockError                 this machine's clock differs from that of Redis
 ├── LeaseLostError             the job now belongs to another worker
 ├── SampleError                a sample or a manifest can't be read
 └── StoreError                 the shard store can't be used
+    ├── StoreFullError         the store has no room until something is collected
     ├── StoreTroubleError      the store can't be reached, read or written at the moment
     ├── WrongStoreError        this is not the store that the run was enqueued with
     └── ShardCorruptError      a shard or a record is damaged
@@ -48,6 +50,10 @@ class TaskRefusedError(BitfleetError):
     """This worker will not run the job."""
 
 
+class TooLargeError(TaskRefusedError):
+    """A shard or a blob is larger than any store takes. Trying again does not help."""
+
+
 class UnknownKindError(BitfleetError):
     """This revision does not know the task's kind."""
 
@@ -66,6 +72,10 @@ class SampleError(BitfleetError):
 
 class StoreError(BitfleetError):
     """The shard store can't be used."""
+
+
+class StoreFullError(StoreError):
+    """The store has no room until something is collected."""
 
 
 class StoreTroubleError(StoreError):
