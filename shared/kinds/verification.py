@@ -106,4 +106,10 @@ class VerificationShard(PackedArrays):
         self._check_finite()
 
 
-KIND = Kind(name="verification", task=VerificationTask, shard=VerificationShard)
+KIND = Kind(
+    name="verification",
+    task=VerificationTask,
+    shard=VerificationShard,
+    prefix="ver",
+    tasks="verifications",
+)

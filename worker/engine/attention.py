@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 
@@ -37,10 +37,10 @@ def few_heads_at_a_time(transformer: Any, scores_bytes: int) -> Iterator[None]:
     try:
         for namespace, name, value in places:
             namespace[name] = partial(ours, *value.args, **value.keywords) if value is not original else ours
-        mx.fast.scaled_dot_product_attention = ours  # type: ignore[assignment]
+        mx.fast.scaled_dot_product_attention = ours
         yield
     finally:
-        mx.fast.scaled_dot_product_attention = original  # type: ignore[assignment]
+        mx.fast.scaled_dot_product_attention = original
         for namespace, name, value in places:
             namespace[name] = value
 
@@ -56,7 +56,7 @@ def _places(transformer: Any, original: Attention) -> Iterator[tuple[dict[str, A
     imported = [vars(module) for module in list(sys.modules.values()) if hasattr(module, "__dict__")]
     for namespace in [*modules, *imported]:
         for name, value in list(namespace.items()):
-            if value is original or (isinstance(value, partial) and value.func is original):
+            if value is original or (type(value) is partial and value.func is original):
                 yield namespace, name
 
 
@@ -74,6 +74,8 @@ def _attend(
     """As `mx.fast.scaled_dot_product_attention`, of (R, H, T, D)."""
     if mask is not None or any(value is not None for value in options.values()) or k.shape[1] != q.shape[1]:
         return original(q, k, v, scale=scale, mask=mask, **options)
+    # numpy's number would take the products to numpy.
+    scale = float(scale)
     rows, heads, tokens, _ = q.shape
     at_once = heads_at_once(rows, heads, max(tokens, k.shape[2]), scores_bytes)
     groups = [slice(start, start + at_once) for start in range(0, heads, at_once)]
@@ -89,22 +91,23 @@ def _attend(
             outputs.append(original(*some, scale=scale))
         return mx.concatenate(outputs, axis=1)
 
-    @attention.vjp  # type: ignore[untyped-decorator]
+    @attention.vjp
     def _pull_back(primals: list[mx.array], cotangent: mx.array, output: mx.array) -> tuple[mx.array, ...]:
         pulled: list[list[mx.array]] = []
         for group in groups:
             some = [array[:, group] for array in (*primals, cotangent, output)]
-            pulled.append(_pull_back_heads(*_after(some, pulled[-1] if pulled else []), scale))
+            pulled.append(_pull_back_heads(_after(some, pulled[-1] if pulled else []), scale))
         return tuple(mx.concatenate(list(parts), axis=1) for parts in zip(*pulled, strict=True))
 
-    result: mx.array = attention(q, k, v)
-    return result
+    return cast(mx.array, attention(q, k, v))
 
 
-def _pull_back_heads(
-    q: mx.array, k: mx.array, v: mx.array, cotangent: mx.array, output: mx.array, scale: float
-) -> list[mx.array]:
-    """Gradients by q, k and v of some heads; the sum over keys as in FlashAttention (Dao et al. 2022)."""
+def _pull_back_heads(arrays: list[mx.array], scale: float) -> list[mx.array]:
+    """Gradients by q, k and v of some heads, of q, k, v, cotangent and output.
+
+    The sum over keys comes from the output, as in FlashAttention (Dao et al. 2022).
+    """
+    q, k, v, cotangent, output = arrays
     probabilities = mx.softmax((scale * q) @ k.swapaxes(-1, -2), axis=-1)
     by_v = probabilities.swapaxes(-1, -2) @ cotangent
     by_probabilities = cotangent @ v.swapaxes(-1, -2)

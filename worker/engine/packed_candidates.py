@@ -6,7 +6,7 @@ import mlx.core as mx
 
 from shared.model_card import LayerInfo
 from shared.plan import Choice
-from worker.engine.layers import get_weight, shape_of, find_linear
+from worker.engine.layers import find_linear, get_weight, shape_of
 
 Packed = tuple[mx.array, mx.array, mx.array]
 """Codes, scales and biases."""

@@ -16,7 +16,7 @@ from worker.engine.attention import few_heads_at_a_time
 from worker.engine.backward_trajectory import StepPuller, probe_of
 from worker.engine.count_sketch import CountSketch
 from worker.engine.memory import TrajectoryPlan
-from worker.engine.packed_candidates import PackedCandidates
+from worker.engine.packed_candidates import PackedCandidates, is_measurable
 from worker.engine.progress import Found, KeptProgress
 from worker.engine.trajectory import Trajectory
 from worker.families.family import Family
@@ -40,7 +40,7 @@ class ProbedTrajectory:
 
         Args:
             family: the loaded model; its transformer must not be quantized.
-            candidates: by layer, those whose products are wanted; all must be measurable.
+            candidates: by layer, those whose products are wanted; 0 where not measurable.
             cfg_weight: that of the run; 0 for none.
             buckets: of the count sketches; 0 for none.
             plan: how memory is spent.
@@ -48,6 +48,12 @@ class ProbedTrajectory:
         self._family, self._candidates, self._cfg_weight = family, candidates, cfg_weight
         self._plan = plan
         self._packed = PackedCandidates(family.transformer, keep=plan.keep_packed)
+        self._measurable = {
+            (layer, choice)
+            for layer, choices in candidates.items()
+            for choice in choices
+            if is_measurable(family.transformer, layer, choice)
+        }
         self._rows = {layer.path: row for row, layer in enumerate(family.layers)}
         self._buckets = buckets
         self._sketches = {
@@ -128,6 +134,8 @@ class ProbedTrajectory:
         if self._buckets:
             found.sketches[row, third] += np.array(self._sketches[layer].of(gradient))
         for column, choice in enumerate(self._candidates.get(layer, ())):
+            if (layer, choice) not in self._measurable:
+                continue
             # One after the other: each dW is as large as the gradient.
             by_output = (gradient * self._packed.difference(layer, choice)).sum(axis=-1)
             found.products[row, column, third] += np.array(by_output, np.float64).sum()

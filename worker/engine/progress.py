@@ -1,9 +1,7 @@
-"""A backward trajectory under work, kept in files: a task that is taken up again goes on where it was left."""
+"""A backward trajectory under work, kept in files: a task taken up again goes on where it was left."""
 
 import dataclasses
 import logging
-import shutil
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,9 +15,6 @@ from shared.layout.npz import Array
 from worker.engine.trajectory import Trajectory, to_numpy
 
 logger = logging.getLogger("bitfleet.worker")
-
-KEPT_SECONDS = 7 * 24 * 3600.0
-"""What nobody went on with for so long is removed: its task was finished elsewhere."""
 
 _CONDITIONING = "conditioning_of_"
 
@@ -55,10 +50,9 @@ class KeptProgress:
     Progress is a convenience: what can't be read starts anew, and what can't be written is lost.
     """
 
-    def __init__(self, folder: Path, task_id: str, fingerprint: str) -> None:
-        """`fingerprint` is that of the model: with another one the task starts anew."""
-        _remove_old(folder)
-        self._folder = folder / f"{task_id}-{fingerprint[:12]}"
+    def __init__(self, folder: Path) -> None:
+        """`folder` is the task's own, and may not exist yet."""
+        self._folder = folder
 
     def read_drawing(self) -> Trajectory | None:
         """The trajectory, with conditioning in float32, if it was drawn here."""
@@ -87,15 +81,11 @@ class KeptProgress:
         """What was found so far."""
         names = {field.name for field in dataclasses.fields(Found)}
         arrays = self._read("found", names)
-        return None if arrays is None else Found(**{name: arrays[name] for name in names})
+        return None if arrays is None else Found(**{name: arrays[name].copy() for name in names})
 
     def write(self, found: Found) -> None:
         """Keep what was found after one more step."""
         self._write("found", {field.name: getattr(found, field.name) for field in dataclasses.fields(found)})
-
-    def remove(self) -> None:
-        """The task is done."""
-        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _read(self, name: str, needed: set[str]) -> dict[str, Array] | None:
         try:
@@ -112,17 +102,3 @@ class KeptProgress:
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{name}.npz"
-
-
-def _remove_old(folder: Path) -> None:
-    """What was left by tasks that ended elsewhere."""
-    if not folder.is_dir():
-        return
-    for old in folder.iterdir():
-        try:
-            latest = max(path.stat().st_mtime for path in (old, *old.iterdir()))
-        except OSError:
-            # Another process of this machine removed it meanwhile.
-            continue
-        if time.time() - latest > KEPT_SECONDS:
-            shutil.rmtree(old, ignore_errors=True)

@@ -1,15 +1,10 @@
-"""Levels: one backward trajectory of one image tells how much a change of each layer moves its final latent."""
-
-from typing import TYPE_CHECKING
+"""Levels: one backward trajectory tells how much a change of each layer moves an image's final latent."""
 
 import numpy as np
 
 from shared.kinds.levels import LevelsShard, LevelsTask
 from worker.kinds.lent import Lent
 from worker.kinds.probed import measure_trajectory
-
-if TYPE_CHECKING:
-    from worker.engine.probed_trajectory import ProbedTrajectory
 
 
 def run(task: LevelsTask, lent: Lent) -> bytes:
@@ -18,19 +13,21 @@ def run(task: LevelsTask, lent: Lent) -> bytes:
     from worker.engine.probed_trajectory import squared_norms, with_whole
 
     settings, family = task.levels, lent.family
-    layers = [layer.path for layer in family.layers]
     measurable = np.array(
-        [[is_measurable(family.transformer, layer, choice) for choice in settings.candidates] for layer in layers]
-    ).reshape(len(layers), len(settings.candidates))
-    done = measure_trajectory(
+        [
+            [is_measurable(family.transformer, layer.path, choice) for choice in settings.candidates]
+            for layer in family.layers
+        ]
+    ).reshape(len(family.layers), len(settings.candidates))
+    measured = measure_trajectory(
         task,
         lent,
         key=f"levels {settings.id}",
         probe_seed=settings.probe_seed,
         buckets=settings.buckets,
-        candidates=dict.fromkeys(layers, settings.candidates)
+        candidates=lambda: dict.fromkeys([layer.path for layer in family.layers], settings.candidates),
     )
-    found = done.found
+    found = measured.found
     weights = np.array([layer.shape[0] * layer.shape[1] for layer in family.layers])
     return LevelsShard(
         image_index=np.array(task.image_index),
@@ -39,6 +36,6 @@ def run(task: LevelsTask, lent: Lent) -> bytes:
         measurable=measurable,
         dead=~found.reached,
         cotangent_norm=found.cotangent_norm,
-        squared_reference=done.squared_reference,
-        output_size=done.output_size,
+        squared_reference=measured.squared_reference,
+        output_size=measured.output_size,
     ).to_bytes()
