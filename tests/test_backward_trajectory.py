@@ -127,7 +127,9 @@ def test_products_and_norms_are_those_of_the_whole_trajectorys_gradient(name):
             name,
             lambda row, gradient, deltas=deltas: float((gradient * deltas.get(paths(family)[row], 0)).sum()),
         )
-        sizes = np.array([[float(mx.square(deltas.get(layer, mx.zeros(1))).sum())] for layer in paths(family)])
+        sizes = np.array(
+            [[float(mx.square(deltas.get(layer, mx.zeros(1))).sum())] for layer in paths(family)]
+        )
         scale = np.sqrt(norms * sizes) + 1e-6
         np.testing.assert_allclose(with_whole(found.products)[:, column] / scale, products / scale, atol=1e-4)
     sketched = squared_norms(found.sketches)

@@ -1,4 +1,4 @@
-"""Kinds that go back through a trajectory: what travels, what comes back, and a task that is taken up again."""
+"""Kinds that go back through a trajectory: what travels, what comes back, and tasks taken up again."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -183,7 +183,8 @@ def test_a_job_handed_back_goes_on_with_the_next_worker_of_the_machine(
     assert folder.name == f"{task.id}-{'0' * 12}"
     told.clear()
     assert new_runtime().run(task, Context(confirm=lambda: None))["outcome"] == "stored"
-    assert [progress for progress in told if progress.startswith("step ")][0].startswith("step 3/4 backward")
+    steps = [progress for progress in told if progress.startswith("step ")]
+    assert steps[0].startswith("step 3/4 backward")
     assert not folder.exists()
     shard = store.shard(store.record(task.namespace, task.id))
     # A worker that was never interrupted says the same.

@@ -107,7 +107,7 @@ class StepPuller:
 
     def _forward_at(self, trajectory: Trajectory, step: int, x: mx.array) -> Forward:
         """The float32 pass over the rows (R, H, W, C) of one step."""
-        conditioning = {name: value.astype(mx.float32) for name, value in trajectory.conditioning.items()}
+        conditioning = {name: _in_float32(value) for name, value in trajectory.conditioning.items()}
         sigma = mx.broadcast_to(trajectory.sigmas[step], [len(x)])
         return lambda: self._family.velocity(x, sigma, conditioning)
 
@@ -116,6 +116,11 @@ def _rows(trajectory: Trajectory, step: int = 0) -> mx.array:
     """What enters the transformer at a step, (R, H, W, C) float32: R is 2 with CFG."""
     rows = len(next(iter(trajectory.conditioning.values())))
     return mx.repeat(trajectory.x[step].astype(mx.float32), rows, axis=0)
+
+
+def _in_float32(array: mx.array) -> mx.array:
+    """Positions and masks keep their own dtype."""
+    return array.astype(mx.float32) if mx.issubdtype(array.dtype, mx.floating) else array
 
 
 def probe_of(probe_seed: int, image_index: int, shape: Sequence[int]) -> mx.array:

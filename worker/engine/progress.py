@@ -55,7 +55,7 @@ class KeptProgress:
         self._folder = folder
 
     def read_drawing(self) -> Trajectory | None:
-        """The trajectory, with conditioning in float32, if it was drawn here."""
+        """The trajectory, if it was drawn here; bfloat16 became float32."""
         arrays = self._read("drawing", {"x", "sigmas", "timesteps"})
         if arrays is None:
             return None
@@ -64,7 +64,7 @@ class KeptProgress:
             sigmas=mx.array(arrays["sigmas"]),
             timesteps=mx.array(arrays["timesteps"]),
             conditioning={
-                name.removeprefix(_CONDITIONING): mx.array(value.astype(np.float32))
+                name.removeprefix(_CONDITIONING): mx.array(value)
                 for name, value in arrays.items()
                 if name.startswith(_CONDITIONING)
             },

@@ -98,7 +98,8 @@ def _new_engine(
     from worker.engine.probed_trajectory import ProbedTrajectory
 
     family = lent.family
-    text = trajectory.conditioning["conditioning"]
+    arrays = trajectory.conditioning.values()
+    text_tokens = max((array.shape[1] for array in arrays if array.ndim > 2), default=0)
     return ProbedTrajectory(
         family,
         candidates,
@@ -106,8 +107,8 @@ def _new_engine(
         buckets=buckets,
         plan=plan_trajectory(
             family,
-            family.pass_size(task.run.latent_size, text.shape[1]),
-            rows=len(text),
+            family.pass_size(task.run.latent_size, text_tokens),
+            rows=2 if task.run.cfg_weight > 0 else 1,
             candidates=candidates,
             spare_bytes=spare_memory(family.transformer, lent.memory_share),
         ),
