@@ -55,7 +55,7 @@ def new_engine(name, *, keep_packed=True):
         dict.fromkeys(paths(family), CHOICES),
         cfg_weight=cfg_weight,
         buckets=BUCKETS_OF_SKETCH,
-        plan=TrajectoryPlan(scores_bytes=1, keep_packed=keep_packed),
+        plan=TrajectoryPlan(heads_at_once=1, keep_packed=keep_packed),
     )
 
 

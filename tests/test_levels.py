@@ -19,6 +19,7 @@ from shared.plan import Choice, Variant, encode_variants, variants_digest
 from shared.stores.relay_store import RelayStore
 from tests.tasks import SETTINGS
 from tests.toy_families import ToyFamily
+from worker.engine.memory import memory_of_weights
 from worker.families.registry import FAMILIES
 from worker.jobs.job_context import HandBackError, JobContext
 from worker.kinds.lent import EngineSlot, Lent
@@ -133,8 +134,10 @@ def test_weights_of_all_layers() -> None:
 
 
 def test_what_the_machine_can_not_hold_is_refused() -> None:
+    family = ToyFamily()
+    weights = memory_of_weights(family.transformer)
     with pytest.raises(MachineTooSmallError, match="one step of a backward trajectory needs"):
-        run_task(levels_task(), lent(memory_share=500_000))
+        run_task(levels_task(), lent(family=family, memory_share=weights + 1000))
 
 
 class Stopped(BaseException):

@@ -15,13 +15,9 @@ import mlx.core as mx
 
 Attention = Callable[..., mx.array]
 
-SCORE_ARRAYS = 4
-"""Arrays of scores that a group's gradient holds at once: probabilities, and the gradients by them and by the
-scores, with one more while it is computed."""
-
 
 @contextmanager
-def few_heads_at_a_time(transformer: Any, scores_bytes: int) -> Iterator[None]:
+def few_heads_at_a_time(transformer: Any, heads_at_once: int) -> Iterator[None]:
     """Within this context attention without a mask goes back by groups of heads.
 
     It is replaced wherever a model could have it from: `mx.fast`, a name in an imported module, or an
@@ -29,10 +25,10 @@ def few_heads_at_a_time(transformer: Any, scores_bytes: int) -> Iterator[None]:
 
     Args:
         transformer: whose modules may hold the function.
-        scores_bytes: what the scores of a group may take; one head goes back at a time if that takes more.
+        heads_at_once: how many go back together; their scores take memory.
     """
     original: Attention = mx.fast.scaled_dot_product_attention
-    ours = partial(_attend, original, scores_bytes)
+    ours = partial(_attend, original, heads_at_once)
     places = [(namespace, name, namespace[name]) for namespace, name in _places(transformer, original)]
     try:
         for namespace, name, value in places:
@@ -43,11 +39,6 @@ def few_heads_at_a_time(transformer: Any, scores_bytes: int) -> Iterator[None]:
         mx.fast.scaled_dot_product_attention = original
         for namespace, name, value in places:
             namespace[name] = value
-
-
-def heads_at_once(rows: int, heads: int, tokens: int, scores_bytes: int) -> int:
-    """How many of the heads go back together."""
-    return max(1, min(heads, scores_bytes // (SCORE_ARRAYS * 4 * rows * tokens**2)))
 
 
 def _places(transformer: Any, original: Attention) -> Iterator[tuple[dict[str, Any], str]]:
@@ -62,7 +53,7 @@ def _places(transformer: Any, original: Attention) -> Iterator[tuple[dict[str, A
 
 def _attend(
     original: Attention,
-    scores_bytes: int,
+    heads_at_once: int,
     q: mx.array,
     k: mx.array,
     v: mx.array,
@@ -76,9 +67,7 @@ def _attend(
         return original(q, k, v, scale=scale, mask=mask, **options)
     # numpy's number would take the products to numpy.
     scale = float(scale)
-    rows, heads, tokens, _ = q.shape
-    at_once = heads_at_once(rows, heads, max(tokens, k.shape[2]), scores_bytes)
-    groups = [slice(start, start + at_once) for start in range(0, heads, at_once)]
+    groups = [slice(start, start + heads_at_once) for start in range(0, q.shape[1], heads_at_once)]
 
     @mx.custom_function
     def attention(q: mx.array, k: mx.array, v: mx.array) -> mx.array:

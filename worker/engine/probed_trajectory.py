@@ -85,7 +85,7 @@ class ProbedTrajectory:
         kept = progress.read() if progress else None
         if kept is not None and kept.fits(found):
             found = kept
-        with few_heads_at_a_time(self._family.transformer, self._plan.scores_bytes):
+        with few_heads_at_a_time(self._family.transformer, self._plan.heads_at_once):
             puller = StepPuller(self._family, trajectory, self._cfg_weight)
             while found.steps_left:
                 self._pull_step(puller, trajectory, found, check, steps)

@@ -94,7 +94,7 @@ def _new_engine(
     buckets: int,
     candidates: Mapping[str, Sequence[Choice]],
 ) -> "ProbedTrajectory":
-    from worker.engine.memory import plan_trajectory, spare_memory
+    from worker.engine.memory import plan_trajectory
     from worker.engine.probed_trajectory import ProbedTrajectory
 
     family = lent.family
@@ -110,6 +110,6 @@ def _new_engine(
             family.pass_size(task.run.latent_size, text_tokens),
             rows=2 if task.run.cfg_weight > 0 else 1,
             candidates=candidates,
-            spare_bytes=spare_memory(family.transformer, lent.memory_share),
+            memory_limit=lent.memory_share,
         ),
     )
