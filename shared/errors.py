@@ -12,6 +12,7 @@ BitfleetError                  exit code 2, one line, no traceback
 ├── UnknownKindError           this revision does not know the task's kind
 ├── ClockError                 this machine's clock differs from that of Redis
 ├── LeaseLostError             the job now belongs to another worker
+├── FolderLostError            another machine has taken over the calibration folder
 ├── SampleError                a sample or a manifest can't be read
 └── StoreError                 the shard store can't be used
     ├── StoreFullError         the store has no room until something is collected
@@ -69,6 +70,10 @@ class ClockError(BitfleetError):
 
 class LeaseLostError(BitfleetError):
     """The job now belongs to another worker, because this one slept or was cut off."""
+
+
+class FolderLostError(BitfleetError):
+    """Another machine has taken over the calibration folder, because this one slept or was cut off."""
 
 
 class SampleError(BitfleetError):
