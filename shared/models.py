@@ -8,7 +8,6 @@ from shared.choices import DEFAULT_MODEL
 from shared.errors import InputError
 from shared.transformer_shape import TransformerShape
 
-Family = Literal["sd3", "flux"]
 Precision = Literal["float16", "bfloat16", "float32"]
 Part = Literal["transformer", "text_encoder", "vae"]
 Reference = Literal["published", "diffusionkit"]
@@ -21,11 +20,11 @@ QUANTIZED_SUFFIX = "-4bit-quantized"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
-    """A model and the defaults that its publisher recommends. `family` decides how it is loaded and run, and
-    whether it uses CFG."""
+    """A model and the defaults that its publisher recommends."""
 
     id: str
-    family: Family
+    family: str
+    """The name of its family in worker/families/registry.py, which decides how it is loaded and run."""
     num_steps: int
     image_size: int
     """Width and height of the image in pixels."""

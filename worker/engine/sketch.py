@@ -23,6 +23,7 @@ from worker.engine.batches import (
     batch_forward,
     guided_velocity,
     rows_per_sample,
+    text_tokens,
     unguided_cotangent,
 )
 from worker.engine.block_gradients import pull_back_by_block, record_states
@@ -114,7 +115,7 @@ class SketchEngine:
     def _plan(self, probes: int) -> None:
         plan = plan_sketch(
             self._family,
-            self._family.pass_size(self._samples.x.shape[1:3], self._samples.conditioning.shape[2]),
+            self._family.pass_size(self._samples.x.shape[1:3], text_tokens(self._samples)),
             rows=self._rows,
             probes=probes,
             widths=len(self._bits),
