@@ -83,5 +83,8 @@ class KeptFolders(Generic[Request]):
         return self._open[request_id]
 
     def all(self) -> list[KeptFolder[Request]]:
-        """Return the folders that hold a request, sorted by id."""
-        return [self.open(path.parent.name) for path in sorted(self._root.glob("*/request.json"))]
+        """Return the folders of all requests, sorted by id, those whose request is lost among them."""
+        found = {
+            path.parent.name for name in ("request.json", "records") for path in self._root.glob(f"*/{name}")
+        }
+        return [self.open(name) for name in sorted(found)]

@@ -6,8 +6,8 @@ from pathlib import Path
 from producer.folder.calib_folder import CalibFolder
 from producer.folder.kept_folder import ConfirmRequest, KeptFolder
 from producer.folder.run_file import RunFile
-from producer.kinds.kept import KeptPart
-from producer.kinds.weights import check_layers
+from producer.kinds.kept import KeptPart, check_layers, parts_or_troubles
+from producer.kinds.part import Part
 from producer.plan.prediction import predict, write_predictions
 from shared.errors import ShardCorruptError
 from shared.kinds.confirm import ConfirmShard, ConfirmTask
@@ -17,9 +17,9 @@ from shared.stores.store import ShardStore
 VARIANTS = "variants.json"
 
 
-def find_parts(folder: CalibFolder) -> Sequence["ConfirmPart"]:
+def find_parts(folder: CalibFolder) -> Sequence[Part]:
     """Return one part per list of variants."""
-    return [ConfirmPart(folder, subfolder) for subfolder in folder.confirms.all()]
+    return parts_or_troubles(folder, "confirm", folder.confirms.all(), ConfirmPart)
 
 
 def confirm_tasks(request: ConfirmRequest, run: RunFile) -> list[ConfirmTask]:

@@ -5,16 +5,16 @@ from collections.abc import Sequence
 from producer.folder.calib_folder import CalibFolder
 from producer.folder.kept_folder import KeptFolder, LevelsRequest
 from producer.folder.run_file import RunFile
-from producer.kinds.kept import KeptPart
-from producer.kinds.weights import check_layers
+from producer.kinds.kept import KeptPart, check_layers, parts_or_troubles
+from producer.kinds.part import Part
 from shared.errors import ShardCorruptError
 from shared.kinds.levels import LevelsShard, LevelsTask
 from shared.stores.records import Record
 
 
-def find_parts(folder: CalibFolder) -> Sequence["LevelsPart"]:
+def find_parts(folder: CalibFolder) -> Sequence[Part]:
     """Return one part per request that asks for images."""
-    return [LevelsPart(folder, subfolder) for subfolder in folder.levels.all()]
+    return parts_or_troubles(folder, "levels", folder.levels.all(), LevelsPart)
 
 
 def levels_tasks(request: LevelsRequest, run: RunFile) -> list[LevelsTask]:

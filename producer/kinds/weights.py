@@ -5,15 +5,16 @@ from collections.abc import Sequence
 from producer.folder.calib_folder import CalibFolder
 from producer.folder.kept_folder import KeptFolder, WeightsRequest
 from producer.folder.run_file import RunFile
-from producer.kinds.kept import KeptPart
+from producer.kinds.kept import KeptPart, check_layers, parts_or_troubles
+from producer.kinds.part import Part
 from shared.errors import InputError, ShardCorruptError
 from shared.kinds.weights import WeightsShard, WeightsTask
 from shared.stores.records import Record
 
 
-def find_parts(folder: CalibFolder) -> Sequence["WeightsPart"]:
+def find_parts(folder: CalibFolder) -> Sequence[Part]:
     """Return one part per list of candidates."""
-    return [WeightsPart(folder, subfolder) for subfolder in folder.weights.all()]
+    return parts_or_troubles(folder, "weights", folder.weights.all(), WeightsPart)
 
 
 def weights_task(request: WeightsRequest, run: RunFile) -> WeightsTask:
@@ -55,14 +56,3 @@ class WeightsPart(KeptPart):
             raise ShardCorruptError("weight errors of other candidates than were asked for")
         check_layers(self.folder, len(weights.squared_norm))
         super().keep(record, shard)
-
-
-def check_layers(folder: CalibFolder, layers: int) -> None:
-    """Check that a shard has as many layers as the model card.
-
-    Raises:
-        ShardCorruptError: it has not.
-    """
-    card = folder.read_model()
-    if card is not None and layers != len(card.layers):
-        raise ShardCorruptError(f"a shard of {layers} layers, but the model has {len(card.layers)}")

@@ -15,6 +15,7 @@ from producer.folder.calib_folder import CalibFolder
 from producer.plan.enqueue import enqueue_confirm as ask_for_predictions
 from producer.plan.enqueue import enqueue_levels as ask_for_levels
 from producer.plan.planner import PlanOptions, make_plans
+from producer.plan.prompt_sets import prompt_file
 from producer.plan.scores import Thirds
 from producer.plan.step_time import read_times
 from producer.plan.targets import Target, like, max_error, target_bpw, target_mb
@@ -26,16 +27,27 @@ from shared.plan_file import Plan, encode_plan, read_plan
 
 
 def enqueue_levels(
-    calib_dir: Path, fleet: Fleet, *, bits: Sequence[int], group_sizes: Sequence[int], images: int, prompt_csv: Path
+    calib_dir: Path,
+    fleet: Fleet,
+    *,
+    bits: Sequence[int],
+    group_sizes: Sequence[int],
+    images: int,
+    prompt_csv: Path | None,
+    prompt_column: str,
 ) -> None:
     """Enqueue weight errors and levels, and print the outcome."""
-    folder = CalibFolder(calib_dir)
+    folder = CalibFolder(calib_dir, _tell)
     run = folder.require_run()
     check_store(run.store_id, run.store, fleet)
     asked = [{"bits": width, "group_size": size} for width in bits for size in group_sizes]
     candidates = msgspec.convert(asked, list[Choice])
     request, weights_id, reconciled = ask_for_levels(
-        folder, fleet, candidates=candidates, images=images, prompt_csv=prompt_csv
+        folder,
+        fleet,
+        candidates=candidates,
+        images=images,
+        file=prompt_file(prompt_csv, prompt_column, run),
     )
     widths = ", ".join(map(str, bits))
     out.print(f"weights {weights_id}: {widths} bits in groups of {', '.join(map(str, group_sizes))}")
@@ -43,6 +55,10 @@ def enqueue_levels(
     if request is not None:
         out.print(f"levels {request.settings.id}: {len(request.prompts)} images")
         say_enqueued(reconciled[1], "images")
+
+
+def _tell(line: str) -> None:
+    err.print(line, markup=False)
 
 
 def targets_of(
@@ -60,7 +76,9 @@ def targets_of(
         *map(like, models),
     ]
     if not targets:
-        raise InputError("say how large: --target-bpw 4.5, --target-mb 1200, --like uniform:4 or --max-error 0.1")
+        raise InputError(
+            "say how large: --target-bpw 4.5, --target-mb 1200, --like uniform:4 or --max-error 0.1"
+        )
     return targets
 
 
@@ -71,6 +89,8 @@ def plan(
     buckets: str | None,
     step_times: Path | None,
     out_file: Path | None,
+    prompt_csv: Path | None,
+    prompt_column: str,
     **options: Any,
 ) -> None:
     """Make plans, write them and print a table."""
@@ -78,20 +98,22 @@ def plan(
         raise InputError("--out takes one plan, and several targets are given; they are all in plans/")
     if (options["max_step_time"] is None) != (step_times is None):
         raise InputError("--max-step-time and --step-times go together")
-    folder = CalibFolder(calib_dir)
+    folder = CalibFolder(calib_dir, _tell)
     plans = make_plans(
         folder,
         PlanOptions(
             targets=targets,
+            prompts=prompt_file(prompt_csv, prompt_column, folder.require_run()),
             thirds=parse_buckets(buckets),
             step_times=read_times(step_times) if step_times else None,
             **options,
         ),
     )
-    for made in plans:
-        paths = [folder.plan_path(made.id), *([out_file] if out_file else [])]
-        for path in paths:
-            write_atomically(path, encode_plan(made))
+    with folder.locked("plan"):
+        for made in plans:
+            write_atomically(folder.plan_path(made.id), encode_plan(made))
+    if out_file is not None:
+        write_atomically(out_file, encode_plan(plans[0]))
     print_plans(plans)
     for made in plans:
         out.print(f"plan {made.id}: {out_file or folder.plan_path(made.id)}", markup=False)
@@ -143,7 +165,7 @@ def print_plans(plans: Sequence[Plan]) -> None:
 
 def enqueue_confirm(calib_dir: Path, fleet: Fleet, paths: Sequence[Path]) -> None:
     """Enqueue the predictions of some plans, and print the outcome."""
-    folder = CalibFolder(calib_dir)
+    folder = CalibFolder(calib_dir, _tell)
     run = folder.require_run()
     check_store(run.store_id, run.store, fleet)
     request, reconciled = ask_for_predictions(folder, fleet, [read_plan(path) for path in paths])

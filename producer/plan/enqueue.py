@@ -1,7 +1,6 @@
 """Enqueue what plans are made of: weight errors and levels; and what predicts their errors: confirmations."""
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -13,7 +12,7 @@ from producer.kinds.confirm import VARIANTS, confirm_tasks
 from producer.kinds.levels import levels_tasks
 from producer.kinds.weights import read_weights, weights_task
 from producer.plan.offers import make_offers
-from producer.plan.prompt_sets import images_of
+from producer.plan.prompt_sets import PromptFile, images_of
 from producer.plan.rivals import uniform_that_fit
 from shared.choices import DEFAULT_GROUP_SIZE
 from shared.errors import InputError
@@ -31,7 +30,7 @@ MAX_PLANS = 4
 
 
 def enqueue_levels(
-    folder: CalibFolder, fleet: Fleet, *, candidates: Sequence[Choice], images: int, prompt_csv: Path
+    folder: CalibFolder, fleet: Fleet, *, candidates: Sequence[Choice], images: int, file: PromptFile
 ) -> tuple[LevelsRequest | None, str, list[Reconciled]]:
     """Enqueue the weight errors of all candidates, and the levels of so many images.
 
@@ -43,10 +42,17 @@ def enqueue_levels(
     Raises:
         InputError: there are too few prompts.
     """
+    with folder.locked("enqueue-levels"):
+        return _enqueue_levels(folder, fleet, candidates, images, file)
+
+
+def _enqueue_levels(
+    folder: CalibFolder, fleet: Fleet, candidates: Sequence[Choice], images: int, file: PromptFile
+) -> tuple[LevelsRequest | None, str, list[Reconciled]]:
     run = folder.require_run()
     weights = WeightsRequest(candidates=tuple(sorted(candidates)))
     weights_id = digest_of(weights.candidates)[:12]
-    prompts = images_of(run, prompt_csv, images) if images else ()
+    prompts = images_of(run, file, images) if images else ()
     folder.weights.open(weights_id).write_request(weights)
     reconciled = [
         _reconciled([weights_task(weights, run)], folder.weights.open(weights_id).records.read(), fleet)
@@ -79,6 +85,13 @@ def enqueue_confirm(
     Raises:
         InputError: there are too many plans, they are of another run, or have other prompts for this.
     """
+    with folder.locked("enqueue-confirm"):
+        return _enqueue_confirm(folder, fleet, plans)
+
+
+def _enqueue_confirm(
+    folder: CalibFolder, fleet: Fleet, plans: Sequence[Plan]
+) -> tuple[ConfirmRequest, Reconciled]:
     run, card = folder.require_run(), folder.require_model()
     if not 1 <= len(plans) <= MAX_PLANS:
         raise InputError(f"{len(plans)} plans; give one to {MAX_PLANS}")
@@ -118,7 +131,7 @@ def confirm_variants(folder: CalibFolder, plans: Sequence[Plan]) -> tuple[Varian
     return (*chosen, *uniform_that_fit(offers, largest.budget_bytes).values())
 
 
-def _reconciled(tasks: Sequence[Task], done: dict[str, object], fleet: Fleet) -> Reconciled:
+def _reconciled(tasks: Sequence[Task], done: Mapping[str, object], fleet: Fleet) -> Reconciled:
     return reconcile(
         tasks, frozenset(done), connection=fleet.connection, store=fleet.store, retry_failed=True
     )

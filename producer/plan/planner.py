@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -13,7 +12,7 @@ from producer.kinds.levels import read_levels
 from producer.kinds.weights import read_weights
 from producer.plan.keep import parse_keep
 from producer.plan.offers import Offers, candidates_of, make_offers
-from producer.plan.prompt_sets import CHOOSING, PREDICTION, PROOF, prompt_sets
+from producer.plan.prompt_sets import CHOOSING, PREDICTION, PROOF, PromptFile, prompt_sets
 from producer.plan.scores import EVENLY, LayerScores, Thirds, scores_of
 from producer.plan.solver import Limit, solve
 from producer.plan.step_time import Times, seconds_of
@@ -43,7 +42,7 @@ class PlanOptions:
     source: str | None = None
     """Id of the levels or of the sensitivity run, where the folder holds several."""
     thirds: Thirds = EVENLY
-    prompt_csv: Path = Path("all_prompts.csv")
+    prompts: PromptFile
     choosing: int = CHOOSING
     prediction: int = PREDICTION
     proof: int = PROOF
@@ -76,7 +75,7 @@ def make_plans(folder: CalibFolder, options: PlanOptions) -> list[Plan]:
     offers, scores = scored_offers(material, options.keep)
     sets = prompt_sets(
         material.images,
-        options.prompt_csv,
+        options.prompts,
         run.settings.seed,
         choosing=options.choosing,
         prediction=options.prediction,

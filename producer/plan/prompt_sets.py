@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from producer.folder.run_file import RunFile
-from producer.prompts import read_prompts
+from producer.prompts import COLUMN, default_prompts, read_prompts
 from shared.errors import InputError
 from shared.plan_file import PlanPrompt, PromptSets, numbered, same_text
 
@@ -14,7 +15,27 @@ MIN_PROOF = 8
 """The proof's first look."""
 
 
-def images_of(run: RunFile, path: Path, count: int) -> tuple[PlanPrompt, ...]:
+class PromptFile(NamedTuple):
+    """Where prompts come from."""
+
+    path: Path
+    column: str = COLUMN
+
+    def read(self) -> list[str]:
+        """Return all prompts.
+
+        Raises:
+            InputError: see producer.prompts.
+        """
+        return read_prompts(self.path, 1, self.column)
+
+
+def prompt_file(path: Path | None, column: str, run: RunFile) -> PromptFile:
+    """Return the file that was named, or the one that the run's model has by default."""
+    return PromptFile(path or default_prompts(run.settings.model), column)
+
+
+def images_of(run: RunFile, file: PromptFile, count: int) -> tuple[PlanPrompt, ...]:
     """Return the first images of a run; those beyond its own take the prompts that follow in the file.
 
     Raises:
@@ -23,7 +44,7 @@ def images_of(run: RunFile, path: Path, count: int) -> tuple[PlanPrompt, ...]:
     prompts: Sequence[str] = run.prompts
     if count > len(prompts):
         try:
-            prompts = read_prompts(path, 1)
+            prompts = file.read()
         except InputError as error:
             raise InputError(
                 f"the run has {len(run.prompts)} prompts, and {count} images are wanted: {error}; or use "
@@ -31,12 +52,12 @@ def images_of(run: RunFile, path: Path, count: int) -> tuple[PlanPrompt, ...]:
             ) from None
         if tuple(prompts[: len(run.prompts)]) != run.prompts:
             raise InputError(
-                f"{path} does not begin with the run's {len(run.prompts)} prompts; name the run's own file "
-                f"with --prompt-csv, or use --images {len(run.prompts)}"
+                f"{file.path} does not begin with the run's {len(run.prompts)} prompts; name the run's own "
+                f"file with --prompt-csv, or use --images {len(run.prompts)}"
             )
         if count > len(prompts):
             raise InputError(
-                f"{path} has {len(prompts)} prompts, {count} images need as many; add prompts, or use "
+                f"{file.path} has {len(prompts)} prompts, {count} images need as many; add prompts, or use "
                 f"--images {len(prompts)}"
             )
     return numbered(prompts, range(count), run.settings.seed)
@@ -44,7 +65,7 @@ def images_of(run: RunFile, path: Path, count: int) -> tuple[PlanPrompt, ...]:
 
 def prompt_sets(
     scores: tuple[PlanPrompt, ...],
-    path: Path,
+    file: PromptFile,
     seed: int,
     *,
     choosing: int = CHOOSING,
@@ -55,7 +76,7 @@ def prompt_sets(
 
     Args:
         scores: the images that the scores were measured on; their texts are left out.
-        path: the prompt file.
+        file: the prompt file.
         seed: of the file's first image.
         choosing: how many prompts to take for the choice among plans.
         prediction: how many for the prediction.
@@ -64,7 +85,7 @@ def prompt_sets(
     Raises:
         InputError: too few prompts are left.
     """
-    prompts = read_prompts(path, 1)
+    prompts = file.read()
     used = {same_text(prompt.prompt) for prompt in scores}
     free: list[int] = []
     for index, prompt in enumerate(prompts):
@@ -76,7 +97,7 @@ def prompt_sets(
     least = min(MIN_PROOF, proof)
     if len(free) < before + least:
         raise InputError(
-            f"{path} has {len(free)} prompts that the scores were not measured on; {choosing} are for "
+            f"{file.path} has {len(free)} prompts that the scores were not measured on; {choosing} are for "
             f"choosing (--choosing), {prediction} for the prediction (--prediction), and the proof needs "
             f"{least} more: add {before + least - len(free)} prompts, or name another file with --prompt-csv"
         )
