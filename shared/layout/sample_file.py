@@ -48,6 +48,14 @@ class Sample:
     path: Path
 
 
+class Latent(NamedTuple):
+    """What a sample holds beside the conditioning, which is the same for all steps of an image."""
+
+    x: Array
+    timestep: Array
+    sigma: Array
+
+
 class SampleFile:
     """An open sample file. Its step index is known; `load` reads the arrays.
 
@@ -74,6 +82,10 @@ class SampleFile:
         """Read and check the arrays."""
         arrays = {name: self._checked(name, key) for name, key in _ARRAYS.items()}
         return Sample(**arrays, step_index=step_index, image_index=image_index, path=self.path)
+
+    def load_latent(self) -> Latent:
+        """Read and check the arrays that differ from step to step."""
+        return Latent(*(self._checked(name, _ARRAYS[name]) for name in Latent._fields))
 
     def _fail(self, what: str) -> SampleError:
         return SampleError(f"{self.path}: {what}")
