@@ -57,7 +57,7 @@ def test_one_part_an_image_or_more(folder: Folder, monkeypatch: pytest.MonkeyPat
     assert [part.step_index.tolist() for part in small] == [[step] for step in range(STEPS)] * 3
     assert join(small).equals(whole)
     assert whole.image.tolist() == [image for image in range(3) for _ in range(STEPS)]
-    assert len(whole.conditioning) == 3
+    assert len(whole.conditioning["conditioning"]) == 3
 
 
 def test_no_sample_is_read_that_is_not_needed(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,16 +242,15 @@ def test_parts_that_do_not_fit_together_are_refused() -> None:
         step_index=np.array([0]),
         image=np.array([0]),
         image_index=np.array([0]),
-        conditioning=shard.conditioning[None],
-        pooled_conditioning=shard.pooled_conditioning[None],
+        conditioning={name: array[None] for name, array in shard.conditioning.items()},
     )
     changed = SampleSet(**{name: getattr(part, name) for name in SampleSet._layout} | {"x": part.x[:, :4]})
     with pytest.raises(ShardCorruptError, match="don't fit together"):
         join([part, changed])
     two = SampleSet(
         **{name: getattr(part, name) for name in SampleSet._layout}
-        | {name: np.repeat(getattr(part, name), 2, 0) for name in ("image_index", "conditioning")}
-        | {"pooled_conditioning": np.repeat(part.pooled_conditioning, 2, 0)}
+        | {"image_index": np.array([0, 1])}
+        | {"conditioning": {name: np.repeat(array, 2, 0) for name, array in part.conditioning.items()}}
     )
     with pytest.raises(ShardCorruptError, match="several images"):
         join([part, two])

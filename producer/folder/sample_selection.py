@@ -97,16 +97,14 @@ def _size(steps: list[_Step]) -> int:
 
 
 def _check_shapes(sample: Sample, first: Sample) -> None:
-    shapes = [{name: array.shape for name, array in _conditioning(one).items()} for one in (sample, first)]
+    shapes = [
+        {name: array.shape for name, array in one.named_conditioning.items()} for one in (sample, first)
+    ]
     if shapes[0] != shapes[1]:
         raise SampleError(
             f"{sample.path}: its conditioning has not the shape of that in {first.path}; measure on fewer "
             "images with --max-images"
         )
-
-
-def _conditioning(sample: Sample) -> dict[str, Array]:
-    return {"conditioning": sample.conditioning, "pooled_conditioning": sample.pooled_conditioning}
 
 
 def _pack(steps: list[_Step], sample: Sample, sigmas: object) -> SampleSet:
@@ -129,7 +127,7 @@ def _pack(steps: list[_Step], sample: Sample, sigmas: object) -> SampleSet:
         step_index=np.array([step.step_index for step in steps], dtype=np.int32),
         image=np.zeros(len(steps), dtype=np.int32),
         image_index=np.array([sample.image_index], dtype=np.int32),
-        **{name: array[None] for name, array in _conditioning(sample).items()},
+        conditioning={name: array[None] for name, array in sample.named_conditioning.items()},
     )
 
 

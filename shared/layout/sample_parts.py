@@ -74,13 +74,13 @@ def join(parts: Sequence[SampleSet]) -> SampleSet:
     images = [part for part, is_new in zip(parts, new, strict=True) if is_new]
     if any(len(part.image_index) != 1 for part in parts):
         raise ShardCorruptError("not a sample set: a part of it has several images")
-    of_images = {"image_index", "conditioning", "pooled_conditioning"}
+    of_images = {"image_index", "conditioning"}
     try:
         arrays = {
             name: _concatenate([getattr(part, name) for part in (images if name in of_images else parts)])
             for name in SampleSet._layout
         }
-    except ValueError as error:
+    except (KeyError, ValueError) as error:
         raise ShardCorruptError(f"the parts of a sample set don't fit together: {error}") from None
     arrays["image"] = np.repeat(places, [len(part) for part in parts]).astype(np.int32)
     return SampleSet(**arrays)
