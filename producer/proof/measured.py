@@ -33,7 +33,7 @@ class Measured:
     @property
     def prompts(self) -> int:
         """Number of prompts."""
-        return self.psnr_db.shape[1]
+        return int(self.psnr_db.shape[1])
 
     def best_of(self, rows: Sequence[int]) -> int:
         """Return the row with the largest mean PSNR; the first of equal ones."""
