@@ -8,7 +8,6 @@ BitfleetError                  exit code 2, one line, no traceback
 ├── MachineTooSmallError       this machine has too little memory for the run
 ├── TaskRefusedError           this worker will not run the job
 ├── UnknownKindError           this revision does not know the task's kind
-├── ClockError                 this machine's clock differs from that of Redis
 ├── LeaseLostError             the job now belongs to another worker
 ├── SampleError                a sample or a manifest can't be read
 └── StoreError                 the shard store can't be used
@@ -50,10 +49,6 @@ class TaskRefusedError(BitfleetError):
 
 class UnknownKindError(BitfleetError):
     """This revision does not know the task's kind."""
-
-
-class ClockError(BitfleetError):
-    """This machine's clock differs from that of Redis."""
 
 
 class LeaseLostError(BitfleetError):

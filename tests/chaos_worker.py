@@ -23,7 +23,7 @@ from rq.queue import Queue
 from shared.jobs.task_queue import queue_name
 from shared.kinds.calibration import CalibrationTask
 from shared.kinds.kind import Task
-from worker.jobs import lease, lease_worker
+from worker.jobs import lease, lease_worker, verdict
 from worker.jobs.job_context import JobContext
 from worker.jobs.lease_worker import LeaseWorker
 from worker.service import process, supervisor
@@ -79,9 +79,15 @@ class SlowToStart(LeaseWorker):
             time.sleep(GAP_SECONDS)
 
 
+def be_quick() -> None:
+    """Tries follow one another soon."""
+    verdict.FIRST_WAIT_SECONDS, verdict.LONGEST_WAIT_SECONDS = 0.1, 1.0
+
+
 def work() -> int:
     """A worker process as it is, with the model replaced."""
     lease.TIMEOUT_GRACE_SECONDS = 0.2
+    be_quick()
     lease_worker.TROUBLE_SECONDS = lease_worker.FULL_POLL_SECONDS = 0.3
     process.Runtime = FakeRuntime  # type: ignore[misc]
     process.LeaseWorker = SlowToStart  # type: ignore[misc]
@@ -98,6 +104,7 @@ class QuickSupervisor(supervisor.Supervisor):
 def supervise(count: int) -> int:
     """A supervisor as it is, with the worker process replaced."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)
+    be_quick()
     options = WorkerOptions.from_environment()
     return QuickSupervisor(options, count, queue_name=queue_name("relay")).run()
 

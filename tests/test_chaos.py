@@ -17,7 +17,7 @@ import pytest
 from redis.exceptions import OutOfMemoryError
 
 from shared.jobs.history import read_events
-from shared.jobs.task_job import MAX_RETRIES, TaskJob
+from shared.jobs.task_job import TaskJob
 from tests.chaos import FULL, LEASE, Chaos, Every
 from tests.hosts import two_hosts
 from tests.redis_process import RedisProcess, short_folder
@@ -176,10 +176,10 @@ def test_poison_stops_no_run(chaos: Chaos) -> None:
     chaos.collect_all()
     events = read_events(chaos.redis, poison.id)
     assert Counter(event.outcome for event in events) == {
-        "started": 1 + MAX_RETRIES,
-        "crashed": 1 + MAX_RETRIES,
+        "started": 8,
+        "killed": 8,
     }
-    crashes = [event for event in events if event.outcome == "crashed"]
+    crashes = [event for event in events if event.outcome == "killed"]
     assert {event.detail for event in crashes} == {"signal SIGKILL"}
     assert all(event.host for event in crashes)
 
@@ -187,7 +187,7 @@ def test_poison_stops_no_run(chaos: Chaos) -> None:
 def test_a_computation_that_hangs_ends_with_its_process(chaos: Chaos) -> None:
     hung = image_task(0, prompt="hang")
     chaos.queue.enqueue_tasks([hung])
-    chaos.redis.hset(TaskJob.key_for(hung.id), mapping={"timeout": 1, "retries_left": 0})
+    chaos.redis.hset(TaskJob.key_for(hung.id), mapping={"timeout": 1})
     chaos.start("supervise", "1")
     chaos.wait_until(lambda: chaos.queue.failed_ids() == {hung.id})
     assert read_events(chaos.redis, hung.id)[-1].detail == "the job was over its time limit"
