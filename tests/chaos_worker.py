@@ -7,6 +7,7 @@
 """
 
 import contextlib
+import datetime
 import hashlib
 import logging
 import os
@@ -17,9 +18,11 @@ import time
 from types import SimpleNamespace
 from typing import Any
 
+import rq.utils
 from rq.job import Job
 from rq.queue import Queue
 
+from shared.jobs import history
 from shared.jobs.task_queue import queue_name
 from shared.kinds.calibration import CalibrationTask
 from shared.kinds.kind import Task
@@ -84,8 +87,28 @@ def be_quick() -> None:
     verdict.FIRST_WAIT_SECONDS, verdict.LONGEST_WAIT_SECONDS = 0.1, 1.0
 
 
+def put_clock_wrong(seconds: float, after: float) -> None:
+    """From so many seconds after the start on, as if somebody had set this machine's clock by hand."""
+    right, start = time.time, time.monotonic()
+
+    def wrong() -> float:
+        return right() + (seconds if time.monotonic() - start > after else 0)
+
+    class WrongClock(datetime.datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Any:
+            return datetime.datetime.fromtimestamp(wrong(), tz)
+
+    time.time = wrong
+    history.datetime = WrongClock  # type: ignore[misc]
+    # All of RQ asks these functions.
+    rq.utils.datetime = SimpleNamespace(**vars(datetime) | {"datetime": WrongClock})  # type: ignore[attr-defined]
+
+
 def work() -> int:
     """A worker process as it is, with the model replaced."""
+    if "CHAOS_CLOCK" in os.environ:
+        put_clock_wrong(float(os.environ["CHAOS_CLOCK"]), after=0.5)
     lease.TIMEOUT_GRACE_SECONDS = 0.2
     be_quick()
     lease_worker.TROUBLE_SECONDS = lease_worker.FULL_POLL_SECONDS = 0.3

@@ -68,6 +68,12 @@ def act(what: str, name: str, notes: Redis, context: JobContext, attempt: int) -
         raise ModelUnavailableError("the checkpoint is missing")
     if what in SMALL_HOST_SAYS and name.startswith("small"):
         raise RuntimeError(SMALL_HOST_SAYS[what])
+    if what == "not on bad":
+        if name.startswith("bad"):
+            raise ValueError("a library is broken here")
+        while not notes.exists("wake"):
+            context.check("step 1 of 2")
+            time.sleep(0.02)
     if attempt > 1:
         return
     # Until the test says so: with looks at the lease as the real functions have them, or without.

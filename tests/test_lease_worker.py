@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from shared.jobs.history import Event, add_event, read_progress
+from shared.jobs.task_queue import avoid_key
 from tests.chaos import FULL
 from tests.lease_fleet import QUEUE, ROOT, Fleet
 from tests.lease_script import EXIT_BROKEN
@@ -213,6 +214,25 @@ def test_what_one_small_machine_can_not_do_the_others_do(fleet: Fleet, prompt: s
     assert fleet.queue.failed_ids() == set()
     assert all(fleet.attempts(task) == 0 for task in tasks)
     assert all(fleet.job(task).return_value() == {"by": "large-1"} for task in tasks)
+
+
+def test_a_broken_machine_loses_no_task_and_sets_itself_aside(fleet: Fleet) -> None:
+    bad, good = fleet.start("bad-1"), fleet.start("good-1")
+    wait_until(lambda: fleet.redis.scard(f"rq:workers:{QUEUE}") == 2)
+    tasks = [image_task(index, prompt="not on bad") for index in range(12)]
+    fleet.queue.enqueue_tasks(tasks)
+    # The good one is busy meanwhile.
+    wait_until(lambda: "can't do the images" in fleet.log("bad-1"))
+    assert "several in a row failed here, the last one: ValueError: a library" in fleet.log("bad-1")
+    failed = [task for task in tasks if fleet.attempts(task)]
+    assert len(failed) == 3
+    # They wait for the other host, without being asked for again here.
+    assert all(fleet.redis.get(avoid_key(task.id)) == b"bad" for task in failed)
+    fleet.redis.set("wake", 1)
+    wait_until(lambda: all(fleet.is_done(task) for task in tasks))
+    assert [line for line in fleet.ran() if line.startswith("bad-1 ends")] == []
+    assert fleet.queue.failed_ids() == set()
+    assert [bad.poll(), good.poll()] == [None, None]
 
 
 def test_progress_is_told_while_it_runs(fleet: Fleet) -> None:

@@ -311,7 +311,7 @@ class LeaseWorker(SimpleWorker):
         super()._finalize_success(job, queue, execution, return_value)
 
     def cleanup_execution(self, job: Job, pipeline: Pipeline, execution: Execution | None = None) -> None:
-        """Called with the commands that end a job: in the same step, what became of it before is forgotten."""
+        """RQ's; and in the same step, of a job that is done, forget what became of it before."""
         super().cleanup_execution(job, pipeline, execution)
         if job.get_status(refresh=False) == JobStatus.FINISHED:
             forget_events(pipeline, [job.id])
