@@ -13,7 +13,7 @@ from shared.errors import BitfleetError, ShardCorruptError, StoreError, StoreTro
 from shared.jobs.connection import safe_url
 from shared.stores.filesystems import open_filesystem
 from shared.stores.records import MAX_SHARD_BYTES, Record, decode_record, encode_record
-from shared.stores.store import PutOutcome, ShardStore
+from shared.stores.store import PutOutcome, ShardStore, require_portable
 
 MARKER = "bitfleet-store.json"
 MAX_RECORD_BYTES = 64 * 1024
@@ -59,6 +59,7 @@ class FolderStore(ShardStore):
         return cls(filesystem, root, url, _store_id(content, label))
 
     def put(self, record: Record, shard: bytes) -> PutOutcome:
+        require_portable(f"the shard of {record.task.label}", len(shard))
         self._check_marker()
         name = self._record_path(record.task.namespace, record.id)
         with _explained(self.label):
@@ -102,6 +103,7 @@ class FolderStore(ShardStore):
                     self._remove(path)
 
     def put_blob(self, digest: str, data: bytes) -> None:
+        require_portable(f"blob {digest[:12]}", len(data))
         self._check_marker()
         with _explained(self.label):
             self._write(self._blob_path(digest), data)
@@ -117,7 +119,7 @@ class FolderStore(ShardStore):
         with _explained(self.label):
             if not self._fs.exists(path):
                 raise StoreError(
-                    f"{self.label} has no blob {digest[:12]}; run `producer enqueue-sensitivity` again"
+                    f"{self.label} has no blob {digest[:12]}; `producer collect` puts it there again"
                 )
             data: bytes = self._fs.cat_file(path)
         if hashlib.sha256(data).hexdigest() != digest:
