@@ -15,10 +15,11 @@ from redis.exceptions import ResponseError
 
 from shared.jobs.asides import ASIDE_SECONDS, Aside, asides_key, kind_of_job, read_asides
 from shared.jobs.redis_time import redis_time
+from shared.kinds.registry import KINDS
 
 logger = logging.getLogger("bitfleet.worker")
 
-_NAMES = {"cal": "images", "sen": "exact measurements", "ske": "sketches"}
+_NAMES = {kind.prefix: kind.tasks for kind in KINDS.values()}
 
 
 @dataclass(frozen=True, slots=True)
