@@ -124,7 +124,7 @@ def enqueue_calibration(
     calib_dir: Path, settings: RunSettings, prompts: Sequence[str], num_images: int, fleet: Fleet
 ) -> None:
     """Enqueue images and print the outcome."""
-    run, reconciled = ask_for_images(CalibFolder(calib_dir), settings, prompts, num_images, fleet)
+    run, reconciled = ask_for_images(CalibFolder(calib_dir, _complain), settings, prompts, num_images, fleet)
     guidance = "" if settings.guidance is None else f"guidance {settings.guidance:g}, "
     out.print(
         f"run {run.settings.id}: {len(run.prompts)} images of {settings.model}, {settings.num_steps} steps, "
@@ -152,7 +152,7 @@ def enqueue_sensitivity(
         raise InputError(
             "a sketch is always computed in float32; leave out --precision model, or use --method exact"
         )
-    folder = CalibFolder(calib_dir)
+    folder = CalibFolder(calib_dir, _complain)
     run = folder.require_run()
     _check_store(run.store_id, run.store, fleet)
     asked = SensitivityOptions(
@@ -219,7 +219,7 @@ def collect(
     alive: Callable[[], None] | None = None,
 ) -> bool:
     """Collect once, or until the rest has failed; return whether everything is there."""
-    folder = CalibFolder(calib_dir)
+    folder = CalibFolder(calib_dir, _complain)
     run = folder.require_run()
     _check_store(run.store_id, run.store, fleet)
     with Bars() as bars:
@@ -230,6 +230,8 @@ def collect(
         else:
             parts = collector.collect()
             bars.show(parts)
+    for line in collector.drops.summary():
+        _complain(line)
     reports = collector.write_results(parts)
     _say_collected(folder, parts)
     for report in reports:
@@ -264,6 +266,8 @@ def _say_collected(folder: CalibFolder, parts: Sequence[PartState]) -> None:
         detail = [f"{part.in_flight} queued or running"] if part.in_flight else []
         detail += [f"{len(part.failures)} failed"] if part.failures else []
         detail += [f"{part.unreadable} can't be read from the store"] if part.unreadable else []
+        detail += ["nothing is enqueued"] if part.trouble is not None else []
+        detail += [f"{part.given_up} given up"] if part.given_up else []
         note = f" ({', '.join(detail)})" if detail else ""
         out.print(f"{part.title}: {part.done} of {part.total}{missing}{note}")
         print_missing(part)
@@ -276,7 +280,10 @@ def report(calib_dir: Path) -> None:
     Raises:
         InputError: nothing has been measured yet.
     """
-    written = [part.write_results({}) for part in parts_of(CalibFolder(calib_dir))]
+    folder = CalibFolder(calib_dir, _complain)
+    folder.require_run()
+    with folder.locked("report"):
+        written = [part.write_results({}) for part in parts_of(folder)]
     if not any(written):
         raise InputError(
             f"{calib_dir} holds no measurement yet; ask for one with `producer enqueue-sensitivity`, then "

@@ -7,10 +7,12 @@ BitfleetError                  exit code 2, one line, no traceback
 ├── ModelUnavailableError      a checkpoint is missing, gated or not usable
 ├── MachineTooSmallError       this machine has too little memory for the run
 ├── TaskRefusedError           this worker will not run the job
+│   └── OverflowsError         the model's output is not finite
 │   └── TooLargeError          its shard is larger than any store takes
 ├── UnknownKindError           this revision does not know the task's kind
 ├── ClockError                 this machine's clock differs from that of Redis
 ├── LeaseLostError             the job now belongs to another worker
+├── FolderLostError            another machine has taken over the calibration folder
 ├── SampleError                a sample or a manifest can't be read
 └── StoreError                 the shard store can't be used
     ├── StoreFullError         the store has no room until something is collected
@@ -54,6 +56,10 @@ class TooLargeError(TaskRefusedError):
     """A shard or a blob is larger than any store takes. Trying again does not help."""
 
 
+class OverflowsError(TaskRefusedError):
+    """The model's output is not finite."""
+
+
 class UnknownKindError(BitfleetError):
     """This revision does not know the task's kind."""
 
@@ -64,6 +70,10 @@ class ClockError(BitfleetError):
 
 class LeaseLostError(BitfleetError):
     """The job now belongs to another worker, because this one slept or was cut off."""
+
+
+class FolderLostError(BitfleetError):
+    """Another machine has taken over the calibration folder, because this one slept or was cut off."""
 
 
 class SampleError(BitfleetError):

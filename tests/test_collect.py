@@ -14,7 +14,7 @@ from redis import Redis
 
 from producer.collect import collect_part
 from producer.enqueue import Fleet, SensitivityOptions, enqueue_calibration, enqueue_sensitivity
-from producer.folder import json_file, manifest, record_folder, sample_seals
+from producer.folder import calib_folder, json_file, manifest, record_folder, sample_seals
 from producer.folder.calib_folder import CalibFolder
 from producer.folder.intake import Intake
 from producer.folder.run_file import RunFile
@@ -348,7 +348,7 @@ def test_killed_at_every_write_the_next_pass_goes_on(
         writes += 1
         write(path, data)
 
-    for module in (calibration, json_file, record_folder, manifest, sample_seals):
+    for module in (calibration, calib_folder, json_file, record_folder, manifest, sample_seals):
         monkeypatch.setattr(module, "write_atomically", write_some)
     for limit in range(1, 60):
         writes = 0
@@ -372,8 +372,8 @@ def test_killed_at_every_write_the_next_pass_goes_on(
         assert not list(run.folder.root.rglob("*.tmp"))
         if finished:
             break
-    # run.json, model.json, the manifest, and per image its steps, seal, preview and record.
-    assert limit == 3 + 2 * (STEPS + 3)
+    # run.json, model.json and its copy, the manifest, and per image its steps, seal, preview and record.
+    assert limit == 4 + 2 * (STEPS + 3)
 
 
 def test_killed_before_the_store_forgot(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

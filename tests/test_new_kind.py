@@ -116,7 +116,7 @@ def extended(tmp_path: Path) -> Path:
         (root / package / "kinds" / "count.py").write_text(source)
     registry = root / "shared/kinds/registry.py"
     before = registry.read_text()
-    registry.write_text(before.replace('"sketch")', '"sketch", "count")'))
+    registry.write_text(before.replace("NAMES = (", 'NAMES = ("count", '))
     assert registry.read_text() != before
     return root
 

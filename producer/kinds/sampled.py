@@ -1,13 +1,22 @@
 """What sensitivity and sketch have in common: both measure on a sample set, in sensitivity/<id>."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
 from producer.folder.calib_folder import CalibFolder, SensitivityFolder
 from producer.folder.request_file import RequestFile
 from producer.folder.tasks import exact_tasks, sketch_tasks
 from producer.kinds.kept import KeptPart
+from shared.errors import InputError
 from shared.kinds.kind import Task
 from shared.stores.store import ShardStore
+
+
+def readable_requests(folder: CalibFolder) -> Iterator[tuple[SensitivityFolder, RequestFile]]:
+    """Yield all requests that can be read. The others are told of by `producer.kinds.sensitivity`."""
+    for subfolder in folder.sensitivities():
+        with suppress(InputError):
+            yield subfolder, subfolder.require_request()
 
 
 class SampledPart(KeptPart):

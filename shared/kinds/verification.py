@@ -28,6 +28,11 @@ class VerificationSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fie
         """Twelve hex digits. Equal settings have equal ids."""
         return settings_id(self, frozenset())
 
+    @property
+    def latent_size(self) -> tuple[int, int]:
+        """Height and width of the latent: an eighth of the image's."""
+        return self.image_size // 8, self.image_size // 8
+
 
 class VerificationTask(Task, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="verification"):
     """One prompt, drawn by all variants."""
@@ -38,6 +43,8 @@ class VerificationTask(Task, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     seed: Seed
     floor: bool
     """Whether the original is drawn once more with the CFG rows swapped: what rounding alone does."""
+    shown: Annotated[int, Meta(ge=0, le=64)] = 0
+    """So many of the first variants keep their pictures."""
 
     @property
     def id(self) -> str:
@@ -62,17 +69,25 @@ class VerificationShard(PackedArrays):
     image_index: Array
     """() integer."""
     squared_error: Array
-    """(V,) float64: ||x_N of the variant - x_N of the original||^2 of final latents."""
+    """(V,) float64: ||x_N of the variant - x_N of the original||^2 of final latents. A variant that overflows
+    has output_size * peak^2, which is a PSNR of 0 dB."""
+    overflows: Array
+    """(V,) bool: the variant's output is not finite."""
     peak: Array
     """() float64: largest minus smallest value of the original's final latent; PSNR is relative to it."""
     output_size: Array
     """() integer: number of elements of a latent."""
     velocity_error: Array
-    """(V, N) float64: relative squared error of the guided velocity, each on its own trajectory."""
+    """(V, N) float64: relative squared error of the guided velocity, each on its own trajectory; 1 in steps
+    that an overflowing variant does not reach."""
+    has_images: Array
+    """() bool: whether latents were decoded. If not, image_psnr_db and ssim are 0."""
     image_psnr_db: Array
-    """(V,) float64: of decoded images with values from 0 to 1; 100 where they are equal."""
+    """(V,) float64: of decoded images with 8 bits a value; 100 where they are equal."""
     ssim: Array
     """(V,) float64: structural similarity of decoded images."""
+    lpips: Array
+    """(V,) float64: learned perceptual distance of decoded images; of length 0 where it was not measured."""
     has_floor: Array
     """() bool."""
     floor_squared_error: Array
@@ -85,11 +100,14 @@ class VerificationShard(PackedArrays):
     _layout: ClassVar[dict[str, tuple[str, int]]] = {
         "image_index": (INTEGERS, 0),
         "squared_error": (FLOATS, 1),
+        "overflows": (BOOLEANS, 1),
         "peak": (FLOATS, 0),
         "output_size": (INTEGERS, 0),
         "velocity_error": (FLOATS, 2),
+        "has_images": (BOOLEANS, 0),
         "image_psnr_db": (FLOATS, 1),
         "ssim": (FLOATS, 1),
+        "lpips": (FLOATS, 1),
         "has_floor": (BOOLEANS, 0),
         "floor_squared_error": (FLOATS, 0),
         "image_png": ("u", 1),
@@ -98,12 +116,28 @@ class VerificationShard(PackedArrays):
 
     def _check(self) -> None:
         variants = len(self.squared_error)
-        per_variant = (self.velocity_error, self.image_psnr_db, self.ssim, self.image_png_size)
+        per_variant = (
+            self.velocity_error,
+            self.overflows,
+            self.image_psnr_db,
+            self.ssim,
+            self.image_png_size,
+        )
         if variants == 0 or any(len(array) != variants for array in per_variant):
             raise ShardCorruptError("arrays of a verification differ in their number of variants")
-        if self.image_png_size.sum() != len(self.image_png):
+        if len(self.lpips) not in (0, variants):
+            raise ShardCorruptError(f"{len(self.lpips)} perceptual distances of {variants} variants")
+        if (self.image_png_size < 0).any() or self.image_png_size.sum() != len(self.image_png):
             raise ShardCorruptError("pictures of a verification do not fit their sizes")
+        if (self.squared_error < 0).any() or self.peak <= 0 or self.output_size <= 0:
+            raise ShardCorruptError("a verification with an error below 0, or without a latent")
         self._check_finite()
+
+    def pictures(self) -> list[bytes]:
+        """Return each variant's PNG; empty for one that is not shown."""
+        ends = self.image_png_size.cumsum()
+        data = self.image_png.tobytes()
+        return [data[end - size : end] for end, size in zip(ends, self.image_png_size, strict=True)]
 
 
 KIND = Kind(name="verification", task=VerificationTask, shard=VerificationShard)
