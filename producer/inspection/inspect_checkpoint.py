@@ -28,10 +28,8 @@ class Inspection(Struct, frozen=True, kw_only=True):
     @property
     def all_problems(self) -> tuple[str, ...]:
         """One line a problem."""
-        return (
-            *self.problems,
-            *(f"{_name(layer)}: {layer.problem}" for layer in self.layers if layer.problem),
-        )
+        wrong = (layer for layer in self.layers if layer.problem)
+        return (*self.problems, *(f"{_below(layer.part, layer.path)}: {layer.problem}" for layer in wrong))
 
     @property
     def other_bytes(self) -> int:
@@ -53,11 +51,9 @@ def inspect_checkpoint(path: Path) -> Inspection:
         layers=tuple(layers),
         tensors=len(tensors),
         nbytes=sum(tensor.nbytes for tensor in tensors),
-        problems=tuple(
-            f"{part.name}/{line}" if part.name else line for part in parts for line in part.problems
-        ),
+        problems=tuple(_below(part.name, line) for part in parts for line in part.problems),
     )
 
 
-def _name(layer: Layer) -> str:
-    return f"{layer.part}/{layer.path}" if layer.part else layer.path
+def _below(part: str, what: str) -> str:
+    return f"{part}/{what}" if part else what

@@ -6,7 +6,6 @@ from typing import Any
 
 import msgspec
 from humanfriendly import format_size
-from rich.table import Table
 
 from producer.console import out
 from producer.inspection.inspect_checkpoint import Inspection
@@ -15,22 +14,27 @@ from producer.inspection.layers import Layer
 
 def print_inspection(inspection: Inspection) -> None:
     """Print every layer, then totals by how layers are stored, then what is wrong."""
-    table = Table("layer", "weight", "stored as", "bits a weight", "bytes", box=None, pad_edge=False)
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for layer in inspection.layers:
-        table.add_row(
-            f"{layer.part}/{layer.path}" if layer.part else layer.path,
-            " x ".join(map(str, layer.shape)),
-            layer.stored_as + ("" if layer.certain else " ?"),
-            f"{layer.bits_per_weight:.2f}",
-            f"{layer.nbytes:,}",
-        )
-    out.print(table)
+    rows = [("layer", "weight", "stored as", "bits a weight", "bytes")]
+    rows += [_row(layer) for layer in inspection.layers]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for first, *others in rows:
+        cells = (cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))
+        out.print("  ".join((first.ljust(widths[0]), *cells)), markup=False)
+    out.print()
     for line in _totals(inspection):
         out.print(line, markup=False)
     for problem in inspection.all_problems:
         out.print(f"wrong: {problem}", markup=False)
+
+
+def _row(layer: Layer) -> tuple[str, str, str, str, str]:
+    return (
+        f"{layer.part}/{layer.path}" if layer.part else layer.path,
+        " x ".join(map(str, layer.shape)),
+        layer.stored_as + ("" if layer.certain else " ?"),
+        f"{layer.bits_per_weight:.2f}",
+        f"{layer.nbytes:,}",
+    )
 
 
 def inspection_json(inspection: Inspection) -> str:
@@ -52,13 +56,9 @@ def _totals(inspection: Inspection) -> list[str]:
     for layer in layers:
         counts[layer.stored_as] += 1
         sizes[layer.stored_as] += layer.nbytes
-    lines = [
-        f"{stored_as}: {counts[stored_as]} layers, {format_size(size)}"
-        for stored_as, size in sizes.most_common()
-    ]
-    lines.append(
-        f"other tensors: {inspection.tensors - _tensors_of(layers)}, {format_size(inspection.other_bytes)}"
-    )
+    lines = [f"{name}: {counts[name]} layers, {format_size(size)}" for name, size in sizes.most_common()]
+    others = inspection.tensors - _tensors_of(layers)
+    lines.append(f"other tensors: {others}, {format_size(inspection.other_bytes)}")
     weights = sum(layer.weights for layer in layers)
     bits = 8 * sum(layer.nbytes for layer in layers) / max(1, weights)
     lines.append(
