@@ -35,9 +35,15 @@ def export(plan_path: Path, target: Path, checkpoint: Path | None, force: bool) 
     Needs the original model on this machine, and the worker's libraries (pip install '.[worker]'). The folder
     appears only when it is whole. docs/export.md says how to load it.
     """
+    import sys
+
     from producer import export_commands
 
-    export_commands.export(plan_path, target, checkpoint=checkpoint, force=force)
+    try:
+        export_commands.export(plan_path, target, checkpoint=checkpoint, force=force)
+    except KeyboardInterrupt:
+        click.echo(f"interrupted; {target} is as it was", err=True)
+        sys.exit(130)
 
 
 @click.command()

@@ -38,11 +38,12 @@ class QuantizedModel:
 
     @property
     def pipeline(self) -> Any:
-        """DiffusionKit's pipeline, with the quantized transformer as `mmdit`.
+        """DiffusionKit's pipeline with all its parts; the quantized transformer is its `mmdit`.
 
         Its own `denoise_latents` works, too, image after image: the adaLN weights that it empties come back
         from the exported folder. It runs DiffusionKit's forward pass; `draw` runs that of the settings.
         """
+        self.family.hold("transformer", "text_encoder", "vae")
         pipeline: Any = getattr(self.family, "pipeline", None)
         return pipeline
 
