@@ -55,8 +55,10 @@ def shard_of(task: CalibrationTask, **changes: Any) -> CalibrationShard:
         "x": rng.normal(size=(STEPS + 1, 8, 8, 16)).astype(np.float32),
         "sigma": np.linspace(1, 0, STEPS + 1, dtype=np.float32),
         "timestep": np.linspace(1000, 250, STEPS, dtype=np.float32),
-        "conditioning": rng.normal(size=(2, 5, 32)).astype(np.float32),
-        "pooled_conditioning": rng.normal(size=(2, 16)).astype(np.float32),
+        "conditioning": {
+            "conditioning": rng.normal(size=(2, 5, 32)).astype(np.float32),
+            "pooled_conditioning": rng.normal(size=(2, 16)).astype(np.float32),
+        },
         "preview_png": as_bytes(PNG),
         "model_json": as_bytes(card()),
     }
@@ -107,8 +109,8 @@ def test_samples_are_those_of_the_shard(run: Run) -> None:
     for sample in read_samples(run.folder.root):
         shard = shard_of(TASKS[sample.image_index])
         np.testing.assert_array_equal(sample.x[0], shard.x[sample.step_index])
-        np.testing.assert_array_equal(sample.conditioning, shard.conditioning)
-        np.testing.assert_array_equal(sample.pooled_conditioning, shard.pooled_conditioning)
+        np.testing.assert_array_equal(sample.conditioning, shard.conditioning["conditioning"])
+        np.testing.assert_array_equal(sample.pooled_conditioning, shard.conditioning["pooled_conditioning"])
         assert sample.sigma == shard.sigma[sample.step_index]
         assert sample.timestep == shard.timestep[sample.step_index]
     written = read_manifest(run.folder.root)
@@ -136,7 +138,15 @@ def test_again_changes_nothing(run: Run) -> None:
         ({"x": np.zeros((STEPS, 8, 8, 16), dtype=np.float32)}, "do not fit"),
         ({"x": np.zeros((STEPS + 1, 4, 8, 16), dtype=np.float32)}, "8x8"),
         ({"x": np.full((STEPS + 1, 8, 8, 16), np.nan, dtype=np.float32)}, "NaN"),
-        ({"conditioning": np.full((2, 5, 32), np.inf, dtype=np.float32)}, "NaN"),
+        (
+            {
+                "conditioning": {
+                    "conditioning": np.full((2, 5, 32), np.inf, dtype=np.float32),
+                    "pooled_conditioning": np.zeros((2, 16), dtype=np.float32),
+                }
+            },
+            "NaN",
+        ),
         ({"sigma": np.full(STEPS + 1, np.nan, dtype=np.float32)}, "NaN"),
         ({"preview_png": as_bytes(b"<svg>")}, "PNG"),
         ({"model_json": as_bytes(b"{}")}, "model card"),
@@ -411,7 +421,8 @@ class TestSelection:
             assert samples.sigma_next[row] == shard.sigma[step + 1]
             if samples.has_next[row]:
                 np.testing.assert_array_equal(samples.x_next[row], shard.x[step + 1])
-            np.testing.assert_array_equal(samples.conditioning[samples.image[row]], shard.conditioning)
+            for name, array in shard.conditioning.items():
+                np.testing.assert_array_equal(samples.conditioning[name][samples.image[row]], array)
 
     def test_a_stride(self, collected: Run) -> None:
         samples = select_samples(collected.folder, max_images=99, step_stride=3)

@@ -15,6 +15,7 @@ from shared.errors import RunMismatchError, ShardCorruptError
 from shared.files import write_atomically
 from shared.kinds.calibration import CalibrationShard, CalibrationTask
 from shared.layout import npz
+from shared.layout.conditioning import to_members
 from shared.layout.npz import Array
 from shared.layout.sample_file import SampleFile
 from shared.model_card import ModelCard, decode_model_card
@@ -81,8 +82,7 @@ def _sample(shard: CalibrationShard, step: int) -> dict[str, Array]:
         "x": shard.x[step : step + 1],
         "timestep": np.asarray(shard.timestep[step], dtype=np.float32),
         "sigma": np.asarray(shard.sigma[step], dtype=np.float32),
-        "conditioning": shard.conditioning,
-        "pooled_conditioning": shard.pooled_conditioning,
+        **to_members(shard.conditioning),
         "step_index": np.asarray(step, dtype=np.int64),
     }
 
