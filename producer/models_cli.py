@@ -30,7 +30,7 @@ from shared.cli import explain_errors
 @click.option("--force", is_flag=True, help="Replace an earlier export in --out.")
 @explain_errors
 def export(plan_path: Path, target: Path, checkpoint: Path | None, force: bool) -> None:
-    """Write the quantized model of a plan: its files, config and a model card.
+    """Write the quantized model of a plan: its files, config and a README.
 
     Needs the original model on this machine, and the worker's libraries (pip install '.[worker]'). The folder
     appears only when it is whole. docs/export.md says how to load it.

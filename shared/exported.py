@@ -4,7 +4,7 @@ config.json                         what it was made from, and the `quantization
 model.safetensors.index.json        which tensor is in which file
 model-00001-of-00002.safetensors    every tensor of the transformer, by MLX path
 plan.json, verification.json        the plan, and its proof if there is one
-README.md                           the model card
+README.md                           size, gains, and how it was made
 """
 
 from typing import Annotated, Any, Literal
@@ -18,7 +18,7 @@ from shared.runs import Digest, Identifier, RunSettings
 
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
-CARD = "README.md"
+README = "README.md"
 PLAN_COPY = "plan.json"
 PROOF_COPY = "verification.json"
 MAX_FILE_BYTES = 2 * 2**30

@@ -3,12 +3,12 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from producer.export.card import model_card
 from producer.export.exporter import write_model
+from producer.export.readme import export_readme
 from producer.export.target_folder import check_target, whole_folder
 from producer.inspection.inspect_checkpoint import Inspection, inspect_checkpoint
 from shared.errors import InputError
-from shared.exported import CARD, PLAN_COPY, ExportRequest, Origin
+from shared.exported import PLAN_COPY, README, ExportRequest, Origin
 from shared.files import write_atomically
 from shared.plan_file import Plan, encode_plan, read_plan
 
@@ -53,5 +53,5 @@ def export_plan(
         write_model(request, folder, progress)
         write_atomically(folder / PLAN_COPY, encode_plan(plan))
         inspection = inspect_checkpoint(folder)
-        write_atomically(folder / CARD, model_card(plan, inspection).encode())
+        write_atomically(folder / README, export_readme(plan, inspection).encode())
     return plan, inspection

@@ -1,4 +1,4 @@
-"""The model card of an exported folder."""
+"""The README of an exported folder: what Hugging Face calls a model card."""
 
 from collections import Counter
 from pathlib import Path
@@ -13,8 +13,8 @@ from shared.plan_file import Plan
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def model_card(plan: Plan, inspection: Inspection) -> str:
-    """Return the model card, in Markdown with the head that Hugging Face reads.
+def export_readme(plan: Plan, inspection: Inspection) -> str:
+    """Return the README, in Markdown with the head that Hugging Face reads.
 
     Args:
         plan: what the model was made from.
@@ -33,7 +33,7 @@ def model_card(plan: Plan, inspection: Inspection) -> str:
     for layer in inspection.layers:
         sizes[layer.stored_as] += layer.nbytes
     original_bytes = model_spec(plan.run.model).weight_bytes
-    return environment.get_template("model_card.md.j2").render(
+    return environment.get_template("readme.md.j2").render(
         plan=plan,
         run=plan.run,
         inspection=inspection,
