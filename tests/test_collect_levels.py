@@ -23,7 +23,7 @@ from shared.plan import decode_variants
 from shared.plan_file import read_plan
 from shared.stores.relay_store import RelayStore
 from tests.fleet import Fleet
-from tests.plans import CANDIDATES, card, levels_of, prompt_csv, weights_of
+from tests.planned import CANDIDATES, card, levels_of, prompt_csv, weights_of
 from tests.tasks import SETTINGS, record_of
 
 CARD = card()

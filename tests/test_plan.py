@@ -20,7 +20,7 @@ from producer.plan.targets import Target, like, max_error, target_bpw, target_mb
 from shared.errors import InputError
 from shared.plan import Choice, Variant
 from shared.plan_file import Plan, read_plan
-from tests.plans import CANDIDATES, PLAIN, TIED, card, levels_of, planned_folder, prompt_csv, weights_of
+from tests.planned import CANDIDATES, PLAIN, TIED, card, levels_of, planned_folder, prompt_csv, weights_of
 
 CARD = card()
 

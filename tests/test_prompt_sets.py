@@ -8,7 +8,7 @@ from producer.folder.run_file import RunFile
 from producer.plan.prompt_sets import PromptFile, images_of, prompt_sets
 from shared.errors import InputError
 from shared.plan_file import numbered, same_text
-from tests.plans import PROMPTS, prompt_csv
+from tests.planned import PROMPTS, prompt_csv
 from tests.tasks import SETTINGS
 
 RUN = RunFile(settings=SETTINGS, prompts=PROMPTS[:4], store_id="relay", store=None)

@@ -11,7 +11,7 @@ from shared.kinds.levels import LevelsShard
 from shared.metrics import Floats
 from shared.plan import Choice
 from tests.conftest import DEAD, Example
-from tests.plans import CANDIDATES, PLAIN, card, levels_of, true_levels, weights_of
+from tests.planned import CANDIDATES, PLAIN, card, levels_of, true_levels, weights_of
 
 CARD = card()
 WEIGHTS = weights_of(CARD)
