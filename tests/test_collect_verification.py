@@ -22,7 +22,7 @@ from shared.errors import InputError, RunMismatchError
 from shared.plan import decode_variants
 from shared.plan_file import Plan, PromptSets, numbered, read_plan
 from shared.stores.relay_store import RelayStore
-from tests.plans import card, plan_of, weights_of
+from tests.planned import card, plan_of, weights_of
 from tests.tasks import SETTINGS, record_of
 from tests.verification_shards import verification_shard
 
