@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from producer.folder.calib_folder import CalibFolder
-from producer.plan.prediction import another_picture, predict, read_predictions, write_predictions
+from producer.plan.prediction import another_picture, predict, read_predictions
+from producer.plan.write import write_plan, write_predictions
 from shared.kinds.confirm import ConfirmShard
+from tests.planned import card, plan_of
 
 SINGLE = np.linspace(0.2, 3.0, 60)
 """Size of each layer's single error."""
@@ -89,9 +91,18 @@ def test_images_that_became_another_picture_are_counted() -> None:
     assert another_picture(plan, measured) == pytest.approx(0.4)
 
 
-def test_predictions_are_written_beside_each_plan(tmp_path: Path) -> None:
-    folder, predictions = CalibFolder(tmp_path), predict(shards(8, 1), ["plan", "uniform"])
-    path = write_predictions(folder, tmp_path / "confirms" / "x", ["aaa", "bbb"], predictions)
-    assert read_predictions(path) == predictions
-    assert read_predictions(folder.plan_path("bbb").parent / "prediction.json") == predictions
+def test_predictions_are_written_beside_each_plan_with_its_page(tmp_path: Path) -> None:
+    folder, predictions = CalibFolder(tmp_path), predict(shards(8, 1), ["plan", "uniform 4/64"])
+    folder.write_model(card())
+    plan = plan_of(card())
+    write_plan(folder, plan)
+    page = folder.plan_path(plan.id).parent / "report.html"
+    assert "which is too good" in page.read_text()
+    assert write_predictions(folder, tmp_path / "confirms" / "x", [plan.id, "gone"], predictions) == page
+    assert read_predictions(tmp_path / "confirms" / "x" / "prediction.json") == predictions
+    assert read_predictions(page.parent / "prediction.json") == predictions
     assert read_predictions(tmp_path / "missing.json") == []
+    text = page.read_text().replace("<wbr>", "")
+    assert f"{predictions[0].median_db.value:.1f} dB" in text
+    for words in ("uniform 4/64", "final_layer.linear", "--target-bpw 5", plan.fingerprint):
+        assert words in text
