@@ -16,12 +16,12 @@ from producer.jobs.reconcile import Reconciled, reconcile
 from shared.choices import DEFAULT_PROBES, check_bits
 from shared.errors import InputError
 from shared.files import write_atomically
-from shared.jobs.connection import safe_url
 from shared.jobs.task_queue import TaskQueue, queue_name
 from shared.layout.sample_set import sample_set_digest
 from shared.metrics import MIN_IMAGES
 from shared.model_card import ModelCard
 from shared.runs import Compute, RunSettings, SensitivitySettings
+from shared.safe_url import safe_url
 from shared.stores.store import ShardStore
 
 
