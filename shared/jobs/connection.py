@@ -18,6 +18,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
 from shared.errors import InputError, RedisUnavailableError
+from shared.jobs.mending import MendingRedis
 from shared.safe_url import PERCENT_ENCODE, is_readable, safe_url, without_secrets
 
 WAYS_ON = (
@@ -54,7 +55,7 @@ def connect(url: str, *, patient: bool = True) -> Redis:
     (`?ssl_ca_certs=/path/ca.crt`).
 
     A `patient` client retries for about two minutes while Redis is down or frozen. Other clients fail at
-    once, which is what a heartbeat needs.
+    once, which is what a heartbeat needs. Both reset keys that hold a value of a wrong type.
 
     Raises:
         InputError: `url` is not a Redis URL.
@@ -94,7 +95,7 @@ def _client(url: str, retry: Retry) -> Redis:
     if not _URL.fullmatch(url):
         raise _no_url(url, "")
     try:
-        return Redis.from_url(
+        return MendingRedis.from_url(
             url,
             retry=retry,
             # Without this, redis-py retries nothing on a client made from a URL.
