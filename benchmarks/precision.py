@@ -52,7 +52,7 @@ def _brute_force(pipeline: Any, samples: Any, layer: str = "", weight: mx.array 
     found = []
     for image in range(len(samples.image_index)):
         rows = np.flatnonzero(samples.image == image)
-        text, pooled = samples.conditioning[image], samples.pooled_conditioning[image]
+        text, pooled = (array[image] for array in samples.conditioning.values())
         sigmas = mx.array(samples.sigma[rows])
         denoise = plain_denoiser(pipeline, sigmas, text, pooled, cfg_weight=CFG_WEIGHT)
         for step, row in enumerate(rows):

@@ -131,8 +131,10 @@ def draw_samples(
         step_index=np.array(steps, np.int32),
         image=np.array([row["image"] for row in rows], np.int32),
         image_index=np.arange(num_images, dtype=np.int32),
-        conditioning=conditioning.astype(np.float32),
-        pooled_conditioning=pooled.astype(np.float32),
+        conditioning={
+            "conditioning": conditioning.astype(np.float32),
+            "pooled_conditioning": pooled.astype(np.float32),
+        },
     )
 
 

@@ -106,10 +106,18 @@ calibration_options = _options(
     ),
     click.option(
         "--prompt-csv",
-        default="all_prompts.csv",
-        show_default=True,
         type=click.Path(dir_okay=False, path_type=Path),
-        help="A CSV file in UTF-8 with a column `prompt`. Image i takes the i-th prompt.",
+        help="The prompts, in UTF-8: a .csv or .tsv with a column `prompt`, a .txt with one prompt a line, "
+        "or COCO captions (.json). Image i takes the i-th prompt. [default: all_prompts.csv; the demo model "
+        "brings its own]",
+    ),
+    click.option(
+        "--prompt-column",
+        default="prompt",
+        show_default=True,
+        metavar="NAME",
+        help="Which column of a .csv or .tsv holds the prompts: `Prompt` in PartiPrompts, `Prompts` in "
+        "DrawBench.",
     ),
     click.option(
         "--seed",

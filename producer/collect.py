@@ -5,16 +5,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from producer.folder.intake import Intake, take_in
+from producer.drops import Drops
+from producer.folder.intake import Dropped, Intake, take_in
 from producer.kinds.part import Part
 from producer.ledger import Ledger, PartState
+from shared.errors import (
+    BitfleetError,
+    FolderLostError,
+    StoreFullError,
+    StoreTroubleError,
+    WrongStoreError,
+)
 from shared.kinds.kind import Task
 from shared.stores.records import Record
 from shared.stores.store import ShardStore
 
 POLL_SECONDS = 1.0
-MAX_PROBLEMS = 50
-"""After so many dropped shards nothing is enqueued again: a broken machine may produce bad ones for ever."""
 
 
 @dataclass(slots=True)
@@ -26,36 +32,72 @@ class Collector:
     """Called with one line about each dropped shard."""
     told: Callable[[Task], None] = lambda task: None
     """Called with the task of each collected shard."""
-    problems: int = field(default=0, init=False)
-    told_unreadable: set[str] = field(default_factory=set, init=False)
-    """Messages about unreadable files that were given already."""
+    drops: Drops = field(default_factory=Drops, init=False)
+    """What was dropped since the command has started."""
+    _told: set[str] = field(default_factory=set, init=False)
+    """Messages about lasting trouble that were given already."""
 
     def collect(self) -> list[PartState]:
-        """Make one pass over all parts of the folder, and another if collected work leads to new tasks."""
+        """Make one pass over all parts of the folder, and another if collected work leads to new tasks.
+
+        The folder is locked during a pass, and free between two, so that commands take turns.
+        """
+        with self.ledger.folder.locked("collect"):
+            return self._pass()
+
+    def _pass(self) -> list[PartState]:
         states, more = [], False
+        self.ledger.store.recount()
         for part in self.ledger.parts():
             state, asks = self._collect_part(part)
             states.append(state)
             more = more or asks
-        return self.collect() if more else states
+        return self._pass() if more else states
 
     def _collect_part(self, part: Part) -> tuple[PartState, bool]:
-        collected, intake = collect_part(part, self.ledger.store, self.told)
+        collected, intake = collect_part(part, self.ledger.store, self.told, self.ledger.folder.lock.check)
         for problem in intake.problems:
             self.complain(problem)
-        for line in {*intake.unreadable.values()} - self.told_unreadable:
-            self.complain(f"{line}; mend that and collect again, the rest goes on")
-            self.told_unreadable.add(line)
-        self.problems += len(intake.problems)
-        if len(collected) < len(part.tasks()):
-            part.supply(self.ledger.store)
-        enqueue = self.problems <= MAX_PROBLEMS
+        for line in intake.unreadable.values():
+            self._complain_once(f"{line}; mend that and collect again, the rest goes on")
+        self.drops.add(intake.dropped)
+        trouble = part.trouble
+        if trouble:
+            self._complain_once(f"{trouble}; the rest goes on")
+        elif len(collected) < len(part.tasks()):
+            trouble = self._supply(part)
         state = self.ledger.reconcile(
-            part, frozenset(collected), enqueue=enqueue, unreadable=intake.unreadable
+            part,
+            frozenset(collected),
+            enqueue=trouble is None,
+            unreadable=intake.unreadable,
+            given_up=self.drops.given_up,
+            trouble=trouble,
         )
         if state.complete:
             part.clear_away(self.ledger.store)
         return state, part.ask_for_more(collected)
+
+    def _supply(self, part: Part) -> str | None:
+        """Give workers what they need for a part; return why that can't be done, without stopping others."""
+        try:
+            part.supply(self.ledger.store)
+        except StoreFullError as error:
+            self._complain_once(f"{part.title}: nothing is enqueued yet: {error}")
+            # Waiting helps.
+            return ""
+        except (StoreTroubleError, WrongStoreError):
+            raise
+        except (BitfleetError, OSError) as error:
+            line = f"{part.title}: nothing is enqueued: {error}"
+            self._complain_once(f"{line}; the rest goes on")
+            return line
+        return None
+
+    def _complain_once(self, line: str) -> None:
+        if line not in self._told:
+            self.complain(line)
+            self._told.add(line)
 
     def collect_until_settled(
         self, show: Callable[[list[PartState]], None], checks: Sequence[Callable[[], None]] = ()
@@ -63,7 +105,11 @@ class Collector:
         """Make passes until everything is collected or has failed. Each of `checks` may raise to stop."""
         while True:
             started = time.monotonic()
-            states = self.collect()
+            try:
+                states = self.collect()
+            except FolderLostError as error:
+                self.complain(str(error))
+                continue
             show(states)
             if all(state.settled for state in states):
                 return states
@@ -75,21 +121,36 @@ class Collector:
     def write_results(self, states: Sequence[PartState]) -> list[Path]:
         """Write the results of everything that was collected; return the paths of the reports."""
         reasons = {task_id: why for state in states for task_id, why in state.reasons.items()}
-        written = [part.write_results(reasons) for part in self.ledger.parts()]
+        with self.ledger.folder.locked("collect"):
+            written = [part.write_results(reasons) for part in self.ledger.parts()]
         return [path for path in written if path is not None]
 
 
 def collect_part(
-    part: Part, store: ShardStore, told: Callable[[Task], None] = lambda task: None
+    part: Part,
+    store: ShardStore,
+    told: Callable[[Task], None] = lambda task: None,
+    check: Callable[[], None] = lambda: None,
 ) -> tuple[dict[str, Record], Intake]:
     """Move a part's finished shards from the store to the folder; return the records of all intact shards.
 
     Collected shards that were damaged since count as missing, and are listed among the intake's problems.
+    `check` is called before anything is written, and may raise to prevent that.
     """
+
+    def keep(record: Record, shard: bytes) -> None:
+        check()
+        part.keep(record, shard)
+
     collected = part.collected(closely=True)
     for task_id in collected.damages:
         part.drop(task_id)
-    intake = take_in(part.tasks(), collected.records, store, part.keep, told)
+    intake = take_in(part.tasks(), collected.records, store, keep, told)
     intake.problems[:0] = collected.damages.values()
+    intake.dropped[:0] = [
+        Dropped(task_id, "this folder", "missing or altered", line)
+        for task_id, line in collected.damages.items()
+    ]
+    check()
     part.summarize(collected.records)
     return collected.records, intake

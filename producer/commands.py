@@ -19,7 +19,7 @@ from producer.jobs.reconcile import Reconciled
 from producer.jobs.workers import live_workers
 from producer.kinds.registry import parts_of
 from producer.ledger import Ledger, PartState
-from producer.prompts import read_prompts
+from producer.prompts import COLUMN, default_prompts, read_prompts
 from producer.settings import run_settings
 from shared.choices import DEFAULT_MAX_IMAGES
 from shared.errors import InputError, WrongStoreError
@@ -36,7 +36,8 @@ PATIENT_PASSES = 5
 
 def read_settings(
     *,
-    prompt_csv: Path,
+    prompt_csv: Path | None,
+    prompt_column: str = COLUMN,
     num_images: int,
     num_steps: int | None,
     cfg_weight: float | None,
@@ -49,7 +50,7 @@ def read_settings(
     reference: Reference | None = None,
 ) -> tuple[RunSettings, list[str]]:
     """Read and check the options of a run. This needs no Redis."""
-    prompts = read_prompts(prompt_csv, num_images)
+    prompts = read_prompts(prompt_csv or default_prompts(model), num_images, prompt_column)
     settings = run_settings(
         model=model,
         prompts=prompts,
@@ -130,7 +131,7 @@ def enqueue_calibration(
     calib_dir: Path, settings: RunSettings, prompts: Sequence[str], num_images: int, fleet: Fleet
 ) -> None:
     """Enqueue images and print the outcome."""
-    run, reconciled = ask_for_images(CalibFolder(calib_dir), settings, prompts, num_images, fleet)
+    run, reconciled = ask_for_images(CalibFolder(calib_dir, _complain), settings, prompts, num_images, fleet)
     guidance = "" if settings.guidance is None else f"guidance {settings.guidance:g}, "
     out.print(
         f"run {run.settings.id}: {len(run.prompts)} images of {settings.model}, {settings.num_steps} steps, "
@@ -158,7 +159,7 @@ def enqueue_sensitivity(
         raise InputError(
             "a sketch is always computed in float32; leave out --precision model, or use --method exact"
         )
-    folder = CalibFolder(calib_dir)
+    folder = CalibFolder(calib_dir, _complain)
     run = folder.require_run()
     _check_store(run.store_id, run.store, fleet)
     asked = SensitivityOptions(
@@ -225,7 +226,7 @@ def collect(
     alive: Callable[[], None] | None = None,
 ) -> bool:
     """Collect once, or until the rest has failed; return whether everything is there."""
-    folder = CalibFolder(calib_dir)
+    folder = CalibFolder(calib_dir, _complain)
     run = folder.require_run()
     _check_store(run.store_id, run.store, fleet)
     with Bars() as bars:
@@ -236,6 +237,8 @@ def collect(
         else:
             parts = collector.collect()
             bars.show(parts)
+    for line in collector.drops.summary():
+        _complain(line)
     reports = collector.write_results(parts)
     _say_collected(folder, parts)
     for report in reports:
@@ -270,6 +273,8 @@ def _say_collected(folder: CalibFolder, parts: Sequence[PartState]) -> None:
         detail = [f"{part.in_flight} queued or running"] if part.in_flight else []
         detail += [f"{len(part.failures)} failed"] if part.failures else []
         detail += [f"{part.unreadable} can't be read from the store"] if part.unreadable else []
+        detail += ["nothing is enqueued"] if part.trouble is not None else []
+        detail += [f"{part.given_up} given up"] if part.given_up else []
         note = f" ({', '.join(detail)})" if detail else ""
         out.print(f"{part.title}: {part.done} of {part.total}{missing}{note}")
         print_missing(part)
@@ -282,7 +287,10 @@ def report(calib_dir: Path) -> None:
     Raises:
         InputError: nothing has been measured yet.
     """
-    written = [part.write_results({}) for part in parts_of(CalibFolder(calib_dir))]
+    folder = CalibFolder(calib_dir, _complain)
+    folder.require_run()
+    with folder.locked("report"):
+        written = [part.write_results({}) for part in parts_of(folder)]
     if not any(written):
         raise InputError(
             f"{calib_dir} holds no measurement yet; ask for one with `producer enqueue-sensitivity`, then "

@@ -78,6 +78,8 @@ def print_parts(parts: Sequence[PartState]) -> None:
 
 def print_missing(part: PartState) -> None:
     """Print which tasks failed, and why."""
+    if part.trouble:
+        out.print(part.trouble, markup=False)
     for failure in part.failures[:MAX_FAILURES]:
         out.print(f"failed: {failure}", markup=False)
     if len(part.failures) > MAX_FAILURES:

@@ -44,6 +44,13 @@ def enqueue_calibration(
     Raises:
         InputError: the folder holds another run.
     """
+    with folder.locked("enqueue-calibration"):
+        return _enqueue_calibration(folder, settings, prompts, num_images, fleet)
+
+
+def _enqueue_calibration(
+    folder: CalibFolder, settings: RunSettings, prompts: Sequence[str], num_images: int, fleet: Fleet
+) -> tuple[RunFile, Reconciled]:
     old = folder.read_run()
     wanted = list(prompts[:num_images])
     if old and _goes_on(old, settings, prompts):
@@ -100,6 +107,13 @@ def enqueue_sensitivity(
     Raises:
         InputError: images are not collected yet, no layer matches, or MLX lacks a bit width.
     """
+    with folder.locked("enqueue-sensitivity"):
+        return _enqueue_sensitivity(folder, options, fleet)
+
+
+def _enqueue_sensitivity(
+    folder: CalibFolder, options: SensitivityOptions, fleet: Fleet
+) -> tuple[RequestFile, Reconciled]:
     run = folder.require_run()
     card = folder.read_model()
     if options.until is not None and options.max_images < MIN_IMAGES:

@@ -41,16 +41,22 @@ class PartState:
     """One line for each failed task."""
     unreadable: int = 0
     """Finished tasks whose files in the store can't be read."""
+    given_up: int = 0
+    """Tasks that are not enqueued again, because their shards were bad too often."""
+    trouble: str | None = None
+    """Why none of the missing tasks can be enqueued; empty if that passes by itself."""
 
     @property
     def complete(self) -> bool:
         """Whether everything is collected."""
-        return self.done == self.total
+        return self.done == self.total and not self.trouble
 
     @property
     def settled(self) -> bool:
-        """Whether every task is collected, has failed, or can't be read: waiting will not help."""
-        return self.done + len(self.failures) + self.unreadable == self.total
+        """Whether waiting will not help: each task is collected or failed, or can't be read or enqueued."""
+        if self.trouble:
+            return self.waiting + self.in_flight == 0
+        return self.done + len(self.failures) + self.unreadable + self.given_up == self.total
 
 
 class Ledger:
@@ -70,11 +76,19 @@ class Ledger:
     def survey(self) -> list[PartState]:
         """Return the state of all parts without changing anything."""
         return [
-            self.reconcile(part, frozenset(part.collected().records), enqueue=False) for part in self.parts()
+            self.reconcile(part, frozenset(part.collected().records), enqueue=False, trouble=part.trouble)
+            for part in self.parts()
         ]
 
     def reconcile(
-        self, part: Part, done: frozenset[str], *, enqueue: bool, unreadable: Mapping[str, str] = _NONE
+        self,
+        part: Part,
+        done: frozenset[str],
+        *,
+        enqueue: bool,
+        unreadable: Mapping[str, str] = _NONE,
+        given_up: Mapping[str, str] = _NONE,
+        trouble: str | None = None,
     ) -> PartState:
         """Return the state of a part.
 
@@ -83,6 +97,8 @@ class Ledger:
             done: ids of collected tasks.
             enqueue: whether to enqueue tasks that are neither done, nor queued, nor running.
             unreadable: by task id, why the files of some finished tasks can't be read.
+            given_up: by task id, why some tasks are not to be enqueued again.
+            trouble: why nothing is enqueued; empty if that passes by itself.
         """
         tasks = part.tasks()
         reconciled = reconcile(
@@ -92,8 +108,10 @@ class Ledger:
             store=self.store,
             retry_failed=False,
             enqueue=enqueue,
+            leave=given_up.keys(),
         )
-        reasons = self._reasons(tasks, reconciled) | dict(unreadable)
+        left = {task_id: given_up[task_id] for task_id in reconciled.left}
+        reasons = self._reasons(tasks, reconciled) | left | dict(unreadable)
         labels = {task.id: task.label for task in tasks if task.id in reconciled.failed}
         return PartState(
             title=part.title,
@@ -104,6 +122,8 @@ class Ledger:
             enqueued=len(reconciled.enqueued),
             reasons=reasons,
             unreadable=len(unreadable),
+            given_up=len(left),
+            trouble=trouble,
             failures=[f"{labels[task_id]}: {reasons[task_id]}" for task_id in sorted(labels)],
         )
 

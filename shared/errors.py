@@ -7,11 +7,15 @@ BitfleetError                  exit code 2, one line, no traceback
 ├── ModelUnavailableError      a checkpoint is missing, gated or not usable
 ├── MachineTooSmallError       this machine has too little memory for the run
 ├── TaskRefusedError           this worker will not run the job
+│   └── OverflowsError         the model's output is not finite
+│   └── TooLargeError          its shard is larger than any store takes
 ├── UnknownKindError           this revision does not know the task's kind
 ├── ClockError                 this machine's clock differs from that of Redis
 ├── LeaseLostError             the job now belongs to another worker
+├── FolderLostError            another machine has taken over the calibration folder
 ├── SampleError                a sample or a manifest can't be read
 └── StoreError                 the shard store can't be used
+    ├── StoreFullError         the store has no room until something is collected
     ├── StoreTroubleError      the store can't be reached, read or written at the moment
     ├── WrongStoreError        this is not the store that the run was enqueued with
     └── ShardCorruptError      a shard or a record is damaged
@@ -48,6 +52,14 @@ class TaskRefusedError(BitfleetError):
     """This worker will not run the job."""
 
 
+class TooLargeError(TaskRefusedError):
+    """A shard or a blob is larger than any store takes. Trying again does not help."""
+
+
+class OverflowsError(TaskRefusedError):
+    """The model's output is not finite."""
+
+
 class UnknownKindError(BitfleetError):
     """This revision does not know the task's kind."""
 
@@ -60,12 +72,20 @@ class LeaseLostError(BitfleetError):
     """The job now belongs to another worker, because this one slept or was cut off."""
 
 
+class FolderLostError(BitfleetError):
+    """Another machine has taken over the calibration folder, because this one slept or was cut off."""
+
+
 class SampleError(BitfleetError):
     """A sample or a manifest can't be read."""
 
 
 class StoreError(BitfleetError):
     """The shard store can't be used."""
+
+
+class StoreFullError(StoreError):
+    """The store has no room until something is collected."""
 
 
 class StoreTroubleError(StoreError):

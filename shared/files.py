@@ -2,9 +2,13 @@
 
 import errno
 import os
+import re
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+
+_TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")
+"""Names of `write_atomically`'s temporary files."""
 
 
 def write_atomically(path: Path, data: bytes | Iterable[bytes]) -> None:
@@ -36,6 +40,18 @@ def _write(path: Path, data: bytes | Iterable[bytes]) -> None:
         Path(temporary).unlink(missing_ok=True)
         raise
     fsync_folder(path.parent)
+
+
+def delete_temporaries(root: Path, leave: Path) -> None:
+    """Delete what killed processes left of `write_atomically`, in `root` and below, but not in `leave`.
+
+    The caller makes sure that nobody writes there now.
+    """
+    for folder, subfolders, names in os.walk(root):
+        subfolders[:] = [name for name in subfolders if Path(folder, name) != leave]
+        for name in names:
+            if _TEMPORARY.fullmatch(name):
+                Path(folder, name).unlink(missing_ok=True)
 
 
 def fsync_folder(folder: Path) -> None:

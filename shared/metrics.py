@@ -22,6 +22,9 @@ Bucket = Literal["early", "mid", "late"]
 
 BUCKETS: tuple[Bucket, ...] = ("early", "mid", "late")
 
+MAX_PSNR_DB = 100.0
+"""The PSNR of what is equal, and the largest there is."""
+
 MIN_IMAGES = 4
 """The least number of images for an interval."""
 
@@ -54,6 +57,20 @@ def sqnr_db(squared_error: Floats, squared_reference: Floats) -> Floats:
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.divide(squared_reference, squared_error, dtype=np.float64)
         decibel: Floats = 10 * np.log10(ratio)
+    return decibel
+
+
+def psnr_db(squared_error: Floats, output_size: Integers | int, peak: Floats | float) -> Floats:
+    """Return the peak signal to noise ratio in dB; at most MAX_PSNR_DB, which stands for equal arrays.
+
+    Args:
+        squared_error: (...) sums of squares over all elements.
+        output_size: number of elements.
+        peak: largest minus smallest value of the original.
+    """
+    with np.errstate(divide="ignore"):
+        ratio = np.divide(np.square(peak) * output_size, squared_error, dtype=np.float64)
+        decibel: Floats = np.minimum(10 * np.log10(ratio), MAX_PSNR_DB)
     return decibel
 
 

@@ -7,7 +7,6 @@ from typing import Literal, get_args
 from shared.choices import DEFAULT_MODEL
 from shared.errors import InputError
 
-Family = Literal["sd3", "flux"]
 Precision = Literal["float16", "bfloat16", "float32"]
 Part = Literal["transformer", "text_encoder", "vae"]
 Reference = Literal["published", "diffusionkit"]
@@ -20,11 +19,11 @@ QUANTIZED_SUFFIX = "-4bit-quantized"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
-    """A model and the defaults that its publisher recommends. `family` decides how it is loaded and run, and
-    whether it uses CFG."""
+    """A model and the defaults that its publisher recommends."""
 
     id: str
-    family: Family
+    family: str
+    """The name of its family in worker/families/registry.py, which decides how it is loaded and run."""
     num_steps: int
     image_size: int
     """Width and height of the image in pixels."""

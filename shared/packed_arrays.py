@@ -6,10 +6,14 @@ import numpy as np
 
 from shared.errors import ShardCorruptError
 from shared.layout import npz
+from shared.layout.conditioning import from_members, to_members
+from shared.layout.npz import Array
 
 FLOATS = "f"
 INTEGERS = "iu"
 BOOLEANS = "b"
+CONDITIONING = "conditioning"
+"""In place of dtype kinds: arrays by name, of any dtype and rank; see `shared.layout.conditioning`."""
 
 
 class PackedArrays:
@@ -20,7 +24,11 @@ class PackedArrays:
 
     def to_bytes(self) -> bytes:
         """Return the arrays as the bytes of an NPZ."""
-        return npz.pack({name: getattr(self, name) for name in self._layout})
+        members: dict[str, Array] = {}
+        for name, (kinds, _) in self._layout.items():
+            value = getattr(self, name)
+            members |= to_members(value) if kinds == CONDITIONING else {name: value}
+        return npz.pack(members)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
@@ -29,14 +37,18 @@ class PackedArrays:
         Raises:
             ShardCorruptError: this is no NPZ, or an array is missing or has another dtype or rank.
         """
-        arrays = npz.unpack(data)
+        members = npz.unpack(data)
+        values: dict[str, Array | dict[str, Array]] = {}
         for name, (kinds, ndim) in cls._layout.items():
-            if name not in arrays:
+            if kinds == CONDITIONING:
+                values[name] = from_members(members)
+                continue
+            if name not in members:
                 raise ShardCorruptError(f"array {name!r} is missing")
-            array = arrays[name]
+            array = values[name] = members[name]
             if array.dtype.kind not in kinds or array.ndim != ndim:
                 raise ShardCorruptError(f"array {name!r} is {array.dtype} with {array.ndim} axes")
-        shard = cls(**{name: arrays[name] for name in cls._layout})
+        shard = cls(**values)
         shard._check()
         return shard
 
@@ -44,6 +56,6 @@ class PackedArrays:
         """Check how the arrays relate to each other; raise ShardCorruptError if they don't fit."""
 
     def _check_finite(self) -> None:
-        for name in self._layout:
-            if not np.isfinite(getattr(self, name)).all():
+        for name, (kinds, _) in self._layout.items():
+            if kinds != CONDITIONING and not np.isfinite(getattr(self, name)).all():
                 raise ShardCorruptError(f"array {name!r} holds NaN or infinity")

@@ -23,6 +23,8 @@ class Fleet:
     redis_url: str | None
     cache: Path
     processes: list[subprocess.Popen[str]] = field(default_factory=list)
+    root: Path = ROOT
+    """Where the packages are."""
 
     def __post_init__(self) -> None:
         rows = "\n".join(PROMPTS)
@@ -32,7 +34,7 @@ class Fleet:
     @property
     def environment(self) -> dict[str, str]:
         names = {k: v for k, v in os.environ.items() if k not in ("REDIS_URL", "BITFLEET_STORE")}
-        names |= {"XDG_CACHE_HOME": str(self.cache), "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+        names |= {"XDG_CACHE_HOME": str(self.cache), "PYTHONPATH": str(self.root), "COLUMNS": "200"}
         return names | ({"REDIS_URL": self.redis_url} if self.redis_url else {})
 
     @property

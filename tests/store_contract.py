@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from shared.errors import ShardCorruptError, StoreError
+from shared.errors import ShardCorruptError, StoreError, TooLargeError
 from shared.stores.records import encode_record
 from shared.stores.store import ShardStore
 from tests.tasks import SENSITIVITY, image_task, layer_task, record_of
@@ -148,6 +148,19 @@ class StoreContract:
         assert second.put(RECORD, SHARD) == "exists"
         store.discard(TASK.namespace, TASK.id)
         assert not second.has_record(TASK.namespace, TASK.id)
+
+    def test_nothing_large_is_taken(self, store: ShardStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("shared.stores.store.MAX_PORTABLE_BYTES", len(SHARD))
+        assert store.put(RECORD, SHARD) == "stored"
+        larger = SHARD + b"x"
+        other = image_task(1)
+        with pytest.raises(TooLargeError, match=r"the shard of image 1 has .* takes at most"):
+            store.put(record_of(other, larger), larger)
+        assert not store.has_record(other.namespace, other.id)
+        digest = hashlib.sha256(larger).hexdigest()
+        with pytest.raises(TooLargeError, match=f"blob {digest[:12]}"):
+            store.put_blob(digest, larger)
+        assert not store.has_blob(digest)
 
     def test_blobs(self, store: ShardStore) -> None:
         data = bytes(range(256))

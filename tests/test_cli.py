@@ -13,6 +13,7 @@ from click.testing import CliRunner
 import producer.cli
 import worker.cli
 from producer.commands import enqueue_sensitivity
+from producer.prompts import default_prompts
 from shared.errors import InputError
 from shared.models import model_spec
 
@@ -96,7 +97,7 @@ def test_defaults_in_the_readme_are_the_code_s() -> None:
     assert (defaults["--num-images"], defaults["--seed"]) == (100, 0)
     spec = model_spec(str(defaults["--model"]))
     assert (spec.num_steps, spec.cfg_weight, spec.image_size) == (50, 7.5, 512)
-    assert str(defaults["--prompt-csv"]) == "all_prompts.csv"
+    assert str(default_prompts(spec.id)) == "all_prompts.csv"
     assert str(defaults["--calib-dir"]) == "calibration_data"
     for value in ("100, 50, 7.5", "`all_prompts.csv`", "2,3,4,5,6,8", f"`{defaults['--model']}`"):
         assert value in README

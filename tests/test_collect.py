@@ -14,7 +14,7 @@ from redis import Redis
 
 from producer.collect import collect_part
 from producer.enqueue import Fleet, SensitivityOptions, enqueue_calibration, enqueue_sensitivity
-from producer.folder import json_file, manifest, record_folder, sample_seals
+from producer.folder import calib_folder, json_file, manifest, record_folder, sample_seals
 from producer.folder.calib_folder import CalibFolder
 from producer.folder.intake import Intake
 from producer.folder.run_file import RunFile
@@ -55,8 +55,10 @@ def shard_of(task: CalibrationTask, **changes: Any) -> CalibrationShard:
         "x": rng.normal(size=(STEPS + 1, 8, 8, 16)).astype(np.float32),
         "sigma": np.linspace(1, 0, STEPS + 1, dtype=np.float32),
         "timestep": np.linspace(1000, 250, STEPS, dtype=np.float32),
-        "conditioning": rng.normal(size=(2, 5, 32)).astype(np.float32),
-        "pooled_conditioning": rng.normal(size=(2, 16)).astype(np.float32),
+        "conditioning": {
+            "conditioning": rng.normal(size=(2, 5, 32)).astype(np.float32),
+            "pooled_conditioning": rng.normal(size=(2, 16)).astype(np.float32),
+        },
         "preview_png": as_bytes(PNG),
         "model_json": as_bytes(card()),
     }
@@ -107,8 +109,8 @@ def test_samples_are_those_of_the_shard(run: Run) -> None:
     for sample in read_samples(run.folder.root):
         shard = shard_of(TASKS[sample.image_index])
         np.testing.assert_array_equal(sample.x[0], shard.x[sample.step_index])
-        np.testing.assert_array_equal(sample.conditioning, shard.conditioning)
-        np.testing.assert_array_equal(sample.pooled_conditioning, shard.pooled_conditioning)
+        np.testing.assert_array_equal(sample.conditioning, shard.conditioning["conditioning"])
+        np.testing.assert_array_equal(sample.pooled_conditioning, shard.conditioning["pooled_conditioning"])
         assert sample.sigma == shard.sigma[sample.step_index]
         assert sample.timestep == shard.timestep[sample.step_index]
     written = read_manifest(run.folder.root)
@@ -136,7 +138,15 @@ def test_again_changes_nothing(run: Run) -> None:
         ({"x": np.zeros((STEPS, 8, 8, 16), dtype=np.float32)}, "do not fit"),
         ({"x": np.zeros((STEPS + 1, 4, 8, 16), dtype=np.float32)}, "8x8"),
         ({"x": np.full((STEPS + 1, 8, 8, 16), np.nan, dtype=np.float32)}, "NaN"),
-        ({"conditioning": np.full((2, 5, 32), np.inf, dtype=np.float32)}, "NaN"),
+        (
+            {
+                "conditioning": {
+                    "conditioning": np.full((2, 5, 32), np.inf, dtype=np.float32),
+                    "pooled_conditioning": np.zeros((2, 16), dtype=np.float32),
+                }
+            },
+            "NaN",
+        ),
         ({"sigma": np.full(STEPS + 1, np.nan, dtype=np.float32)}, "NaN"),
         ({"preview_png": as_bytes(b"<svg>")}, "PNG"),
         ({"model_json": as_bytes(b"{}")}, "model card"),
@@ -348,7 +358,7 @@ def test_killed_at_every_write_the_next_pass_goes_on(
         writes += 1
         write(path, data)
 
-    for module in (calibration, json_file, record_folder, manifest, sample_seals):
+    for module in (calibration, calib_folder, json_file, record_folder, manifest, sample_seals):
         monkeypatch.setattr(module, "write_atomically", write_some)
     for limit in range(1, 60):
         writes = 0
@@ -372,8 +382,8 @@ def test_killed_at_every_write_the_next_pass_goes_on(
         assert not list(run.folder.root.rglob("*.tmp"))
         if finished:
             break
-    # run.json, model.json, the manifest, and per image its steps, seal, preview and record.
-    assert limit == 3 + 2 * (STEPS + 3)
+    # run.json, model.json and its copy, the manifest, and per image its steps, seal, preview and record.
+    assert limit == 4 + 2 * (STEPS + 3)
 
 
 def test_killed_before_the_store_forgot(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -411,7 +421,8 @@ class TestSelection:
             assert samples.sigma_next[row] == shard.sigma[step + 1]
             if samples.has_next[row]:
                 np.testing.assert_array_equal(samples.x_next[row], shard.x[step + 1])
-            np.testing.assert_array_equal(samples.conditioning[samples.image[row]], shard.conditioning)
+            for name, array in shard.conditioning.items():
+                np.testing.assert_array_equal(samples.conditioning[name][samples.image[row]], array)
 
     def test_a_stride(self, collected: Run) -> None:
         samples = select_samples(collected.folder, max_images=99, step_stride=3)

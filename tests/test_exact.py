@@ -18,6 +18,7 @@ from benchmarks.random_mmdit import (
 )
 from shared.errors import RunMismatchError, TaskRefusedError
 from shared.kinds.sensitivity import SensitivityShard
+from worker.engine.batches import text_tokens
 from worker.engine.exact import ExactEngine
 from worker.engine.layers import get_weight, set_weight
 from worker.engine.memory import memory_of_a_pass, memory_of_weights, memory_of_wide_weights
@@ -57,7 +58,7 @@ def scarce_engine(name):
     pipeline = random_pipeline(CASES[name][0]())
     _, height, width, _ = samples.x.shape
     one_pass = memory_of_a_pass(
-        as_family(pipeline).pass_size((height, width), samples.conditioning.shape[2]),
+        as_family(pipeline).pass_size((height, width), text_tokens(samples)),
         rows=2 if cfg_weight else 1,
         itemsize=4,
     )
@@ -82,8 +83,8 @@ def plain_velocities(name, layer=None, bits=None):
         denoise = plain_denoiser(
             pipeline,
             mx.array(samples.sigma[rows]),
-            samples.conditioning[image],
-            samples.pooled_conditioning[image],
+            samples.conditioning["conditioning"][image],
+            samples.conditioning["pooled_conditioning"][image],
             cfg_weight=cfg_weight,
         )
         velocities += [

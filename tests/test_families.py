@@ -145,6 +145,7 @@ def lent(family, samples=None):
         family=family,
         check=lambda progress: None,
         samples=lambda sensitivity: samples,
+        blob=lambda digest: b"",
         memory_share=2**30,
         engine_slot=EngineSlot(),
     )
@@ -169,8 +170,7 @@ def drawn_samples(family):
         step_index=steps,
         image=np.zeros(3, np.int32),
         image_index=np.zeros(1, np.int32),
-        conditioning=shard.conditioning[None],
-        pooled_conditioning=shard.pooled_conditioning[None],
+        conditioning={name: array[None] for name, array in shard.conditioning.items()},
     )
 
 
@@ -196,10 +196,7 @@ def brute_force(family, samples, layer):
     """Summed squared error of the guided velocity, by whole passes."""
 
     def velocities():
-        conditioning = {
-            "conditioning": mx.array(samples.conditioning[0]),
-            "pooled_conditioning": mx.array(samples.pooled_conditioning[0]),
-        }
+        conditioning = {name: mx.array(array[0]) for name, array in samples.conditioning.items()}
         return np.concatenate(
             [
                 np.array(

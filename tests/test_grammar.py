@@ -31,8 +31,8 @@ def test_prompts_are_unique_and_fit_the_model() -> None:
     assert max(len(prompt.split()) for prompt in said) == DEMO.max_length - 2
 
 
-def test_shipped_prompts_come_from_the_grammar() -> None:
-    with (ROOT / "all_prompts.csv").open(encoding="utf-8", newline="") as file:
+def test_prompts_of_the_demo_come_from_the_grammar() -> None:
+    with (ROOT / "producer" / "demo_prompts.csv").open(encoding="utf-8", newline="") as file:
         shipped = [row["prompt"] for row in csv.DictReader(file)]
     assert shipped == prompts()
     assert len(set(shipped)) == 200

@@ -250,6 +250,7 @@ def test_killed_at_any_point(
         parts = collect(folder, store, redis)
         assert all(part.complete for part in parts), at
         assert sum(part.enqueued for part in parts) == 0, at
+        assert not list(folder.root.rglob("*.tmp")), at
         again = contents(folder.root)
         assert again.keys() == whole.keys(), at
         for name, data in again.items():

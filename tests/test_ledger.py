@@ -75,7 +75,8 @@ def test_an_idle_pass_reads_nothing(collector: Collector) -> None:
     collector.collect()
     with opened_files() as opened:
         states = collector.collect()
-    assert [name for name in opened if name.startswith(root)] == []
+    # But for the folder's lock, which a pass holds.
+    assert [name for name in opened if name.startswith(root) and "/.bitfleet/" not in name] == []
     assert [(state.title.split()[0], state.done, state.total) for state in states] == [
         ("calibration", 2, 2),
         ("sensitivity", 1, 2),

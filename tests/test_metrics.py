@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from shared.metrics import (
     BUCKETS,
@@ -65,6 +64,8 @@ def test_zero_error_and_zero_reference() -> None:
 
 def plain_jackknife(images: list[list[int]], errors: Floats, references: Floats) -> tuple[float, float]:
     """Leave out one image after the other, in decibels, in a loop; t from scipy's distribution."""
+    from scipy import stats
+
     decibels = []
     for left_out in images:
         kept = [i for image in images if image is not left_out for i in image]

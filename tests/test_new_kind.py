@@ -1,13 +1,12 @@
 """A new kind of task is three files and one name, shown by adding one to a copy of the packages."""
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests import fleet as fleet_module
-from tests.fleet import ROOT, Fleet
+from tests.copies import copy_packages, replace_in
+from tests.fleet import Fleet
 
 SHARED = '''
 """How many layers the model of a run has."""
@@ -109,22 +108,16 @@ class CountPart(Part):
 @pytest.fixture
 def extended(tmp_path: Path) -> Path:
     """A copy of the packages with one kind more."""
-    root = tmp_path / "copy"
-    for package in ("shared", "producer", "worker"):
-        shutil.copytree(ROOT / package, root / package, ignore=shutil.ignore_patterns("__pycache__"))
+    root = copy_packages(tmp_path / "copy")
     for package, source in (("shared", SHARED), ("worker", WORKER), ("producer", PRODUCER)):
         (root / package / "kinds" / "count.py").write_text(source)
-    registry = root / "shared/kinds/registry.py"
-    before = registry.read_text()
-    registry.write_text(before.replace('"sketch")', '"sketch", "count")'))
-    assert registry.read_text() != before
+    replace_in(root / "shared/kinds/registry.py", "NAMES = (", 'NAMES = ("count", ')
     return root
 
 
 @pytest.fixture
-def fleet(tmp_path: Path, redis_url: str, extended: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fleet]:
-    monkeypatch.setattr(fleet_module, "ROOT", extended)
-    fleet = Fleet(tmp_path / "user", redis_url, tmp_path / "cache")
+def fleet(tmp_path: Path, redis_url: str, extended: Path) -> Iterator[Fleet]:
+    fleet = Fleet(tmp_path / "user", redis_url, tmp_path / "cache", root=extended)
     yield fleet
     fleet.close()
 

@@ -48,7 +48,8 @@ def brute_force(pipeline, samples, cfg_weight, layer=None, bits=None):
     velocities = []
     for image in range(len(samples.image_index)):
         rows = np.flatnonzero(samples.image == image)
-        sigmas, text, pooled = samples.sigma[rows], samples.conditioning, samples.pooled_conditioning
+        sigmas = samples.sigma[rows]
+        text, pooled = samples.conditioning["conditioning"], samples.conditioning["pooled_conditioning"]
         denoise = plain_denoiser(
             pipeline, mx.array(sigmas), text[image], pooled[image], cfg_weight=cfg_weight
         )

@@ -1,10 +1,13 @@
 """Prompt lists: read whole, or refused in one line that names file, line and cure."""
 
+import csv
+import json
 from pathlib import Path
 
 import pytest
 
-from producer.prompts import MAX_LENGTH, read_prompts
+from producer.prompts import MAX_LENGTH, default_prompts, read_prompts
+from shared.choices import DEFAULT_MODEL
 from shared.errors import InputError
 
 SHIPPED = Path(__file__).parent.parent / "all_prompts.csv"
@@ -140,7 +143,7 @@ def test_another_encoding(tmp_path: Path, encoding: str, line: int) -> None:
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
 def test_utf_16_without_a_mark(tmp_path: Path, encoding: str) -> None:
     message = refusal(write(tmp_path, "prompt\na cat\n".encode(encoding)))
-    assert message.endswith("line 1: looks like UTF-16; save the file as CSV in UTF-8")
+    assert message.endswith("line 1: looks like UTF-16; save the file in UTF-8")
 
 
 def test_a_quote_that_is_never_closed(tmp_path: Path) -> None:
@@ -151,6 +154,63 @@ def test_a_quote_in_the_middle_of_nothing(tmp_path: Path) -> None:
     assert "line 2: not a CSV" in refusal(write(tmp_path, 'prompt\n"a" cat, red\n'))
 
 
-def test_the_shipped_list() -> None:
-    prompts = read_prompts(SHIPPED, 100)
-    assert len(set(prompts)) == len(prompts)
+def named(folder: Path, name: str, content: str) -> Path:
+    path = folder / name
+    path.write_text(content, encoding="utf-8")
+    return path
+
+
+def test_a_column_of_another_name(tmp_path: Path) -> None:
+    path = write(tmp_path, 'Prompts,Category\n"A red car, parked.",Colors\nA dog.,Counting\n')
+    assert read_prompts(path, 2, "Prompts") == ["A red car, parked.", "A dog."]
+    assert "--prompt-column" in refusal(path)
+
+
+def test_tabs_and_quotes_that_belong_to_the_prompt(tmp_path: Path) -> None:
+    rows = [
+        "Prompt\tCategory\tChallenge\tNote",
+        '"Open" on a sign, at night\tArts\tBasic\t',
+        'the word "START"\tArts\tBasic\tx',
+        '"a ""big"" cat"\tAnimals\tBasic\t',
+    ]
+    path = named(tmp_path, "PartiPrompts.tsv", "\n".join(rows))
+    found = read_prompts(path, 3, "Prompt")
+    assert found == ['"Open" on a sign, at night', 'the word "START"', 'a "big" cat']
+
+
+def test_plain_lines(tmp_path: Path) -> None:
+    path = named(tmp_path, "prompts.txt", '\ufeffa cat, "sitting"\r\n\n  a dog  \n')
+    assert read_prompts(path, 2) == ['a cat, "sitting"', "a dog"]
+    assert "no prompts" in refusal(named(tmp_path, "blank.txt", "\n\n"))
+
+
+def test_captions_of_coco_one_a_picture(tmp_path: Path) -> None:
+    def file(name: str, *captions: tuple[int, str]) -> Path:
+        annotations = [{"image_id": picture, "id": 1, "caption": text} for picture, text in captions]
+        return named(tmp_path, name, json.dumps({"info": {"year": 2017}, "annotations": annotations}))
+
+    assert read_prompts(
+        file("captions_val2017.json", (7, "A bus.\n"), (7, "Red bus."), (9, "A cat.")), 2
+    ) == [
+        "A bus.",
+        "A cat.",
+    ]
+    assert "no captions in COCO's format" in refusal(named(tmp_path, "other.json", "[1]"))
+    assert "annotation 1: an empty prompt" in refusal(file("empty.json", (1, " ")))
+
+
+def test_the_shipped_list_is_balanced() -> None:
+    """Every twenty prompts hold one of each of twenty categories, so the first hundred do, too."""
+    prompts = read_prompts(SHIPPED, 200)
+    assert len({prompt.casefold() for prompt in prompts}) == 200
+    with SHIPPED.open(encoding="utf-8", newline="") as file:
+        categories = [row["category"] for row in csv.DictReader(file)]
+    assert len(set(categories)) == 20
+    for start in range(0, 200, 20):
+        assert set(categories[start : start + 20]) == set(categories)
+
+
+def test_built_in_models_bring_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "red circle" in read_prompts(default_prompts("demo"), 200)[0]
+    assert default_prompts(DEFAULT_MODEL) == Path("all_prompts.csv")

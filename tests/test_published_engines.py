@@ -67,8 +67,7 @@ def samples(trajectory: Trajectory) -> SampleSet:
         step_index=np.arange(STEPS, dtype=np.int32),
         image=np.zeros(STEPS, np.int32),
         image_index=np.zeros(1, np.int32),
-        conditioning=np.array(trajectory.conditioning["conditioning"])[None],
-        pooled_conditioning=np.array(trajectory.conditioning["pooled_conditioning"])[None],
+        conditioning={name: np.array(array)[None] for name, array in trajectory.conditioning.items()},
     )
 
 

@@ -26,8 +26,7 @@ def sample_set(v, dsigma, dtype):
         step_index=np.arange(n, dtype=np.int32),
         image=np.zeros(n, np.int32),
         image_index=np.zeros(1, np.int32),
-        conditioning=np.zeros((1, 2, 1, 1), np.float32),
-        pooled_conditioning=np.zeros((1, 2, 1), np.float32),
+        conditioning={"text": np.zeros((1, 2, 1, 1), np.float32)},
     )
 
 

@@ -7,7 +7,7 @@ import pytest
 from redis import Redis
 from redis.exceptions import OutOfMemoryError, ResponseError
 
-from shared.errors import ShardCorruptError, StoreError
+from shared.errors import ShardCorruptError, StoreError, StoreFullError
 from shared.stores.open_store import open_store
 from shared.stores.relay_store import RelayStore
 from tests.store_contract import RECORD, SHARD, TASK, StoreContract
@@ -104,6 +104,57 @@ class TestRelayStore(StoreContract):
             store.discard(TASK.namespace, image_task(index).id)
         assert store.used_bytes == 0
         assert redis.keys("bitfleet:relay:*") == []
+
+    def test_what_redis_lost_is_not_counted_for_ever(self, store: RelayStore, redis: Redis) -> None:
+        for index in range(3):
+            store.put(record_of(image_task(index), SHARD), SHARD)
+        store.put_blob("0" * 64, SHARD)
+        store.put_blob("1" * 64, SHARD)
+        # As an eviction or a stranger would.
+        redis.delete(f"bitfleet:shard:{TASK.namespace}:{TASK.id}", f"bitfleet:blob:{'0' * 64}")
+        assert store.used_bytes == 5 * len(SHARD)
+        store.recount()
+        assert store.used_bytes == 3 * len(SHARD)
+        redis.delete(f"bitfleet:records:{TASK.namespace}")
+        store.recount()
+        assert store.used_bytes == len(SHARD)
+        redis.delete("bitfleet:relay:used")
+        store.recount([TASK.namespace])
+        assert store.used_bytes == len(SHARD)
+
+    @pytest.mark.parametrize("key", ["bitfleet:relay:used", "bitfleet:relay:blobs"])
+    def test_a_count_of_another_type_stops_nobody(self, store: RelayStore, redis: Redis, key: str) -> None:
+        redis.set(key, "odd")
+        store.recount()
+        assert store.put(RECORD, SHARD) == "stored"
+        store.put_blob("0" * 64, SHARD)
+        redis.hset("bitfleet:relay:used", "blobs", "odd")
+        assert store.put(record_of(image_task(1), SHARD), SHARD) == "stored"
+        store.recount()
+        assert store.used_bytes == 3 * len(SHARD)
+
+    def test_blobs_count_against_the_limit(self, store: RelayStore) -> None:
+        store.set_limit(3 * len(SHARD))
+        store.put_blob("0" * 64, SHARD)
+        store.put_blob("0" * 64, SHARD)
+        assert store.used_bytes == len(SHARD)
+        outcomes = [store.put(record_of(image_task(index), SHARD), SHARD) for index in range(3)]
+        assert outcomes == ["stored", "stored", "full"]
+        with pytest.raises(StoreFullError, match=r"has no room for .*: it holds .* of .*producer collect"):
+            store.put_blob("1" * 64, SHARD)
+        assert not store.has_blob("1" * 64)
+        store.discard_blob("0" * 64)
+        store.put_blob("1" * 64, SHARD)
+        assert store.used_bytes == 3 * len(SHARD)
+
+    def test_blobs_alone_hold_up_no_shard(self, store: RelayStore) -> None:
+        """One at a time goes through, however little room the samples leave."""
+        store.set_limit(len(SHARD))
+        store.put_blob("0" * 64, SHARD)
+        assert store.put(RECORD, SHARD) == "stored"
+        assert store.put(record_of(image_task(1), SHARD), SHARD) == "full"
+        store.discard(TASK.namespace, TASK.id)
+        assert store.put(record_of(image_task(1), SHARD), SHARD) == "stored"
 
     def test_a_shard_larger_than_its_record_is_not_fetched(self, store: RelayStore) -> None:
         class NoGet:

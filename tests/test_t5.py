@@ -7,10 +7,7 @@ import huggingface_hub.constants
 import mlx.core as mx
 import numpy as np
 import pytest
-import torch
 from diffusionkit.mlx import model_io
-from safetensors.torch import load_file
-from transformers import T5Config, T5EncoderModel
 
 from shared.models import Reference
 from tests.tiny_models import SD3, T5_TOKENS, repository, tiny_tables, write_t5
@@ -38,6 +35,11 @@ def encode(reference: Reference, tokens: list[int]) -> np.ndarray:
 
 
 def test_equals_transformers(home: Path) -> None:
+    # Here, since every process of the tests imports this module, and these imports take over a second.
+    import torch
+    from safetensors.torch import load_file
+    from transformers import T5Config, T5EncoderModel
+
     with tiny_tables():
         tokenizer = model_io.load_t5_tokenizer(max_context_length=T5_TOKENS)
     tokens = tokenizer.tokenize("a small blue square")

@@ -103,7 +103,7 @@ def test_a_shard_holds_the_trajectory_and_what_the_producer_must_know(model: MMD
     shard = calibrate(task, model, seen.append)
     ours = draw(model, PROMPTS[1], 2, 7.5)
     assert np.array_equal(shard.x, np.concatenate([np.array(x) for x in ours.x]))
-    assert np.array_equal(shard.conditioning, np.array(ours.conditioning["conditioning"]))
+    assert np.array_equal(shard.conditioning["conditioning"], np.array(ours.conditioning["conditioning"]))
     assert shard.sigma[-1] == 0
     assert shard.sigma[0] == pytest.approx(1.0)
     assert np.allclose(shard.timestep, shard.sigma[:-1] * 1000)
@@ -115,7 +115,7 @@ def test_half_precision_keeps_what_the_transformer_sees(cache: object) -> None:
     settings = msgspec.structs.replace(SETTINGS, precision="float16")
     task = CalibrationTask(run=settings, store_id="relay", image_index=0, prompt=PROMPTS[0], seed=0)
     shard = calibrate(task, load_family(settings), lambda progress: None)
-    assert shard.x.dtype == shard.conditioning.dtype == np.float16
+    assert shard.x.dtype == shard.conditioning["conditioning"].dtype == np.float16
     assert np.isfinite(shard.x).all()
 
 

@@ -21,7 +21,6 @@ from diffusionkit.mlx.mmdit import MMDiT
 from diffusionkit.mlx.t5 import SD3T5Encoder
 from diffusionkit.mlx.vae import VAEDecoder
 from safetensors.numpy import save_file
-from transformers import T5Config
 
 from tests.tiny_flux import TINY_FLUX
 from worker.families.diffusionkit import files as model_files
@@ -126,6 +125,9 @@ def save(path: Path, weights: Mapping[str, Any]) -> None:
 
 def write_t5(weights_path: Path, folder: Path) -> None:
     """Write a T5 in Google's layout: encoder weights to one file; sizes and tokenizer into `folder`."""
+    # Here, since many tests import this module, and few need T5.
+    from transformers import T5Config
+
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(SENTENCES * 20),
         model_prefix=str(folder / "spiece"),

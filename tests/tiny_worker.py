@@ -8,10 +8,13 @@ import sys
 
 from worker import cli
 from worker.service import process, supervisor
+from worker.service.blas import use_fast_blas
 
 
 def work() -> int:
     """A worker process as it is, with other tables."""
+    # Before the import, which loads MLX.
+    use_fast_blas(processes=2)
     from tests.tiny_models import tiny_tables
 
     with tiny_tables():

@@ -20,7 +20,7 @@ from worker.families.family import Conditioning, Draw, PassSize
 
 
 class ToyFamily:
-    """A class-conditional DiT; its pooled conditioning shifts the time."""
+    """A class-conditional DiT; the label of a prompt shifts the time. Nothing reads the tokens."""
 
     before: tuple[str, ...] = ("time_in", "patch_in")
     after_blocks: tuple[str, ...] = ("patch_out",)
@@ -65,10 +65,14 @@ class ToyFamily:
         prompts = (prompt, "") if cfg_weight > 0 else (prompt,)
         labels = mx.array([zlib.crc32(text.encode()) / 2**32 for text in prompts])[:, None]
         text = mx.sin(labels[:, :, None] * mx.arange(1, 49).reshape(1, 3, 16))
-        return {"conditioning": text, "pooled_conditioning": labels}
+        return {"tokens": text, "labels": labels, "length": mx.full((len(prompts),), text.shape[1])}
 
     def canary_conditioning(self, draw: Draw, rows: int, tokens: int) -> Conditioning:
-        return {"conditioning": draw(rows, tokens, 16), "pooled_conditioning": draw(rows, 1)}
+        return {
+            "tokens": draw(rows, tokens, 16),
+            "labels": draw(rows, 1),
+            "length": mx.full((rows,), tokens),
+        }
 
     def sigmas(self, steps: int) -> mx.array:
         return mx.linspace(1, 0, steps + 1)
@@ -82,13 +86,13 @@ class ToyFamily:
     def direction(
         self, x_t: mx.array, sigma: mx.array, conditioning: Conditioning, cfg_weight: float
     ) -> mx.array:
-        rows = len(conditioning["conditioning"])
+        rows = len(conditioning["labels"])
         velocity = self.velocity(mx.repeat(x_t, rows, axis=0), mx.broadcast_to(sigma, [rows]), conditioning)
         return guided_velocity(velocity, cfg_weight)
 
     def velocity(self, x: mx.array, sigma: mx.array, conditioning: Conditioning) -> mx.array:
         tokens = x.reshape(len(x), -1, x.shape[-1])
-        return self.transformer(tokens, sigma + conditioning["pooled_conditioning"][:, 0]).reshape(x.shape)
+        return self.transformer(tokens, sigma + conditioning["labels"][:, 0]).reshape(x.shape)
 
     def decode(self, x_0: mx.array) -> bytes:
         buffer = io.BytesIO()
@@ -121,7 +125,7 @@ class TwoStreamFamily(ToyFamily):
 
     def velocity(self, x: mx.array, sigma: mx.array, conditioning: Conditioning) -> mx.array:
         tokens = x.reshape(len(x), -1, x.shape[-1])
-        return self.transformer(tokens, conditioning["conditioning"], sigma).reshape(x.shape)
+        return self.transformer(tokens, conditioning["tokens"], sigma).reshape(x.shape)
 
 
 def load(settings: RunSettings, checkpoint: Path | None, parts: Sequence[Part]) -> ToyFamily:

@@ -1,4 +1,4 @@
-"""Prints prompts of the grammar as CSV: `python -m training.prompts > all_prompts.csv`."""
+"""Prints prompts of the grammar as CSV: `python -m training.prompts > producer/demo_prompts.csv`."""
 
 import csv
 import random

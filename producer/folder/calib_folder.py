@@ -3,33 +3,42 @@
 run.json                            the run, and which images are wanted
 manifest.json, samples/, previews/  what has been collected, in the calibration layout
 model.json                          the model card of the first worker
-records/                            a record and a seal for each collected image
+records/                            a record and a seal for each collected image, and a copy of model.json
+.bitfleet/                          the folder's lock, and the data of our own Redis
 sensitivity/<id>/                   request.json, samples.npz, shards/, records/, results.*, report.html
 """
 
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from producer.folder.collected_images import CollectedImages
+from producer.folder.folder_lock import FolderLock
 from producer.folder.json_file import JsonFile, Stamp, stamp_of
 from producer.folder.manifest import Manifest
 from producer.folder.record_folder import RecordFolder
 from producer.folder.request_file import RequestFile
 from producer.folder.run_file import RunFile, difference
+from producer.folder.shard_folder import ShardFolder
 from shared.errors import InputError, ShardCorruptError
-from shared.model_card import ModelCard, decode_model_card
+from shared.files import delete_temporaries, write_atomically
+from shared.model_card import ModelCard, decode_model_card, encode_model_card
 
 
 class CalibFolder:
     """The paths of a calibration folder. It also reads and writes all files but the samples."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, tell: Callable[[str], None] = lambda line: None) -> None:
+        """`tell` is called with one line about what this process waits for."""
         self.root = root
         self.run_path = root / "run.json"
         self.model_path = root / "model.json"
+        self.model_copy_path = root / "records" / "model.card"
         self.manifest_path = root / "manifest.json"
         self.samples_dir = root / "samples"
         self.state_dir = root / ".bitfleet"
+        self.lock = FolderLock(self.state_dir, tell)
         self.records = RecordFolder(root / "records")
         """Records of the collected images."""
         self.images = CollectedImages()
@@ -37,6 +46,7 @@ class CalibFolder:
         self._model: tuple[Stamp, ModelCard] | None = None
         self._run = JsonFile(self.run_path, RunFile)
         self._sensitivities: dict[str, SensitivityFolder] = {}
+        self._swept = False
 
     def check_writable(self) -> None:
         """Create the folder if it is missing, and check that it can be written.
@@ -53,6 +63,21 @@ class CalibFolder:
                 f"{self.root} can't be written: {error.strerror}; nothing that was finished is lost: mend "
                 "that, or name another folder with --calib-dir"
             ) from None
+
+    @contextmanager
+    def locked(self, command: str) -> Iterator[None]:
+        """Be the only process that writes here; wait for another one, and tell who that is.
+
+        The first time, temporary files that a killed process left behind are deleted.
+
+        Args:
+            command: the command of this process, for the messages of others.
+        """
+        with self.lock.hold(command):
+            if not self._swept:
+                delete_temporaries(self.root, leave=self.state_dir)
+                self._swept = True
+            yield
 
     def sample_name(self, image_index: int, step_index: int) -> str:
         """Return a sample's path relative to the root. Sorted names are in the layout's order."""
@@ -75,8 +100,12 @@ class CalibFolder:
 
     def sensitivities(self) -> list["SensitivityFolder"]:
         """Return the folders of all sensitivity runs, sorted by id."""
-        requests = sorted(self.root.glob("sensitivity/*/request.json"))
-        return [self.sensitivity(path.parent.name) for path in requests]
+        # Also those whose request is lost: what was collected for it must not be forgotten in silence.
+        found = {path.parent.name for name in ("request.json", "records") for path in self._within(name)}
+        return [self.sensitivity(name) for name in sorted(found)]
+
+    def _within(self, name: str) -> Iterator[Path]:
+        return self.root.glob(f"sensitivity/*/{name}")
 
     def read_run(self) -> RunFile | None:
         """Return the run file; None if there is none.
@@ -130,9 +159,33 @@ class CalibFolder:
             try:
                 self._model = stamp, decode_model_card(self.model_path.read_bytes())
             except ShardCorruptError as error:
-                message = f"{self.model_path}: {error}; delete it and run `producer collect`"
+                message = f"{self.model_path}: {error}; run `producer collect`, which restores it"
                 raise InputError(message) from None
         return self._model[1]
+
+    def write_model(self, card: ModelCard) -> None:
+        """Write the model card, and a copy from which it can be restored."""
+        for path in (self.model_copy_path, self.model_path):
+            write_atomically(path, encode_model_card(card))
+
+    def restore_model(self, *, write: bool) -> bool:
+        """Return whether there is a model card or a copy of it. With `write`, restore the one from the other.
+
+        A card that is damaged, with no copy, is deleted.
+        """
+        card = None
+        with suppress(InputError):
+            card = self.read_model()
+        if card is not None and self.model_copy_path.exists():
+            return True
+        if card is None:
+            with suppress(OSError, ShardCorruptError):
+                card = decode_model_card(self.model_copy_path.read_bytes())
+        if card is not None and write:
+            self.write_model(card)
+        elif write:
+            self.model_path.unlink(missing_ok=True)
+        return card is not None
 
     def drop_image(self, task_id: str) -> None:
         """Forget that an image was collected."""
@@ -140,25 +193,16 @@ class CalibFolder:
         self.seal_path(task_id).unlink(missing_ok=True)
 
 
-class SensitivityFolder:
+class SensitivityFolder(ShardFolder):
     """The paths of a sensitivity run's folder."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
-        self.request_path = root / "request.json"
+        super().__init__(root)
         self.samples_path = root / "samples.npz"
         self.results_path = root / "results.json"
         self.csv_path = root / "results.csv"
         self.report_path = root / "report.html"
-        self.records = RecordFolder(root / "records")
-        """Records of the collected shards."""
-        self.hashed: dict[str, Stamp] = {}
-        """By task id, the stamp of its shard's file when its sha256 was last checked."""
         self._request = JsonFile(self.request_path, RequestFile)
-
-    def shard_path(self, task_id: str) -> Path:
-        """Return the path of a task's shard."""
-        return self.root / "shards" / f"{task_id}.npz"
 
     def read_request(self) -> RequestFile | None:
         """Return the request; None if there is none."""

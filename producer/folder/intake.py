@@ -11,6 +11,19 @@ from shared.stores.store import ShardStore
 MAX_REASON = 500
 
 
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """A shard that was dropped."""
+
+    task_id: str
+    host: str
+    """Where it was made, as its record says; empty if the record can't be read."""
+    cause: str
+    """What is wrong, in a few words that are the same for all shards with this fault."""
+    line: str
+    """What is wrong with this one."""
+
+
 @dataclass(slots=True)
 class Intake:
     """The outcome of one pass over a store."""
@@ -19,6 +32,8 @@ class Intake:
     """Ids of the tasks whose shards were saved."""
     problems: list[str] = field(default_factory=list)
     """One line for each dropped shard, with the reason."""
+    dropped: list[Dropped] = field(default_factory=list)
+    """The same shards, for counting."""
     unreadable: dict[str, str] = field(default_factory=dict)
     """By task id, why its file could not be read. It stays in the store for the next pass."""
 
@@ -48,29 +63,37 @@ def take_in(
         if task.id not in finished:
             continue
         if task.id not in records:
+            host = ""
             try:
-                records[task.id] = _take_one(task, store, keep)
+                record = store.record(task.namespace, task.id)
+                host = record.host
+                _take_one(task, record, store, keep)
+                records[task.id] = record
                 intake.merged.append(task.id)
                 told(task)
             except (ShardCorruptError, RunMismatchError) as error:
-                intake.problems.append(f"{task.label}: dropped, to be computed again: {_printable(error)}")
+                line = f"{task.label}: dropped, to be computed again: {_printable(str(error))}"
+                intake.problems.append(line)
+                intake.dropped.append(Dropped(task.id, _printable(host), _cause(error), line))
             except StoreTroubleError as error:
                 # This raises if the whole store is unreadable, and not this file alone.
                 store.record_ids(namespace)
-                intake.unreadable[task.id] = _printable(error)
+                intake.unreadable[task.id] = _printable(str(error))
                 continue
         store.discard(namespace, task.id)
     return intake
 
 
-def _take_one(task: Task, store: ShardStore, keep: Callable[[Record, bytes], None]) -> Record:
-    record = store.record(task.namespace, task.id)
+def _take_one(task: Task, record: Record, store: ShardStore, keep: Callable[[Record, bytes], None]) -> None:
     if record.task != task:
         raise RunMismatchError(f"its record is of other settings (from {record.host})")
     keep(record, store.shard(record))
-    return record
 
 
-def _printable(error: Exception) -> str:
-    """Return an error's text, cut short and without control characters: it may quote a hostile shard."""
-    return "".join(letter if letter.isprintable() else " " for letter in str(error)[:MAX_REASON])
+def _cause(error: Exception) -> str:
+    return "damaged" if isinstance(error, ShardCorruptError) else "of other settings or model files"
+
+
+def _printable(text: str) -> str:
+    """Return a text, cut short and without control characters: it may quote a hostile shard."""
+    return "".join(letter if letter.isprintable() else " " for letter in text[:MAX_REASON])

@@ -7,7 +7,7 @@ import numpy as np
 
 from producer.folder.calib_folder import CalibFolder
 from shared.choices import DEFAULT_STEPS_PER_IMAGE
-from shared.errors import InputError
+from shared.errors import InputError, SampleError
 from shared.layout.npz import Array
 from shared.layout.reader import read_manifest, read_samples
 from shared.layout.sample_file import Sample
@@ -76,9 +76,21 @@ def _pack(chosen: list[tuple[int, Sample, Sample | None]], firsts: list[Sample],
         step_index=np.array([sample.step_index for sample in samples], dtype=np.int32),
         image=np.array([image for image, _, _ in chosen], dtype=np.int32),
         image_index=np.array([first.image_index for first in firsts], dtype=np.int32),
-        conditioning=np.stack([first.conditioning for first in firsts]),
-        pooled_conditioning=np.stack([first.pooled_conditioning for first in firsts]),
+        conditioning=_stack_conditioning(firsts),
     )
+
+
+def _stack_conditioning(firsts: list[Sample]) -> dict[str, Array]:
+    """Return the conditioning of all images, (m, B, ...)."""
+    first = firsts[0].named_conditioning
+    for sample in firsts:
+        other = sample.named_conditioning
+        if {name: array.shape for name, array in other.items()} != {n: a.shape for n, a in first.items()}:
+            raise SampleError(
+                f"{sample.path}: its conditioning has not the shape of that in {firsts[0].path}; "
+                "measure on fewer images with --max-images"
+            )
+    return {name: np.stack([sample.named_conditioning[name] for sample in firsts]) for name in first}
 
 
 def _last_sigma(sample: Sample, sigmas: object) -> float:

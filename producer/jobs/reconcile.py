@@ -3,7 +3,7 @@
 The same code handles lost jobs, a wiped Redis, repeated commands and continued runs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from redis import Redis
@@ -35,6 +35,8 @@ class Reconciled:
     """Tasks that failed in every attempt."""
     enqueued: tuple[str, ...]
     """Tasks that this call has enqueued."""
+    left: frozenset[str] = frozenset()
+    """Missing tasks that were not to be enqueued."""
 
     @property
     def outstanding(self) -> int:
@@ -49,7 +51,8 @@ def _lock(connection: Redis, queue: TaskQueue) -> Lock:
     # Every lock of ours ends by itself. One that does not would be waited for in vain.
     if left == -1 or left > 1000 * LOCK_SECONDS:
         connection.delete(key)
-    return connection.lock(key, timeout=LOCK_SECONDS)
+    lock: Lock = connection.lock(key, timeout=LOCK_SECONDS)
+    return lock
 
 
 def reconcile(
@@ -60,8 +63,9 @@ def reconcile(
     store: ShardStore,
     retry_failed: bool,
     enqueue: bool = True,
+    leave: Collection[str] = (),
 ) -> Reconciled:
-    """Enqueue the tasks that are missing. All tasks belong to one namespace and store.
+    """Enqueue the tasks that are missing, but none of `leave`. All tasks belong to one namespace and store.
 
     `retry_failed` enqueues failed tasks again; without it they are only reported.
     """
@@ -74,7 +78,8 @@ def reconcile(
         failed = (queue.failed_ids() & wanted) - in_flight
         in_store = (store.record_ids(tasks[0].namespace) & wanted if tasks else set()) - done
         known = done | in_store | in_flight | (set() if retry_failed else failed)
-        rest = [task for task in tasks if task.id not in known]
+        missing = [task for task in tasks if task.id not in known]
+        rest = [task for task in missing if task.id not in leave]
         if enqueue:
             for start in range(0, len(rest), BATCH):
                 batch = rest[start : start + BATCH]
@@ -88,4 +93,5 @@ def reconcile(
         running=frozenset(on_their_way.started & in_flight - in_store),
         failed=frozenset() if retry_failed and enqueue else frozenset(failed - done - in_store),
         enqueued=tuple(task.id for task in rest) if enqueue else (),
+        left=frozenset(task.id for task in missing if task.id in leave),
     )

@@ -15,9 +15,10 @@ from shared.errors import RunMismatchError, ShardCorruptError
 from shared.files import write_atomically
 from shared.kinds.calibration import CalibrationShard, CalibrationTask
 from shared.layout import npz
+from shared.layout.conditioning import to_members
 from shared.layout.npz import Array
 from shared.layout.sample_file import SampleFile
-from shared.model_card import ModelCard, decode_model_card, encode_model_card
+from shared.model_card import ModelCard, decode_model_card
 from shared.stores.records import Record
 
 
@@ -43,6 +44,12 @@ class CalibrationPart(Part):
     def collected(self, *, closely: bool = False) -> Collected:
         records, damages = self._folder.images.look(self._folder, self._tasks, renew=closely)
         lines = {task_id: f"{damage}; the image is to be drawn again" for task_id, damage in damages.items()}
+        restored = not records or self._folder.restore_model(write=closely)
+        if not restored and len(records) == len(self._tasks):
+            # Any image's shard brings a model card.
+            first = min(records)
+            del records[first]
+            lines[first] = f"{self._folder.model_path} is lost; one image is to be drawn again to restore it"
         return Collected(records=records, damages=lines)
 
     def drop(self, task_id: str) -> None:
@@ -75,8 +82,7 @@ def _sample(shard: CalibrationShard, step: int) -> dict[str, Array]:
         "x": shard.x[step : step + 1],
         "timestep": np.asarray(shard.timestep[step], dtype=np.float32),
         "sigma": np.asarray(shard.sigma[step], dtype=np.float32),
-        "conditioning": shard.conditioning,
-        "pooled_conditioning": shard.pooled_conditioning,
+        **to_members(shard.conditioning),
         "step_index": np.asarray(step, dtype=np.int64),
     }
 
@@ -94,17 +100,18 @@ def _check_model(folder: CalibFolder, record: Record, card: ModelCard) -> None:
     known = folder.read_model()
     if card.fingerprint != record.fingerprint:
         raise ShardCorruptError("its model card is not that of its record")
-    if known is None:
-        write_atomically(folder.model_path, encode_model_card(card))
-        return
-    if known.fingerprint == card.fingerprint and card.has_places and not known.has_places:
-        # The first one came from an older revision.
-        write_atomically(folder.model_path, encode_model_card(card))
-    if known.fingerprint != card.fingerprint:
+    # Without a card, other images say which model it is.
+    others = [known.fingerprint] if known else [other.fingerprint for other in folder.records.read().values()]
+    if others and others[0] != card.fingerprint:
         raise RunMismatchError(
             f"{record.host} has other model files (fingerprint {card.fingerprint[:12]}, the run's is "
-            f"{known.fingerprint[:12]}); give that machine the same checkpoint"
+            f"{others[0][:12]}); give that machine the same checkpoint"
         )
+    if known is None or (card.has_places and not known.has_places):
+        # In the second case, the first one came from an older revision.
+        folder.write_model(card)
+    if known is None:
+        return
     for part in known.parts.keys() & card.parts.keys():
         if known.parts[part] != card.parts[part]:
             raise RunMismatchError(

@@ -23,6 +23,9 @@ class Collected:
 class Part(ABC):
     """What the collector needs to know about a kind. A part reads everything from the folder."""
 
+    trouble: str | None = None
+    """Why nothing can be done for this part."""
+
     @property
     @abstractmethod
     def title(self) -> str:
@@ -71,3 +74,26 @@ class Part(ABC):
         `reasons` says, by task id, why a task is missing.
         """
         return None
+
+
+class BrokenPart(Part):
+    """A part whose request can't be read. It is never complete, and stops no other part."""
+
+    def __init__(self, title: str, trouble: str) -> None:
+        self._title, self.trouble = title, trouble
+
+    @property
+    def title(self) -> str:
+        return self._title
+
+    def tasks(self) -> Sequence[Task]:
+        return []
+
+    def collected(self, *, closely: bool = False) -> Collected:
+        return Collected()
+
+    def drop(self, task_id: str) -> None:
+        """Nothing was collected."""
+
+    def keep(self, record: Record, shard: bytes) -> None:
+        """Nothing is asked for."""

@@ -5,22 +5,25 @@ from pathlib import Path
 
 from producer.folder.calib_folder import CalibFolder
 from producer.folder.tasks import exact_tasks
-from producer.kinds.part import Part
+from producer.kinds.part import BrokenPart, Part
 from producer.kinds.sampled import SampledPart
 from producer.results.write import write_results
+from shared.errors import InputError
 
 
 def find_parts(folder: CalibFolder) -> Sequence[Part]:
     """Return one part per sensitivity run with exact measurements."""
-    if folder.read_model() is None:
-        return []
     run = folder.require_run()
-    requests = [(subfolder, subfolder.require_request()) for subfolder in folder.sensitivities()]
-    return [
-        SensitivityPart(folder, subfolder, request, tasks)
-        for subfolder, request in requests
-        if (tasks := exact_tasks(request, run))
-    ]
+    parts: list[Part] = []
+    for subfolder in folder.sensitivities():
+        try:
+            request = subfolder.require_request()
+        except InputError as error:
+            parts.append(BrokenPart(f"sensitivity {subfolder.root.name}", str(error)))
+            continue
+        if tasks := exact_tasks(request, run):
+            parts.append(SensitivityPart(folder, subfolder, request, tasks))
+    return parts
 
 
 class SensitivityPart(SampledPart):

@@ -8,7 +8,7 @@ import msgspec
 from producer.folder.calib_folder import CalibFolder
 from producer.folder.tasks import sketch_tasks
 from producer.kinds.part import Part
-from producer.kinds.sampled import SampledPart
+from producer.kinds.sampled import SampledPart, readable_requests
 from producer.results.sketch import estimate
 from producer.results.verify import pairs_to_verify
 from producer.results.write import finished_sketches, write_results
@@ -17,13 +17,10 @@ from shared.stores.records import Record
 
 def find_parts(folder: CalibFolder) -> Sequence[Part]:
     """Return one part per sensitivity run with a sketch."""
-    if folder.read_model() is None:
-        return []
     run = folder.require_run()
-    requests = [(subfolder, subfolder.require_request()) for subfolder in folder.sensitivities()]
     return [
         SketchPart(folder, subfolder, request, tasks)
-        for subfolder, request in requests
+        for subfolder, request in readable_requests(folder)
         if (tasks := sketch_tasks(request, run))
     ]
 

@@ -7,8 +7,9 @@ from msgspec import Meta
 
 from shared.errors import ShardCorruptError
 from shared.kinds.kind import Kind, Task
+from shared.layout.conditioning import Conditioning, check_conditioning
 from shared.layout.npz import Array
-from shared.packed_arrays import FLOATS, PackedArrays
+from shared.packed_arrays import CONDITIONING, FLOATS, PackedArrays
 from shared.runs import Seed
 
 
@@ -49,10 +50,9 @@ class CalibrationShard(PackedArrays):
     """(N + 1,) float32; the last is 0 for SD3."""
     timestep: Array
     """(N,): rounded to the activation dtype, stored as float32."""
-    conditioning: Array
-    """(B, T, D): B is 2 with CFG (text, negative), else 1."""
-    pooled_conditioning: Array
-    """(B, P)."""
+    conditioning: Conditioning
+    """Arrays of B rows: 2 with CFG (text, negative), else 1. SD3 and FLUX: `conditioning` (B, T, D) and
+    `pooled_conditioning` (B, P)."""
     preview_png: Array
     """(bytes,) uint8: the decoded image as PNG; empty if decoding failed."""
     model_json: Array
@@ -62,8 +62,7 @@ class CalibrationShard(PackedArrays):
         "x": (FLOATS, 4),
         "sigma": (FLOATS, 1),
         "timestep": (FLOATS, 1),
-        "conditioning": (FLOATS, 3),
-        "pooled_conditioning": (FLOATS, 2),
+        "conditioning": (CONDITIONING, 0),
         "preview_png": ("u", 1),
         "model_json": ("u", 1),
     }
@@ -74,8 +73,7 @@ class CalibrationShard(PackedArrays):
             raise ShardCorruptError(
                 f"{len(self.x)} latents and {len(self.sigma)} sigmas do not fit {steps} steps"
             )
-        if len(self.conditioning) != len(self.pooled_conditioning):
-            raise ShardCorruptError("conditioning and pooled_conditioning differ in batch")
+        check_conditioning(self.conditioning, leading=())
         self._check_finite()
 
 

@@ -57,10 +57,15 @@ def _read_members(archive: zipfile.ZipFile, max_bytes: int) -> dict[str, Array]:
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise ShardCorruptError(f"{member.filename}: compressed in a way that is not allowed")
         name = member.filename.removesuffix(".npy")
-        if name == member.filename or not name.isidentifier() or name in arrays:
+        if name == member.filename or not _is_name(name) or name in arrays:
             raise ShardCorruptError(f"NPZ with an unexpected member {member.filename!r}")
         arrays[name] = _read_member(archive, member)
     return arrays
+
+
+def _is_name(name: str) -> bool:
+    """Return whether this is a Python identifier, or two with a dot between them."""
+    return name.count(".") <= 1 and all(part.isidentifier() for part in name.split("."))
 
 
 def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Array:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.lib.npyio import NpzFile
 
 from shared.errors import SampleError
+from shared.layout.conditioning import PREFIX, Conditioning, own_names
 from shared.layout.npz import Array
 
 
@@ -23,6 +24,8 @@ _ARRAYS = {
     "x": _Key(("x", "latent", "arr_0"), "f", range(3, 5)),
     "timestep": _Key(("timestep", "arr_1"), "fiu", range(2)),
     "sigma": _Key(("sigma", "arr_2"), "fiu", range(2)),
+}
+_CONDITIONING = {
     "conditioning": _Key(("conditioning", "arr_3"), "f", range(2, 5)),
     "pooled_conditioning": _Key(("pooled_conditioning", "arr_4"), "f", range(1, 5)),
 }
@@ -39,13 +42,21 @@ class Sample:
     """() or (n,)."""
     sigma: Array
     """() or (n,)."""
-    conditioning: Array
-    """For example (B, T, D); B is 2 with CFG (text, negative)."""
-    pooled_conditioning: Array
-    """For example (B, P)."""
+    named_conditioning: Conditioning
+    """All arrays of the conditioning by name. SD3 and FLUX have the two that the properties below return."""
     step_index: int
     image_index: int
     path: Path
+
+    @property
+    def conditioning(self) -> Array:
+        """For example (B, T, D); B is 2 with CFG (text, negative)."""
+        return self.named_conditioning["conditioning"]
+
+    @property
+    def pooled_conditioning(self) -> Array:
+        """For example (B, P)."""
+        return self.named_conditioning["pooled_conditioning"]
 
 
 class SampleFile:
@@ -73,7 +84,24 @@ class SampleFile:
     def load(self, image_index: int, step_index: int) -> Sample:
         """Read and check the arrays."""
         arrays = {name: self._checked(name, key) for name, key in _ARRAYS.items()}
-        return Sample(**arrays, step_index=step_index, image_index=image_index, path=self.path)
+        return Sample(
+            **arrays,
+            named_conditioning=self._conditioning(),
+            step_index=step_index,
+            image_index=image_index,
+            path=self.path,
+        )
+
+    def _conditioning(self) -> dict[str, Array]:
+        """Read the layout's two arrays, or those that have names of the model's own, or both."""
+        others = own_names(list(self._npz))
+        keys = {
+            name: key
+            for name, key in _CONDITIONING.items()
+            if not others or any(accepted in self._npz for accepted in key.names)
+        }
+        keys |= {name: _Key((PREFIX + name,), "fiub", range(1, 9)) for name in others}
+        return {name: self._checked(name, key) for name, key in keys.items()}
 
     def _fail(self, what: str) -> SampleError:
         return SampleError(f"{self.path}: {what}")
@@ -112,7 +140,8 @@ class SampleFile:
     def _checked(self, name: str, key: _Key) -> Array:
         array = self._read(key.names)
         if array.dtype.kind not in key.kinds:
-            raise self._fail(f"{name!r} is of dtype {array.dtype}; floating point belongs there")
+            wanted = "floating point belongs" if key.kinds == "f" else "numbers belong"
+            raise self._fail(f"{name!r} is of dtype {array.dtype}; {wanted} there")
         if array.ndim not in key.ranks:
             ranks = f"{key.ranks[0]} to {key.ranks[-1]}"
             raise self._fail(f"{name!r} has shape {array.shape}; {ranks} axes belong there")

@@ -7,8 +7,9 @@ from typing import ClassVar
 import numpy as np
 
 from shared.errors import ShardCorruptError
+from shared.layout.conditioning import Conditioning, check_conditioning
 from shared.layout.npz import Array
-from shared.packed_arrays import BOOLEANS, FLOATS, INTEGERS, PackedArrays
+from shared.packed_arrays import BOOLEANS, CONDITIONING, FLOATS, INTEGERS, PackedArrays
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,13 +35,12 @@ class SampleSet(PackedArrays):
     step_index: Array
     """(n,) int32."""
     image: Array
-    """(n,) int32: index into `image_index`, `conditioning` and `pooled_conditioning`."""
+    """(n,) int32: index into `image_index` and the arrays of `conditioning`."""
     image_index: Array
     """(m,) int32."""
-    conditioning: Array
-    """(m, B, T, D)."""
-    pooled_conditioning: Array
-    """(m, B, P)."""
+    conditioning: Conditioning
+    """Arrays (m, B, ...): B rows of each image. SD3 and FLUX: `conditioning` (m, B, T, D) and
+    `pooled_conditioning` (m, B, P)."""
 
     _layout: ClassVar[dict[str, tuple[str, int]]] = {
         "x": (FLOATS, 4),
@@ -52,8 +52,7 @@ class SampleSet(PackedArrays):
         "step_index": (INTEGERS, 1),
         "image": (INTEGERS, 1),
         "image_index": (INTEGERS, 1),
-        "conditioning": (FLOATS, 4),
-        "pooled_conditioning": (FLOATS, 3),
+        "conditioning": (CONDITIONING, 1),
     }
 
     def __len__(self) -> int:
@@ -66,11 +65,16 @@ class SampleSet(PackedArrays):
             raise ShardCorruptError("not a sample set: its arrays differ in length")
         if n == 0:
             raise ShardCorruptError("not a sample set: it is empty")
-        if len(self.conditioning) != m or self.pooled_conditioning.shape[:2] != self.conditioning.shape[:2]:
-            raise ShardCorruptError("not a sample set: conditioning does not fit its images")
+        check_conditioning(self.conditioning, leading=(m,))
         if self.image.min() < 0 or self.image.max() >= m:
             raise ShardCorruptError("not a sample set: a sample of an image it does not hold")
         self._check_finite()
+
+    @property
+    def rows(self) -> int:
+        """B: rows of conditioning of each image."""
+        rows: int = next(iter(self.conditioning.values())).shape[1]
+        return rows
 
     @property
     def implied_velocity(self) -> Array:

@@ -13,7 +13,7 @@ from shared.errors import BitfleetError, ShardCorruptError, StoreError, StoreTro
 from shared.safe_url import PERCENT_ENCODE, is_readable, safe_url, without_secrets
 from shared.stores.filesystems import open_filesystem
 from shared.stores.records import MAX_SHARD_BYTES, Record, decode_record, encode_record
-from shared.stores.store import PutOutcome, ShardStore
+from shared.stores.store import PutOutcome, ShardStore, require_portable
 
 MARKER = "bitfleet-store.json"
 MAX_RECORD_BYTES = 64 * 1024
@@ -64,6 +64,7 @@ class FolderStore(ShardStore):
         return cls(filesystem, root, url, _store_id(content, label))
 
     def put(self, record: Record, shard: bytes) -> PutOutcome:
+        require_portable(f"the shard of {record.task.label}", len(shard))
         self._check_marker()
         name = self._record_path(record.task.namespace, record.id)
         with _explained(self._url):
@@ -107,6 +108,7 @@ class FolderStore(ShardStore):
                     self._remove(path)
 
     def put_blob(self, digest: str, data: bytes) -> None:
+        require_portable(f"blob {digest[:12]}", len(data))
         self._check_marker()
         with _explained(self._url):
             self._write(self._blob_path(digest), data)
@@ -122,7 +124,7 @@ class FolderStore(ShardStore):
         with _explained(self._url):
             if not self._fs.exists(path):
                 raise StoreError(
-                    f"{self.label} has no blob {digest[:12]}; run `producer enqueue-sensitivity` again"
+                    f"{self.label} has no blob {digest[:12]}; `producer collect` puts it there again"
                 )
             data: bytes = self._fs.cat_file(path)
         if hashlib.sha256(data).hexdigest() != digest:

@@ -12,7 +12,8 @@ from shared.kinds.registry import AnyTask
 from shared.runs import PROTOCOL, Digest
 
 MAX_SHARD_BYTES = 512 * 1024 * 1024
-"""The longest string that Redis can hold. No image of a known model needs more."""
+"""The longest string that Redis can hold. Shards of older revisions may be so long; new ones may not, see
+`shared.stores.store.MAX_PORTABLE_BYTES`."""
 
 
 class Record(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -1,42 +1,28 @@
 """The relay: a store in Redis. Workers need nothing but the URL of Redis."""
 
 import hashlib
-from typing import cast
+from collections.abc import Callable, Iterable
+from typing import Any, cast
 
+from humanfriendly import format_size
 from redis import Redis
 from redis.exceptions import OutOfMemoryError, ResponseError
 
-from shared.errors import ShardCorruptError, StoreError
+from shared.errors import ShardCorruptError, StoreError, StoreFullError
+from shared.stores import relay_scripts
 from shared.stores.records import Record, decode_record, encode_record
-from shared.stores.store import PutOutcome, ShardStore
+from shared.stores.store import PutOutcome, ShardStore, require_portable
 
 RELAY_ID = "relay"
 DEFAULT_LIMIT_BYTES = 1024**3
 MIN_LIMIT_BYTES = 1_000_000
 """The smallest limit that can be set: one image of the smallest model needs about this much."""
 
-_BYTES_KEY = "bitfleet:relay:bytes"
 _LIMIT_KEY = "bitfleet:relay:limit"
-
-# Each is one script, so that shard, record and byte count change together or not at all.
-_PUT = """
-if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 1 then return 'exists' end
-local limit = tonumber(redis.call('GET', KEYS[4]) or ARGV[4])
-local used = tonumber(redis.call('GET', KEYS[3]) or '0')
-local size = string.len(ARGV[3])
--- An empty relay takes any shard, so that one larger than the limit does not wait for ever.
-if used > 0 and used + size > limit then return 'full' end
-redis.call('SET', KEYS[2], ARGV[3])
-redis.call('INCRBY', KEYS[3], size)
-redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
-return 'stored'
-"""
-_DISCARD = """
-redis.call('HDEL', KEYS[1], ARGV[1])
-local size = redis.call('STRLEN', KEYS[2])
-redis.call('DEL', KEYS[2])
-if size > 0 and redis.call('DECRBY', KEYS[3], size) <= 0 then redis.call('DEL', KEYS[3]) end
-"""
+_USED_KEY = "bitfleet:relay:used"
+"""A hash: bytes by namespace, and those of all blobs under the field `blobs`. Blobs have no namespace."""
+_BLOBS_KEY = "bitfleet:relay:blobs"
+"""A hash: the bytes of each blob, by digest."""
 
 
 class RelayStore(ShardStore):
@@ -46,42 +32,51 @@ class RelayStore(ShardStore):
         self.id = RELAY_ID
         self.label = "the Redis relay"
         self._redis = connection
-        self._put = connection.register_script(_PUT)
-        self._discard = connection.register_script(_DISCARD)
+        self._put = connection.register_script(relay_scripts.PUT)
+        self._discard = connection.register_script(relay_scripts.DISCARD)
+        self._put_blob = connection.register_script(relay_scripts.PUT_BLOB)
+        self._discard_blob = connection.register_script(relay_scripts.DISCARD_BLOB)
+        self._recount = connection.register_script(relay_scripts.RECOUNT)
 
     @property
     def used_bytes(self) -> int:
-        """Bytes of all shards in the relay."""
-        return int(cast(bytes | None, self._redis.get(_BYTES_KEY)) or 0)
+        """Bytes of all shards and blobs in the relay, as counted."""
+        counts = cast(dict[bytes, bytes], self._redis.hgetall(_USED_KEY))
+        return sum(_number(count) or 0 for count in counts.values())
 
     @property
     def limit_bytes(self) -> int:
         """The largest allowed value of `used_bytes`."""
-        return int(cast(bytes | None, self._redis.get(_LIMIT_KEY)) or DEFAULT_LIMIT_BYTES)
+        return _number(cast(bytes | None, self._redis.get(_LIMIT_KEY)) or b"") or DEFAULT_LIMIT_BYTES
+
+    def recount(self, namespaces: Iterable[str] = ()) -> None:
+        """Count what is there, in these namespaces and all that are known, and put the count right.
+
+        It goes wrong if Redis evicts keys, or if somebody deletes some.
+        """
+        self._recount(keys=[_USED_KEY, _BLOBS_KEY], args=[*namespaces])
 
     def set_limit(self, limit_bytes: int) -> None:
         """Set the limit for all workers."""
         self._redis.set(_LIMIT_KEY, limit_bytes)
 
     def put(self, record: Record, shard: bytes) -> PutOutcome:
+        require_portable(f"the shard of {record.task.label}", len(shard))
         namespace = record.task.namespace
-        try:
-            outcome = self._put(
-                keys=[_records_key(namespace), _shard_key(namespace, record.id), _BYTES_KEY, _LIMIT_KEY],
-                args=[record.id, encode_record(record), shard, DEFAULT_LIMIT_BYTES],
-            )
-        except ResponseError as error:
-            # Redis itself can be full before the relay is. Before version 7 the script's error is wrapped.
-            if not isinstance(error, OutOfMemoryError) and "OOM command" not in str(error):
-                raise
-            return "full"
-        return cast(PutOutcome, outcome.decode())
+        return _outcome(
+            self._put,
+            keys=[_records_key(namespace), _shard_key(namespace, record.id), _USED_KEY, _LIMIT_KEY],
+            args=[record.id, encode_record(record), shard, DEFAULT_LIMIT_BYTES, namespace],
+        )
 
     def has_record(self, namespace: str, task_id: str) -> bool:
         return bool(self._redis.hexists(_records_key(namespace), task_id))
 
     def record_ids(self, namespace: str) -> set[str]:
-        return {key.decode() for key in cast(list[bytes], self._redis.hkeys(_records_key(namespace)))}
+        return {
+            key.decode("utf-8", "replace")
+            for key in cast(list[bytes], self._redis.hkeys(_records_key(namespace)))
+        }
 
     def record(self, namespace: str, task_id: str) -> Record:
         data = cast(bytes | None, self._redis.hget(_records_key(namespace), task_id))
@@ -105,11 +100,19 @@ class RelayStore(ShardStore):
 
     def discard(self, namespace: str, task_id: str) -> None:
         self._discard(
-            keys=[_records_key(namespace), _shard_key(namespace, task_id), _BYTES_KEY], args=[task_id]
+            keys=[_records_key(namespace), _shard_key(namespace, task_id), _USED_KEY],
+            args=[task_id, namespace],
         )
 
     def put_blob(self, digest: str, data: bytes) -> None:
-        self._redis.set(_blob_key(digest), data)
+        require_portable(f"blob {digest[:12]}", len(data))
+        keys = [_BLOBS_KEY, _blob_key(digest), _USED_KEY, _LIMIT_KEY]
+        if _outcome(self._put_blob, keys=keys, args=[digest, "", data, DEFAULT_LIMIT_BYTES]) == "full":
+            raise StoreFullError(
+                f"{self.label} has no room for {format_size(len(data))} of samples: it holds "
+                f"{format_size(self.used_bytes)} of {format_size(self.limit_bytes)}; run `producer "
+                "collect` in the folders of other runs, or enqueue with a larger --relay-limit"
+            )
 
     def has_blob(self, digest: str) -> bool:
         return bool(self._redis.exists(_blob_key(digest)))
@@ -118,14 +121,30 @@ class RelayStore(ShardStore):
         data = cast(bytes | None, self._redis.get(_blob_key(digest)))
         if data is None:
             raise StoreError(
-                f"{self.label} has no blob {digest[:12]}; run `producer enqueue-sensitivity` again"
+                f"{self.label} has no blob {digest[:12]}; `producer collect` puts it there again"
             )
         if hashlib.sha256(data).hexdigest() != digest:
             raise ShardCorruptError(f"blob {digest[:12]} in {self.label} was altered")
         return data
 
     def discard_blob(self, digest: str) -> None:
-        self._redis.delete(_blob_key(digest))
+        self._discard_blob(keys=[_BLOBS_KEY, _blob_key(digest), _USED_KEY], args=[digest])
+
+
+def _outcome(script: Callable[..., Any], **call: Any) -> PutOutcome:
+    try:
+        outcome: bytes = script(**call)
+    except ResponseError as error:
+        # Redis itself can be full before the relay is. Before version 7 the script's error is wrapped.
+        if not isinstance(error, OutOfMemoryError) and "OOM command" not in str(error):
+            raise
+        return "full"
+    return cast(PutOutcome, outcome.decode())
+
+
+def _number(text: bytes) -> int | None:
+    # Python refuses to read numbers of thousands of digits.
+    return int(text) if text.isdigit() and len(text) < 20 else None
 
 
 def _records_key(namespace: str) -> str:

@@ -5,11 +5,32 @@ a task's record last.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from typing import Literal
 
+from humanfriendly import format_size
+
+from shared.errors import TooLargeError
 from shared.stores.records import Record
 
 PutOutcome = Literal["stored", "exists", "full"]
+
+MAX_PORTABLE_BYTES = 64 * 1024 * 1024
+"""The size of the largest shard or blob. Redis blocks everybody while it takes one in, needs several times
+its size, and drops the connection at 512 MB, which would look like an outage and repeat for ever."""
+
+
+def require_portable(what: str, size: int) -> None:
+    """Check the size of something that is to be put into a store.
+
+    Raises:
+        TooLargeError: it is larger than `MAX_PORTABLE_BYTES`.
+    """
+    if size > MAX_PORTABLE_BYTES:
+        raise TooLargeError(
+            f"{what} has {format_size(size, binary=True)}, and a store takes at most "
+            f"{format_size(MAX_PORTABLE_BYTES, binary=True)} at once: ask for smaller images or fewer steps"
+        )
 
 
 class ShardStore(ABC):
@@ -29,6 +50,7 @@ class ShardStore(ABC):
             stored and the caller must wait until something is collected.
 
         Raises:
+            TooLargeError: the shard is larger than any store takes. Nothing was stored.
             StoreError: it could not be written. No record is left behind.
         """
 
@@ -62,7 +84,12 @@ class ShardStore(ABC):
 
     @abstractmethod
     def put_blob(self, digest: str, data: bytes) -> None:
-        """Store data that workers need, under its sha256."""
+        """Store data that workers need, under its sha256.
+
+        Raises:
+            TooLargeError: it is larger than any store takes.
+            StoreFullError: there is no room until something is collected.
+        """
 
     @abstractmethod
     def has_blob(self, digest: str) -> bool:
@@ -80,3 +107,6 @@ class ShardStore(ABC):
     @abstractmethod
     def discard_blob(self, digest: str) -> None:
         """Delete a blob. Does nothing if it is missing."""
+
+    def recount(self, namespaces: Iterable[str] = ()) -> None:
+        """Count again what the store holds, if it counts at all."""

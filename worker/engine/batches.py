@@ -11,9 +11,6 @@ from shared.layout.sample_set import SampleSet
 from worker.engine.replay import Forward
 from worker.families.family import Family
 
-CONDITIONING = ("conditioning", "pooled_conditioning")
-"""What a sample file holds of a prompt."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
@@ -41,7 +38,7 @@ def rows_per_sample(samples: SampleSet, cfg_weight: float) -> int:
     Raises:
         RunMismatchError: the samples' conditioning is for the other case.
     """
-    rows, found = (2 if cfg_weight > 0 else 1), samples.conditioning.shape[1]
+    rows, found = (2 if cfg_weight > 0 else 1), samples.rows
     if found != rows:
         raise RunMismatchError(
             f"cfg_weight {cfg_weight:g} needs {rows} rows of conditioning a sample, these samples have "
@@ -50,10 +47,18 @@ def rows_per_sample(samples: SampleSet, cfg_weight: float) -> int:
     return rows
 
 
+def text_tokens(samples: SampleSet) -> int:
+    """Tokens of text of a sample, at most: the length of the longest array of its conditioning."""
+    return max((array.shape[2] for array in samples.conditioning.values() if array.ndim > 3), default=0)
+
+
 def batch_forward(family: Family, samples: SampleSet, batch: Batch, *, rows: int, dtype: mx.Dtype) -> Forward:
-    """The forward pass of S samples in `dtype`: S * `rows` rows, sample after sample."""
+    """The forward pass of S samples in `dtype`: S * `rows` rows, sample after sample.
+
+    Conditioning that is not floating point, as positions and masks, keeps its own dtype.
+    """
     image = samples.image[batch.rows]
-    conditioning = {name: _array(_rows(getattr(samples, name)[image]), dtype) for name in CONDITIONING}
+    conditioning = {name: _array(_rows(array[image]), dtype) for name, array in samples.conditioning.items()}
     x = _array(np.repeat(samples.x[batch.rows], rows, axis=0), dtype)
     sigma = mx.array(np.repeat(samples.sigma[batch.rows], rows))
     return lambda: family.velocity(x, sigma, conditioning)
@@ -74,4 +79,5 @@ def _rows(values: Array) -> Array:
 
 
 def _array(values: Array, dtype: mx.Dtype) -> mx.array:
-    return mx.array(values).astype(dtype)
+    array = mx.array(values)
+    return array.astype(dtype) if mx.issubdtype(array.dtype, mx.floating) else array

@@ -13,7 +13,6 @@ from msgspec.structs import replace
 from shared.kinds.calibration import CalibrationShard, CalibrationTask
 from shared.layout.npz import Array
 from shared.model_card import ModelCard, encode_model_card
-from worker.engine.batches import CONDITIONING
 from worker.engine.trajectory import Trajectory, denoise, to_numpy
 from worker.families.family import Family
 from worker.jobs.failures import is_metal_error
@@ -38,7 +37,7 @@ def calibrate(task: CalibrationTask, family: Family, check: Callable[[str], None
         x=_latents(trajectory, family.dtype),
         sigma=to_numpy(trajectory.sigmas),
         timestep=to_numpy(trajectory.timesteps[:-1].astype(mx.float32)),
-        **{name: to_numpy(trajectory.conditioning[name]) for name in CONDITIONING},
+        conditioning={name: to_numpy(array) for name, array in trajectory.conditioning.items()},
         preview_png=_bytes(_preview(task, family, trajectory)),
         model_json=_bytes(encode_model_card(model_card(task.run.model, family))),
     )

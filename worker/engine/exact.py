@@ -20,7 +20,14 @@ from shared.kinds.sensitivity import SensitivityShard
 from shared.layout.npz import Array
 from shared.layout.sample_set import SampleSet
 from shared.runs import Compute
-from worker.engine.batches import Batch, batch_forward, guided_velocity, rows_per_sample, split_samples
+from worker.engine.batches import (
+    Batch,
+    batch_forward,
+    guided_velocity,
+    rows_per_sample,
+    split_samples,
+    text_tokens,
+)
 from worker.engine.layers import get_weight
 from worker.engine.memory import plan_memory
 from worker.engine.metrics import METRICS, compare, is_tight
@@ -76,7 +83,7 @@ class ExactEngine:
         del one
         plan = plan_memory(
             family,
-            family.pass_size(samples.x.shape[1:3], samples.conditioning.shape[2]),
+            family.pass_size(samples.x.shape[1:3], text_tokens(samples)),
             samples=len(samples),
             rows=self._rows,
             itemsize=self._computed.size,

@@ -18,7 +18,7 @@ import numpy as np
 from shared.kinds.sketch import SketchShard
 from shared.layout.npz import Array
 from shared.layout.sample_set import SampleSet
-from worker.engine.batches import Batch, batch_forward, guided_velocity, rows_per_sample
+from worker.engine.batches import Batch, batch_forward, guided_velocity, rows_per_sample, text_tokens
 from worker.engine.block_gradients import pull_back_by_block, record_states
 from worker.engine.deltas import Deltas
 from worker.engine.memory import plan_sketch, spare_memory
@@ -106,7 +106,7 @@ class SketchEngine:
     def _plan(self, probes: int) -> None:
         plan = plan_sketch(
             self._family,
-            self._family.pass_size(self._samples.x.shape[1:3], self._samples.conditioning.shape[2]),
+            self._family.pass_size(self._samples.x.shape[1:3], text_tokens(self._samples)),
             rows=self._rows,
             probes=probes,
             widths=len(self._bits),

@@ -13,8 +13,9 @@ from shared.models import Part
 from shared.runs import RunSettings
 
 Conditioning = Mapping[str, mx.array]
-"""What the transformer is told of a prompt: arrays of R rows, `conditioning` and `pooled_conditioning` as the
-sample file names them."""
+"""What the transformer is told of a prompt: arrays of R rows by name. SD3 and FLUX have `conditioning`
+(R, T, D) and `pooled_conditioning` (R, P). A family may have others, under any Python identifiers; for all
+prompts of a run they have the same shapes. They travel as they are; see `shared.layout.conditioning`."""
 
 Draw = Callable[..., mx.array]
 """Draws an array of a shape (R, ...) in the activation dtype, the same on every machine."""

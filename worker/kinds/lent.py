@@ -23,6 +23,8 @@ class Lent:
     """Told the progress; may raise to stop."""
     samples: Callable[[SensitivitySettings], SampleSet]
     """Fetches a sample set."""
+    blob: Callable[[str], bytes]
+    """Fetches data that the producer put into the store, by its sha256."""
     memory_share: int
     """Bytes that this worker may take, weights included."""
     engine_slot: "EngineSlot"

@@ -191,6 +191,7 @@ class Runtime:
             family=model,
             check=context.check,
             samples=samples,
+            blob=self._store.blob,
             memory_share=self._memory_share(),
             engine_slot=self._engine,
         )

@@ -1,33 +1,35 @@
-"""Importing DiffusionKit without what it brings along for others: a converter to Core ML, and log lines."""
+"""Importing DiffusionKit quickly and quietly: without the libraries it uses seldom, and without log lines."""
 
 import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from importlib.machinery import ModuleSpec
+from operator import attrgetter
 from types import ModuleType
 from typing import Any
 
 _NOISY = ("argmaxtools", "diffusionkit")
 _TWICE = "huggingface_hub"
-"""Prints its lines itself and hands them on as well."""
-_CONVERTER = "coremltools"
+"""This library prints its log lines itself, and hands them to the root logger as well."""
+_LATE = ("coremltools", "torch", "torch.nn", "torch.utils", "torch.utils.flop_counter", "transformers")
+"""Modules whose names DiffusionKit and argmaxtools take when they are imported. Only T5 uses one of them."""
 
 
 @contextmanager
 def quiet_imports() -> Iterator[None]:
-    """Leave the converter out, silence what logs on import, and let no library print its lines twice."""
+    """Delay the slow libraries, silence what logs on import, and let no library print its lines twice."""
     root = logging.getLogger()
     handlers = list(root.handlers)
     logging.disable(logging.WARNING)
-    placeholder = (
-        None if _CONVERTER in sys.modules else sys.modules.setdefault(_CONVERTER, _Placeholder(_CONVERTER))
-    )
+    late = [name for name in _LATE if name not in sys.modules and name.partition(".")[0] not in sys.modules]
+    sys.modules.update({name: _LateModule(name) for name in late})
     try:
         yield
     finally:
-        if placeholder is not None:
-            del sys.modules[_CONVERTER]
+        for name in late:
+            del sys.modules[name]
         logging.disable(logging.NOTSET)
         for handler in [handler for handler in root.handlers if handler not in handlers]:
             root.removeHandler(handler)
@@ -37,18 +39,35 @@ def quiet_imports() -> Iterator[None]:
                 logging.getLogger(name).setLevel(logging.WARNING)
 
 
-class _Placeholder(ModuleType):
-    """Stands in for a module of which only names are taken, as constants: each name is another placeholder.
+class _LateModule(ModuleType):
+    """Stands in for a module while DiffusionKit is imported; its names are looked up when they are called.
 
-    DiffusionKit takes two small classes from `argmaxtools.test_utils`, which imports coremltools for others.
-    That takes over half of a worker's start.
+    Importing torch, transformers and coremltools would take most of a worker's start. DiffusionKit needs
+    transformers for T5 only, and the other two for nothing that a worker does.
     """
+
+    __path__: list[str] = []  # noqa: RUF012
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
-        self.__spec__ = ModuleSpec(name, None)
+        self.__spec__ = ModuleSpec(name, None, is_package=True)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        return _Placeholder(f"{self.__name__}.{name}")
+        return _LateName(self.__name__, name)
+
+
+class _LateName:
+    """A name of a module, or of a class in it. The module is imported when the name is called."""
+
+    def __init__(self, module: str, name: str) -> None:
+        self._module, self._name = module, name
+
+    def __getattr__(self, attribute: str) -> "_LateName":
+        if attribute.startswith("__"):
+            raise AttributeError(attribute)
+        return _LateName(self._module, f"{self._name}.{attribute}")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return attrgetter(self._name)(import_module(self._module))(*args, **kwargs)

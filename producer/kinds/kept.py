@@ -1,0 +1,68 @@
+"""What all kinds but calibration have in common: shards are kept unchanged, in a folder of the request."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from producer.folder.calib_folder import CalibFolder
+from producer.folder.json_file import stamp_of
+from producer.folder.shard_folder import ShardFolder
+from producer.kinds.part import Collected, Part
+from shared.errors import RunMismatchError
+from shared.files import write_atomically
+from shared.kinds.kind import Task
+from shared.kinds.registry import kind_of
+from shared.stores.records import Record
+
+
+class KeptPart(Part):
+    """A part that saves shards unchanged, and makes results of all of them together."""
+
+    def __init__(self, folder: CalibFolder, subfolder: ShardFolder, tasks: Sequence[Task]) -> None:
+        """`subfolder` is where the shards go, with their records."""
+        self.folder = folder
+        self._kept = subfolder
+        self._tasks = tasks
+
+    def tasks(self) -> Sequence[Task]:
+        return self._tasks
+
+    def collected(self, *, closely: bool = False) -> Collected:
+        known = self._kept.records.read()
+        collected = Collected()
+        for task in self._tasks:
+            if task.id not in known:
+                continue
+            path = self._kept.shard_path(task.id)
+            if self._is_whole(known[task.id], path, closely):
+                collected.records[task.id] = known[task.id]
+            else:
+                collected.damages[task.id] = (
+                    f"{task.label}: {path} is missing or altered, to be computed again"
+                )
+        return collected
+
+    def _is_whole(self, record: Record, path: Path, closely: bool) -> bool:
+        """Return whether a shard is intact. It is hashed again only after its file has changed."""
+        stamp = stamp_of(path)
+        if stamp is None or stamp.size != record.size:
+            return False
+        if closely and self._kept.hashed.get(record.id) != stamp:
+            if hashlib.sha256(path.read_bytes()).hexdigest() != record.sha256:
+                return False
+            self._kept.hashed[record.id] = stamp
+        return True
+
+    def drop(self, task_id: str) -> None:
+        self._kept.records.drop(task_id)
+
+    def keep(self, record: Record, shard: bytes) -> None:
+        kind_of(record.task).shard.from_bytes(shard)
+        card = self.folder.read_model()
+        if card is not None and record.fingerprint != card.fingerprint:
+            raise RunMismatchError(
+                f"{record.host} has other model files (fingerprint {record.fingerprint[:12]}, the run's is "
+                f"{card.fingerprint[:12]}); give that machine the same checkpoint"
+            )
+        write_atomically(self._kept.shard_path(record.id), shard)
+        self._kept.records.write(record)
