@@ -1,15 +1,17 @@
 """How much memory an engine may take, and how it spends it: samples a pass, and where states are kept.
 
-The counts of arrays below were measured on a CPU by `mx.get_peak_memory()`; tests/test_memory.py holds the
-engines to what is planned here.
+What passes hold is counted in `shared.costs`; tests/test_memory.py holds the engines to what is planned here.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
+from shared.costs import Passing, forward_bytes, sketch_bytes, trajectory_bytes
+from shared.plan import Choice
 from worker.engine.limits import default_memory_limit, require_memory
 from worker.engine.replay import blocks_by_path
 from worker.families.family import Family, PassSize
@@ -36,6 +38,16 @@ class SketchPlan:
     """Probes that go back through a block together."""
     keep_deltas: bool
     """Whether all dW fit; else each is made anew when it is needed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrajectoryPlan:
+    """How a backward trajectory keeps a memory limit."""
+
+    heads_at_once: int
+    """Whose attention scores go back together."""
+    keep_packed: bool
+    """Whether all packed candidates fit; else each is packed anew at each step."""
 
 
 def spare_memory(transformer: Any, memory_limit: int | None) -> int:
@@ -73,19 +85,34 @@ def memory_of_a_pass(size: PassSize, *, rows: int, itemsize: int) -> int:
         rows: of a sample: 2 with CFG.
         itemsize: bytes of an activation.
     """
-    # Of a block, at once: states, modulated states, q, k, v, attention, and the inside of an MLP, twice.
-    # In 16 bits positions, softmax and the like are computed in float32.
-    arrays = (11 if itemsize == 4 else 20) + 2 * size.mlp_ratio
-    working = int(_state(size, rows, itemsize) * arrays)
-    if not mx.metal.is_available():
-        # Only Metal's attention never holds the scores.
-        working += 2 * 4 * rows * size.heads * size.tokens**2
-    return working
+    passing = _passing(size, rows=rows, half=itemsize == 2, largest_layer=0, largest_block=0)
+    return forward_bytes(passing, itemsize=itemsize, fused_attention=mx.metal.is_available())
 
 
-def _state(size: PassSize, rows: int, itemsize: int) -> int:
-    """Bytes of one sample's tokens."""
-    return rows * size.tokens * size.width * itemsize
+def passing_of(family: Family, size: PassSize, *, rows: int) -> Passing:
+    """What the memory of a loaded model's passes depends on; its weights are counted as they are stored."""
+    weights: Any = tree_flatten(family.transformer.parameters())
+    return _passing(
+        size,
+        rows=rows,
+        half=any(value.dtype.size == 2 for _, value in weights),
+        largest_layer=max(layer.shape[0] * layer.shape[1] for layer in family.layers),
+        largest_block=largest_block(family),
+    )
+
+
+def _passing(size: PassSize, *, rows: int, half: bool, largest_layer: int, largest_block: int) -> Passing:
+    return Passing(
+        tokens=size.tokens,
+        rows=rows,
+        width=size.width,
+        heads=size.heads,
+        blocks=size.blocks,
+        mlp_ratio=size.mlp_ratio,
+        largest_layer=largest_layer,
+        largest_block=largest_block,
+        half=half,
+    )
 
 
 def plan_memory(
@@ -110,7 +137,7 @@ def plan_memory(
     wide = memory_of_wide_weights(family)
     require_memory("the model with one sample's pass", weights + wide + working, limit)
     # A kept state is the tokens; where lists of blocks take turns, the newest of each.
-    kept = 2 * samples * _state(size, rows, itemsize)
+    kept = 2 * samples * rows * size.tokens * size.width * itemsize
     free = limit - weights - wide
     keep_in_memory = kept <= min(free // 2, free - working)
     if keep_in_memory:
@@ -134,20 +161,9 @@ def plan_sketch(
         widths: bit widths of each layer.
         spare_bytes: what the sketch may take.
     """
-    state = _state(size, rows, 4)
-    # Differentiated attention holds its scores on every machine.
-    scores = 4 * rows * size.heads * size.tokens**2
-    sizes = _sizes(family)
-    block, largest = largest_block(family), max(sizes)
-    # The state of each block, what the probes have come to before and after this block, its forward pass, and
-    # a dW while it is made.
-    always = (
-        (size.blocks + 2) * state + 2 * probes * state + 4 * block + 24 * state + 2 * scores + 24 * largest
-    )
-    # The gradient of one layer is laid out anew before it is contracted.
-    probe = 4 * (block + largest) + 8 * state + 3 * scores
+    always, probe = sketch_bytes(passing_of(family, size, rows=rows), probes)
     spare = spare_bytes - always
-    deltas = 4 * sum(sizes) * widths
+    deltas = 4 * widths * sum(layer.shape[0] * layer.shape[1] for layer in family.layers)
     keep_deltas = deltas <= spare - probes * probe
     if keep_deltas:
         spare -= deltas
@@ -165,5 +181,38 @@ def largest_block(family: Family) -> int:
     return max(by_block.values())
 
 
-def _sizes(family: Family) -> list[int]:
-    return [layer.shape[0] * layer.shape[1] for layer in family.layers]
+def plan_trajectory(
+    family: Family,
+    size: PassSize,
+    *,
+    rows: int,
+    candidates: Mapping[str, Sequence[Choice]],
+    memory_limit: int | None,
+) -> TrajectoryPlan:
+    """Divide the limit among weights, one step's pass and packed candidates.
+
+    Args:
+        family: the loaded model.
+        size: of a row.
+        rows: of a sample: 2 with CFG.
+        candidates: by layer.
+        memory_limit: bytes; None for `default_memory_limit()`.
+
+    Raises:
+        MachineTooSmallError: the limit doesn't hold the weights and one step.
+    """
+    passing = passing_of(family, size, rows=rows)
+    limit = default_memory_limit() if memory_limit is None else memory_limit
+    needed = memory_of_weights(family.transformer) + trajectory_bytes(passing)
+    require_memory("the model with one step of a backward trajectory", needed, limit)
+    layers = {layer.path: layer for layer in family.layers}
+    packed = sum(
+        choice.stored_bytes(layers[path].shape)
+        for path, choices in candidates.items()
+        for choice in choices
+        if layers[path].unmeasurable(choice.group_size) is None
+    )
+    if not passing.half:
+        # Scales and biases have the dtype of the weights; with 2 bits and groups of 32 they are half of all.
+        packed = 2 * packed
+    return TrajectoryPlan(heads_at_once=passing.heads_at_once(), keep_packed=packed <= limit - needed)
