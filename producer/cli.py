@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from producer import models_cli
 from shared.choices import (
     DEFAULT_BITS,
     DEFAULT_GROUP_SIZE,
@@ -377,6 +378,10 @@ def run(calib_dir: Path, workers: int, redis_url: str | None, **options: Any) ->
         click.echo("interrupted; give the same command again to continue", err=True)
         sys.exit(EXIT_INTERRUPTED)
     sys.exit(0 if complete else EXIT_INCOMPLETE)
+
+
+main.add_command(models_cli.export)
+main.add_command(models_cli.inspect)
 
 
 if __name__ == "__main__":

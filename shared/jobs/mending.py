@@ -20,8 +20,10 @@ logger = logging.getLogger("bitfleet")
 
 FAMILIES: dict[str, str] = {
     r"bitfleet:aside:.*": "hash",
+    r"bitfleet:avoid:.*": "string",
     r"bitfleet:blob:.*": "string",
     r"bitfleet:canary:.*": "hash",
+    r"bitfleet:delayed:.*": "zset",
     r"bitfleet:grace:.*": "string",
     r"bitfleet:history:.*": "list",
     r"bitfleet:looked:.*": "string",
