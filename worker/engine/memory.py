@@ -1,7 +1,7 @@
 """How much memory an engine may take, and how it spends it: samples a pass, and where states are kept.
 
-The counts of arrays below were measured on a CPU by `mx.get_peak_memory()`; tests/test_memory.py holds the
-engines to what is planned here.
+Engines plan with what they have measured (`pass_memory.py`). `memory_of_a_pass` is an estimate, for saying no
+before any weight is read. tests/test_memory.py holds the engines to what is planned here.
 """
 
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from worker.engine.limits import default_memory_limit, require_memory
+from worker.engine.pass_memory import PassMemory
 from worker.engine.replay import blocks_by_path
 from worker.families.family import Family, PassSize
 
@@ -89,69 +90,67 @@ def _state(size: PassSize, rows: int, itemsize: int) -> int:
 
 
 def plan_memory(
-    family: Family, size: PassSize, *, samples: int, rows: int, itemsize: int, memory_limit: int | None
+    family: Family, one_pass: PassMemory, *, samples: int, memory_limit: int | None
 ) -> MemoryPlan:
     """Divide the limit among weights, kept states and the pass under way.
 
     Args:
         family: the loaded model.
-        size: of a row.
+        one_pass: what a pass of one sample takes.
         samples: how many are kept.
-        rows: of a sample: 2 with CFG.
-        itemsize: bytes of an activation.
         memory_limit: bytes; None for `default_memory_limit()`.
 
     Raises:
         MachineTooSmallError: the limit doesn't hold the weights and one sample's pass.
     """
     limit = default_memory_limit() if memory_limit is None else memory_limit
-    working = memory_of_a_pass(size, rows=rows, itemsize=itemsize)
+    # A pass also holds the state that it started from. Before it, a candidate was made.
+    working = max(_with_margin(one_pass.working) + one_pass.state, memory_of_a_delta(family))
     weights = memory_of_weights(family.transformer)
-    wide = memory_of_wide_weights(family)
-    require_memory("the model with one sample's pass", weights + wide + working, limit)
-    # A kept state is the tokens; where lists of blocks take turns, the newest of each.
-    kept = 2 * samples * _state(size, rows, itemsize)
-    free = limit - weights - wide
+    require_memory("the model with one sample's pass", weights + working, limit)
+    kept = samples * one_pass.state
+    free = limit - weights
     keep_in_memory = kept <= min(free // 2, free - working)
     if keep_in_memory:
         free -= kept
     return MemoryPlan(
-        micro_batch=min(free // working, max(1, MAX_TOKENS // (rows * size.tokens)), samples),
+        # What of a pass doesn't grow with its samples is counted for each of them, to be on the safe side.
+        micro_batch=min(free // working, max(1, MAX_TOKENS // one_pass.tokens), samples),
         keep_in_memory=keep_in_memory,
     )
 
 
 def plan_sketch(
-    family: Family, size: PassSize, *, rows: int, probes: int, widths: int, spare_bytes: int
+    family: Family, *, states: int, cotangent: int, one_probe: int, probes: int, widths: int, spare_bytes: int
 ) -> SketchPlan:
     """Divide what the weights leave among states, dW and the probes that go back together; all is float32.
 
     Args:
         family: the loaded model.
-        size: of a row.
-        rows: of a sample: 2 with CFG.
+        states: bytes of the states of all blocks.
+        cotangent: bytes of the largest of these states: a probe's, between two blocks.
+        one_probe: bytes that one probe takes on its way back through a block.
         probes: of a sample, at once or not.
         widths: bit widths of each layer.
         spare_bytes: what the sketch may take.
     """
-    state = _state(size, rows, 4)
-    # Differentiated attention holds its scores on every machine.
-    scores = 4 * rows * size.heads * size.tokens**2
-    sizes = _sizes(family)
-    block, largest = largest_block(family), max(sizes)
-    # The state of each block, what the probes have come to before and after this block, its forward pass, and
-    # a dW while it is made.
-    always = (
-        (size.blocks + 2) * state + 2 * probes * state + 4 * block + 24 * state + 2 * scores + 24 * largest
-    )
-    # The gradient of one layer is laid out anew before it is contracted.
-    probe = 4 * (block + largest) + 8 * state + 3 * scores
-    spare = spare_bytes - always
-    deltas = 4 * sum(sizes) * widths
+    # What the probes have come to before and after a block, and a dW while it is made.
+    spare = spare_bytes - states - 2 * probes * cotangent - memory_of_a_delta(family)
+    probe, deltas = _with_margin(one_probe), 4 * sum(_sizes(family)) * widths
     keep_deltas = deltas <= spare - probes * probe
     if keep_deltas:
         spare -= deltas
     return SketchPlan(at_once=max(1, min(spare // probe, probes)), keep_deltas=keep_deltas)
+
+
+def memory_of_a_delta(family: Family) -> int:
+    """Bytes that are in use while the largest layer is quantized: six arrays in float32."""
+    return 24 * max(_sizes(family))
+
+
+def _with_margin(measured: int) -> int:
+    """A quarter more: how far MLX runs ahead, and so how much it holds, is not the same in each pass."""
+    return measured * 5 // 4
 
 
 def largest_block(family: Family) -> int:
