@@ -4,6 +4,7 @@ Everything here is DiffusionKit's own: its `MMDiT`, its samplers, its `CFGDenois
 drawn instead of downloaded.
 """
 
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,10 +12,13 @@ import mlx.core as mx
 import numpy as np
 
 from shared.layout.sample_set import SampleSet
+from worker.engine.batches import guided_velocity
 from worker.engine.layers import get_weight, set_weight
+from worker.engine.trajectory import Trajectory
 from worker.families.diffusionkit.layers import linear_layers
 from worker.families.diffusionkit.mmdit_family import MMDiTFamily
 from worker.families.diffusionkit.quiet_imports import quiet_imports
+from worker.families.family import Conditioning, Family
 from worker.families.flux import Flux
 from worker.families.sd3 import Sd3
 
@@ -84,7 +88,7 @@ def random_pipeline(config: MMDiTConfig, *, seed: int = 0, shift: float = 3.0, s
         sampler=sampler(shift=shift),
         activation_dtype=mx.float32,
     )
-    pipeline.get_sigmas = lambda steps: DiffusionPipeline.get_sigmas(pipeline, pipeline.sampler, steps)
+    pipeline.get_sigmas = partial(DiffusionPipeline.get_sigmas, pipeline)
     return pipeline
 
 
@@ -105,7 +109,7 @@ def draw_samples(
     random = np.random.default_rng(seed)
     config, channels = pipeline.mmdit.config, pipeline.mmdit.config.vae_latent_dim
     batch = 2 if cfg_weight > 0 else 1
-    sigmas = pipeline.get_sigmas(num_steps)
+    sigmas = pipeline.get_sigmas(pipeline.sampler, num_steps)
     rows: list[dict[str, Any]] = []
     conditioning = random.standard_normal((num_images, batch, text_tokens, config.token_level_text_embed_dim))
     pooled = random.standard_normal((num_images, batch, config.pooled_text_embed_dim))
@@ -136,6 +140,45 @@ def draw_samples(
             "pooled_conditioning": pooled.astype(np.float32),
         },
     )
+
+
+def draw_trajectory(
+    family: Family,
+    *,
+    num_steps: int,
+    cfg_weight: float,
+    latent_size: tuple[int, int] = (4, 4),
+    text_tokens: int = 3,
+    seed: int = 0,
+) -> Trajectory:
+    """Denoise random noise under random conditioning by Euler steps along the family's own velocity."""
+    random, rows = np.random.default_rng(seed), 2 if cfg_weight > 0 else 1
+
+    def draw(*shape: int) -> mx.array:
+        return mx.array(random.standard_normal(shape).astype(np.float32))
+
+    conditioning, sigmas = family.canary_conditioning(draw, rows, text_tokens), family.sigmas(num_steps)
+    x = [sigmas[0] * draw(1, *latent_size, family.channels)]
+    for step in range(num_steps):
+        x.append(euler_step(family, x[-1], sigmas, step, conditioning, cfg_weight))
+        mx.eval(x[-1])
+    return Trajectory(x=x, sigmas=sigmas, timesteps=family.timesteps(sigmas), conditioning=conditioning)
+
+
+def euler_step(
+    family: Family,
+    x_t: mx.array,
+    sigmas: mx.array,
+    step: int,
+    conditioning: Conditioning,
+    cfg_weight: float,
+) -> mx.array:
+    """x_{n+1} (1, H, W, C) float32, lazy, from x_n by the float32 pass."""
+    rows = 2 if cfg_weight > 0 else 1
+    velocity = family.velocity(
+        mx.repeat(x_t, rows, axis=0), mx.broadcast_to(sigmas[step], [rows]), conditioning
+    )
+    return x_t + (sigmas[step + 1] - sigmas[step]) * guided_velocity(velocity, cfg_weight)
 
 
 def plain_denoiser(

@@ -6,6 +6,7 @@ from typing import Literal, get_args
 
 from shared.choices import DEFAULT_MODEL
 from shared.errors import InputError
+from shared.transformer_shape import TransformerShape
 
 Precision = Literal["float16", "bfloat16", "float32"]
 Part = Literal["transformer", "text_encoder", "vae"]
@@ -41,6 +42,10 @@ class ModelSpec:
     text_encoder_t5: Literal["optional", "required", "none"]
     parameters: int
     """Number of parameters of the transformer, without tables."""
+    transformer: TransformerShape
+    clip_tokens: int = 77
+    """Tokens of a prompt of a CLIP text encoder; T5's place beside them is as long where T5 is left out."""
+    t5_tokens: int = 512
     built_in: bool = False
     """Part of this project: nothing needs to be downloaded."""
     max_image_size: int | None = None
@@ -63,12 +68,34 @@ class ModelSpec:
             raise InputError(f"{self.id} can't do without T5; leave out --no-t5")
 
     @property
+    def itemsize(self) -> int:
+        """Bytes of a weight."""
+        return 4 if self.precision == "float32" else 2
+
+    @property
     def weight_bytes(self) -> int:
         """Size of the transformer's weights in bytes."""
-        return self.parameters * (4 if self.precision == "float32" else 2)
+        return self.parameters * self.itemsize
+
+    @property
+    def text_encoder_bytes(self) -> int:
+        """Size of the text encoders' weights in bytes, as they are held; T5 only where it is required."""
+        if self.built_in:
+            return 0
+        clip_l, clip_g, t5 = 123_060_480, 694_659_840, 4_762_310_656
+        encoders = clip_l + t5 if self.text_encoder_t5 == "required" else clip_l + clip_g
+        return 2 * encoders
+
+    def text_tokens(self, *, use_t5: bool) -> int:
+        """Tokens of text in a row of conditioning."""
+        if self.family == "flux":
+            return self.t5_tokens
+        return self.clip_tokens + (self.t5_tokens if use_t5 else self.clip_tokens)
 
 
-def _sd3(model_id: str, parameters: int, *, num_steps: int, image_size: int, cfg_weight: float) -> ModelSpec:
+def _sd3(
+    model_id: str, parameters: int, *, blocks: int, num_steps: int, image_size: int, cfg_weight: float
+) -> ModelSpec:
     return ModelSpec(
         id=model_id,
         family="sd3",
@@ -79,6 +106,7 @@ def _sd3(model_id: str, parameters: int, *, num_steps: int, image_size: int, cfg
         precision="float16",
         text_encoder_t5="optional",
         parameters=parameters,
+        transformer=TransformerShape(width=64 * blocks, heads=blocks, double_blocks=blocks),
         # 192 latent pixels per side, each of 8 pixels.
         max_image_size=1536,
     )
@@ -89,6 +117,7 @@ def _flux(
     parameters: int,
     *,
     num_steps: int,
+    t5_tokens: int,
     guidance: float | None = None,
     shift_by_size: bool = False,
 ) -> ModelSpec:
@@ -105,6 +134,16 @@ def _flux(
         precision="bfloat16",
         text_encoder_t5="required",
         parameters=parameters,
+        transformer=TransformerShape(
+            width=3072,
+            heads=24,
+            double_blocks=19,
+            single_blocks=38,
+            pooled_width=768,
+            text_ends_early=False,
+            embeds_guidance=guidance is not None,
+        ),
+        t5_tokens=t5_tokens,
     )
 
 
@@ -114,6 +153,10 @@ def _small(
     *,
     max_image_size: int,
     cfg_weight: float,
+    width: int,
+    heads: int,
+    blocks: int,
+    prompt_tokens: int,
     reference: Reference = "published",
 ) -> ModelSpec:
     return ModelSpec(
@@ -126,6 +169,8 @@ def _small(
         precision="float32",
         text_encoder_t5="none",
         parameters=parameters,
+        transformer=TransformerShape(width=width, heads=heads, double_blocks=blocks, pooled_width=128),
+        clip_tokens=prompt_tokens,
         built_in=True,
         reference=reference,
         max_image_size=max_image_size,
@@ -135,19 +180,46 @@ def _small(
 MODELS: dict[str, ModelSpec] = {
     spec.id: spec
     for spec in (
-        _sd3(DEFAULT_MODEL, 2_028_328_000, num_steps=50, image_size=512, cfg_weight=7.5),
+        _sd3(DEFAULT_MODEL, 2_028_328_000, blocks=24, num_steps=50, image_size=512, cfg_weight=7.5),
         _sd3(
             "argmaxinc/mlx-stable-diffusion-3.5-large",
             8_056_627_520,
+            blocks=38,
             num_steps=28,
             image_size=1024,
             cfg_weight=3.5,
         ),
-        _flux("argmaxinc/mlx-FLUX.1-schnell", 11_891_295_296, num_steps=4),
-        _flux("argmaxinc/mlx-FLUX.1-dev", 11_901_525_056, num_steps=50, guidance=3.5, shift_by_size=True),
-        _small("tiny-sd3", 706_112, max_image_size=128, cfg_weight=7.5),
+        _flux("argmaxinc/mlx-FLUX.1-schnell", 11_891_295_296, num_steps=4, t5_tokens=256),
+        _flux(
+            "argmaxinc/mlx-FLUX.1-dev",
+            11_901_525_056,
+            num_steps=50,
+            t5_tokens=512,
+            guidance=3.5,
+            shift_by_size=True,
+        ),
+        _small(
+            "tiny-sd3",
+            706_112,
+            max_image_size=128,
+            cfg_weight=7.5,
+            width=64,
+            heads=2,
+            blocks=3,
+            prompt_tokens=32,
+        ),
         # Trained in DiffusionKit's modules: their forward pass is the one that its publishers run.
-        _small("demo", 4_003_392, max_image_size=64, cfg_weight=3.0, reference="diffusionkit"),
+        _small(
+            "demo",
+            4_003_392,
+            max_image_size=64,
+            cfg_weight=3.0,
+            width=128,
+            heads=4,
+            blocks=6,
+            prompt_tokens=16,
+            reference="diffusionkit",
+        ),
     )
 }
 

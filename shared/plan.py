@@ -11,6 +11,8 @@ from shared.errors import ShardCorruptError
 from shared.kinds.kind import Bits, Layer
 
 GroupSize = Literal[32, 64, 128]
+SCALE_BYTES = 2
+"""Of a scale, and of a bias: float16 or bfloat16, what a quantized model is shipped in."""
 
 
 class Choice(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, order=True):
@@ -23,6 +25,14 @@ class Choice(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, orde
     def label(self) -> str:
         """A short name, for messages and tables: `4/64`."""
         return f"{self.bits}/{self.group_size}"
+
+    def stored_bytes(self, shape: tuple[int, int]) -> int:
+        """Bytes of a weight (outputs, inputs): codes, and for each group a scale and a bias of 16 bits.
+
+        The inputs must fill whole groups.
+        """
+        weights = shape[0] * shape[1]
+        return weights * self.bits // 8 + 2 * SCALE_BYTES * weights // self.group_size
 
 
 class Variant(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

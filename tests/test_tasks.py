@@ -29,8 +29,8 @@ def test_names_take_no_newline(name: str) -> None:
 
 
 def test_a_task_of_another_revision_is_told_from_a_damaged_one() -> None:
-    with pytest.raises(UnknownKindError, match="'levels'"):
-        decode_task(encode_task(image_task()).replace('"calibration"', '"levels"'))
+    with pytest.raises(UnknownKindError, match="'rounding'"):
+        decode_task(encode_task(image_task()).replace('"calibration"', '"rounding"'))
     for damaged in ("", "{}", "[]", '{"type":3}', '{"type":"calibration"}'):
         with pytest.raises(TaskRefusedError):
             decode_task(damaged)

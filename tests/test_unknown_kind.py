@@ -10,7 +10,7 @@ from shared.jobs.task_queue import TaskQueue
 from tests.job_fleet import QUEUE, Fleet
 from tests.tasks import image_task
 
-NEWER = "lev-0123456789ab-00000"
+NEWER = "rou-0123456789ab-00000"
 
 
 @pytest.fixture
@@ -19,9 +19,9 @@ def fleet(redis: Redis, redis_url: str) -> Fleet:
 
 
 def enqueue_newer(queue: TaskQueue) -> None:
-    task = f'{{"type": "levels", "id": "{NEWER}"}}'
+    task = f'{{"type": "rounding", "id": "{NEWER}"}}'
     data = queue.prepare_data(
-        "levels", args=[task, "9.9.0"], job_id=NEWER, description="levels of image 0", timeout=60
+        "rounding", args=[task, "9.9.0"], job_id=NEWER, description="rounding of image 0", timeout=60
     )
     queue.enqueue_many([data])
 
@@ -35,7 +35,7 @@ def test_it_is_handed_back_and_set_aside_with_the_revision_that_it_needs(
     worker = fleet.work()
     assert fleet.ran == [known.id]
     (reason,) = worker.set_aside.reasons()
-    assert reason == "this revision knows no tasks of kind 'levels'; it needs bitfleet 9.9.0"
+    assert reason == "this revision knows no tasks of kind 'rounding'; it needs bitfleet 9.9.0"
     assert f"can't do the jobs of {NEWER.split('-')[1]}" in caplog.text
     # It lost no attempt, and waits.
     job = TaskJob.fetch(NEWER, connection=fleet.redis, serializer=fleet.queue.serializer)

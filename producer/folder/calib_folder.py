@@ -5,7 +5,8 @@ manifest.json, samples/, previews/  what has been collected, in the calibration 
 model.json                          the model card of the first worker
 records/                            a record and a seal for each collected image, and a copy of model.json
 .bitfleet/                          the folder's lock, and the data of our own Redis
-sensitivity/<id>/                   request.json, samples.npz, shards/, records/, results.*, report.html
+sample_sets/                        what sensitivity runs measure on, as blobs for the workers
+sensitivity/<id>/                   request.json, shards/, records/, results.*, report.html
 """
 
 import tempfile
@@ -20,6 +21,7 @@ from producer.folder.manifest import Manifest
 from producer.folder.record_folder import RecordFolder
 from producer.folder.request_file import RequestFile
 from producer.folder.run_file import RunFile, difference
+from producer.folder.sample_sets import SampleSets
 from producer.folder.shard_folder import ShardFolder
 from shared.errors import InputError, ShardCorruptError
 from shared.files import delete_temporaries, write_atomically
@@ -42,6 +44,7 @@ class CalibFolder:
         self.records = RecordFolder(root / "records")
         """Records of the collected images."""
         self.images = CollectedImages()
+        self.sample_sets = SampleSets(root / "sample_sets")
         self.manifest = Manifest(self.manifest_path, self.sample_name)
         self._model: tuple[Stamp, ModelCard] | None = None
         self._run = JsonFile(self.run_path, RunFile)
@@ -103,6 +106,12 @@ class CalibFolder:
         # Also those whose request is lost: what was collected for it must not be forgotten in silence.
         found = {path.parent.name for name in ("request.json", "records") for path in self._within(name)}
         return [self.sensitivity(name) for name in sorted(found)]
+
+    def readable_requests(self) -> "Iterator[tuple[SensitivityFolder, RequestFile]]":
+        """Yield all requests that can be read. The others are told of by producer.kinds.sensitivity."""
+        for subfolder in self.sensitivities():
+            with suppress(InputError):
+                yield subfolder, subfolder.require_request()
 
     def _within(self, name: str) -> Iterator[Path]:
         return self.root.glob(f"sensitivity/*/{name}")
@@ -198,7 +207,8 @@ class SensitivityFolder(ShardFolder):
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
-        self.samples_path = root / "samples.npz"
+        self.old_samples_path = root / "samples.npz"
+        """The sample set, as older revisions wrote it; see producer.folder.sample_sets."""
         self.results_path = root / "results.json"
         self.csv_path = root / "results.csv"
         self.report_path = root / "report.html"

@@ -77,4 +77,10 @@ class CalibrationShard(PackedArrays):
         self._check_finite()
 
 
-KIND = Kind(name="calibration", task=CalibrationTask, shard=CalibrationShard)
+KIND = Kind(
+    name="calibration",
+    task=CalibrationTask,
+    shard=CalibrationShard,
+    prefix="cal",
+    tasks="images",
+)

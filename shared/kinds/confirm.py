@@ -81,4 +81,10 @@ class ConfirmShard(PackedArrays):
         self._check_finite()
 
 
-KIND = Kind(name="confirm", task=ConfirmTask, shard=ConfirmShard)
+KIND = Kind(
+    name="confirm",
+    task=ConfirmTask,
+    shard=ConfirmShard,
+    prefix="con",
+    tasks="predicted errors",
+)

@@ -46,3 +46,7 @@ class Kind:
     """Name of its modules, and of the function that a job calls."""
     task: type[Task]
     shard: type[PackedArrays]
+    prefix: str = ""
+    """What the ids of its tasks begin with."""
+    tasks: str = "tasks"
+    """What messages call its tasks: "images"."""

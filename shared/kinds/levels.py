@@ -103,4 +103,10 @@ class LevelsShard(PackedArrays):
         self._check_finite()
 
 
-KIND = Kind(name="levels", task=LevelsTask, shard=LevelsShard)
+KIND = Kind(
+    name="levels",
+    task=LevelsTask,
+    shard=LevelsShard,
+    prefix="lev",
+    tasks="levels",
+)

@@ -11,7 +11,7 @@ from shared.decoding import decode, decode_or_none
 from shared.errors import TaskRefusedError, UnknownKindError
 from shared.kinds.kind import Kind, Task
 
-NAMES = ("calibration", "sensitivity", "sketch", "verification")
+NAMES = ("calibration", "sensitivity", "sketch", "weights", "levels", "confirm", "verification")
 
 KINDS: dict[str, Kind] = {name: import_module(f"shared.kinds.{name}").KIND for name in NAMES}
 

@@ -87,4 +87,10 @@ class SensitivityShard(PackedArrays):
         self._check_finite()
 
 
-KIND = Kind(name="sensitivity", task=SensitivityTask, shard=SensitivityShard)
+KIND = Kind(
+    name="sensitivity",
+    task=SensitivityTask,
+    shard=SensitivityShard,
+    prefix="sen",
+    tasks="exact measurements",
+)

@@ -103,4 +103,10 @@ class SketchShard(PackedArrays):
         self._check_finite()
 
 
-KIND = Kind(name="sketch", task=SketchTask, shard=SketchShard)
+KIND = Kind(
+    name="sketch",
+    task=SketchTask,
+    shard=SketchShard,
+    prefix="ske",
+    tasks="sketches",
+)

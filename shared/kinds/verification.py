@@ -140,4 +140,10 @@ class VerificationShard(PackedArrays):
         return [data[end - size : end] for end, size in zip(ends, self.image_png_size, strict=True)]
 
 
-KIND = Kind(name="verification", task=VerificationTask, shard=VerificationShard)
+KIND = Kind(
+    name="verification",
+    task=VerificationTask,
+    shard=VerificationShard,
+    prefix="ver",
+    tasks="verifications",
+)

@@ -68,4 +68,10 @@ class WeightsShard(PackedArrays):
         self._check_finite()
 
 
-KIND = Kind(name="weights", task=WeightsTask, shard=WeightsShard)
+KIND = Kind(
+    name="weights",
+    task=WeightsTask,
+    shard=WeightsShard,
+    prefix="wei",
+    tasks="weight errors",
+)

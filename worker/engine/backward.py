@@ -40,7 +40,10 @@ def pull_back(
     def pull(*one: mx.array) -> Arrays:
         return mx.vjp(run, [*inputs, *weights], list(one))[1]
 
-    gradients = list(mx.vmap(pull)(*cotangents))
+    if len(cotangents[0]) == 1:
+        gradients = [gradient[None] for gradient in pull(*(cotangent[0] for cotangent in cotangents))]
+    else:
+        gradients = list(mx.vmap(pull)(*cotangents))
     return gradients[: len(inputs)], dict(zip(layers, gradients[len(inputs) :], strict=True))
 
 

@@ -68,6 +68,13 @@ def guided_velocity(velocity: mx.array, cfg_weight: float) -> mx.array:
     return negative + cfg_weight * (text - negative)
 
 
+def unguided_cotangent(cotangent: mx.array, cfg_weight: float) -> mx.array:
+    """Of the model's output, (P, rows, H, W, C), for one (P, H, W, C) of one sample's guided velocity."""
+    if cfg_weight <= 0:
+        return cotangent[:, None]
+    return mx.stack([cfg_weight * cotangent, (1 - cfg_weight) * cotangent], axis=1)
+
+
 def _rows(values: Array) -> Array:
     """(S, rows, ...) as (S * rows, ...)."""
     return values.reshape(-1, *values.shape[2:])

@@ -1,15 +1,19 @@
 """How much memory an engine may take, and how it spends it: samples a pass, and where states are kept.
 
-Engines plan with what they have measured (`pass_memory.py`). `memory_of_a_pass` is an estimate, for saying no
-before any weight is read. tests/test_memory.py holds the engines to what is planned here.
+The exact engine and the sketch plan with what they have measured (`pass_memory.py`). Before any weight is
+read, and for backward trajectories, it is counted (`shared.costs`). tests/test_memory.py holds the engines to
+what is planned here.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
+from shared.costs import Passing, forward_bytes, trajectory_bytes
+from shared.plan import Choice
 from worker.engine.limits import default_memory_limit, require_memory
 from worker.engine.pass_memory import PassMemory
 from worker.engine.replay import blocks_by_path
@@ -37,6 +41,16 @@ class SketchPlan:
     """Probes that go back through a block together."""
     keep_deltas: bool
     """Whether all dW fit; else each is made anew when it is needed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrajectoryPlan:
+    """How a backward trajectory keeps a memory limit."""
+
+    heads_at_once: int
+    """Whose attention scores go back together."""
+    keep_packed: bool
+    """Whether all packed candidates fit; else each is packed anew at each step."""
 
 
 def spare_memory(transformer: Any, memory_limit: int | None) -> int:
@@ -74,19 +88,34 @@ def memory_of_a_pass(size: PassSize, *, rows: int, itemsize: int) -> int:
         rows: of a sample: 2 with CFG.
         itemsize: bytes of an activation.
     """
-    # Of a block, at once: states, modulated states, q, k, v, attention, and the inside of an MLP, twice.
-    # In 16 bits positions, softmax and the like are computed in float32.
-    arrays = (11 if itemsize == 4 else 20) + 2 * size.mlp_ratio
-    working = int(_state(size, rows, itemsize) * arrays)
-    if not mx.metal.is_available():
-        # Only Metal's attention never holds the scores.
-        working += 2 * 4 * rows * size.heads * size.tokens**2
-    return working
+    passing = _passing(size, rows=rows, half=itemsize == 2, largest_layer=0, largest_block=0)
+    return forward_bytes(passing, itemsize=itemsize, fused_attention=mx.metal.is_available())
 
 
-def _state(size: PassSize, rows: int, itemsize: int) -> int:
-    """Bytes of one sample's tokens."""
-    return rows * size.tokens * size.width * itemsize
+def passing_of(family: Family, size: PassSize, *, rows: int) -> Passing:
+    """What the memory of a loaded model's passes depends on; its weights are counted as they are stored."""
+    weights: Any = tree_flatten(family.transformer.parameters())
+    return _passing(
+        size,
+        rows=rows,
+        half=any(value.dtype.size == 2 for _, value in weights),
+        largest_layer=max(_sizes(family)),
+        largest_block=largest_block(family),
+    )
+
+
+def _passing(size: PassSize, *, rows: int, half: bool, largest_layer: int, largest_block: int) -> Passing:
+    return Passing(
+        tokens=size.tokens,
+        rows=rows,
+        width=size.width,
+        heads=size.heads,
+        blocks=size.blocks,
+        mlp_ratio=size.mlp_ratio,
+        largest_layer=largest_layer,
+        largest_block=largest_block,
+        half=half,
+    )
 
 
 def plan_memory(
@@ -136,7 +165,7 @@ def plan_sketch(
     """
     # What the probes have come to before and after a block, and a dW while it is made.
     spare = spare_bytes - states - 2 * probes * cotangent - memory_of_a_delta(family)
-    probe, deltas = _with_margin(one_probe), 4 * sum(_sizes(family)) * widths
+    probe, deltas = _with_margin(one_probe), 4 * widths * sum(_sizes(family))
     keep_deltas = deltas <= spare - probes * probe
     if keep_deltas:
         spare -= deltas
@@ -162,6 +191,43 @@ def largest_block(family: Family) -> int:
         block = next((start for start in starts if layer.path.startswith(start)), "others")
         by_block[block] = by_block.get(block, 0) + layer.shape[0] * layer.shape[1]
     return max(by_block.values())
+
+
+def plan_trajectory(
+    family: Family,
+    size: PassSize,
+    *,
+    rows: int,
+    candidates: Mapping[str, Sequence[Choice]],
+    memory_limit: int | None,
+) -> TrajectoryPlan:
+    """Divide the limit among weights, one step's pass and packed candidates.
+
+    Args:
+        family: the loaded model.
+        size: of a row.
+        rows: of a sample: 2 with CFG.
+        candidates: by layer.
+        memory_limit: bytes; None for `default_memory_limit()`.
+
+    Raises:
+        MachineTooSmallError: the limit doesn't hold the weights and one step.
+    """
+    passing = passing_of(family, size, rows=rows)
+    limit = default_memory_limit() if memory_limit is None else memory_limit
+    needed = memory_of_weights(family.transformer) + trajectory_bytes(passing)
+    require_memory("the model with one step of a backward trajectory", needed, limit)
+    layers = {layer.path: layer for layer in family.layers}
+    packed = sum(
+        choice.stored_bytes(layers[path].shape)
+        for path, choices in candidates.items()
+        for choice in choices
+        if layers[path].unmeasurable(choice.group_size) is None
+    )
+    if not passing.half:
+        # Scales and biases have the dtype of the weights; with 2 bits and groups of 32 they are half of all.
+        packed = 2 * packed
+    return TrajectoryPlan(heads_at_once=passing.heads_at_once(), keep_packed=packed <= limit - needed)
 
 
 def _sizes(family: Family) -> list[int]:

@@ -11,10 +11,8 @@ import numpy as np
 from shared.choices import BITS, GROUP_SIZES
 from shared.errors import TaskRefusedError
 from shared.model_card import LayerInfo
+from shared.plan import SCALE_BYTES
 from worker.engine.layers import get_weight, set_weight
-
-SHIPPED_BYTES = 2
-"""Of a scale, and of a bias: float16 or bfloat16."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +57,7 @@ def fake_quantize(weight: mx.array, *, bits: int, group_size: int) -> tuple[mx.a
     """
     packed, scales, biases = mx.quantize(weight, group_size=group_size, bits=bits)
     candidate = mx.dequantize(packed, scales, biases, group_size=group_size, bits=bits)
-    stored = packed.nbytes + SHIPPED_BYTES * (scales.size + biases.size)
+    stored = packed.nbytes + SCALE_BYTES * (scales.size + biases.size)
     return candidate.astype(weight.dtype), 8 * stored / weight.size
 
 

@@ -18,7 +18,13 @@ import numpy as np
 from shared.kinds.sketch import SketchShard
 from shared.layout.npz import Array
 from shared.layout.sample_set import SampleSet
-from worker.engine.batches import Batch, batch_forward, guided_velocity, rows_per_sample
+from worker.engine.batches import (
+    Batch,
+    batch_forward,
+    guided_velocity,
+    rows_per_sample,
+    unguided_cotangent,
+)
 from worker.engine.block_gradients import (
     largest_position,
     memory_of_a_probe,
@@ -104,7 +110,9 @@ class SketchEngine:
             states,
             transformer=self._transformer,
             layers=self._layers,
-            cotangent=self._unguided(probe_signs(sample, probe_group, probes, velocity.shape[1:])),
+            cotangent=unguided_cotangent(
+                probe_signs(sample, probe_group, probes, velocity.shape[1:]), self._cfg_weight
+            ),
             at_once=self.at_once,
             receive=lambda first, gradients: self._contract(first, gradients, found),
             check=lambda left: check(f"sketch of sample {sample}: {left} of {parts} blocks to go"),
@@ -138,12 +146,6 @@ class SketchEngine:
     def _forward(self, sample: int) -> Forward:
         batch = Batch(index=0, rows=np.array([sample]))
         return batch_forward(self._family, self._samples, batch, rows=self._rows, dtype=mx.float32)
-
-    def _unguided(self, signs: mx.array) -> mx.array:
-        """Cotangent (P, rows, H, W, C) of the model's output, of (P, H, W, C) of the guided velocity."""
-        if self._cfg_weight <= 0:
-            return signs[:, None]
-        return mx.stack([self._cfg_weight * signs, (1 - self._cfg_weight) * signs], axis=1)
 
     def _contract(self, first: int, gradients: dict[str, mx.array], found: dict[str, Array]) -> None:
         """Add <G, dW> to what was found of some probes, from the first of them on."""

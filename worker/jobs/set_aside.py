@@ -16,6 +16,7 @@ from redis.exceptions import ResponseError
 from rq.exceptions import DequeueTimeout
 
 from shared.jobs.task_queue import TaskQueue, is_job_id
+from shared.kinds.registry import KINDS
 
 logger = logging.getLogger("bitfleet.worker")
 
@@ -23,7 +24,7 @@ ASIDE_SECONDS = 600.0
 """Then it is tried again: files may have come, memory may be free."""
 POLL_SECONDS = 1.0
 
-_NAMES = {"cal": "images", "sen": "exact measurements", "ske": "sketches"}
+_NAMES = {kind.prefix: kind.tasks for kind in KINDS.values()}
 
 # The first job that is none of those set aside. It stays where it is: see TaskQueue.lmove.
 _FIND = """

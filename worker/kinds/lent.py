@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from shared.layout.sample_set import SampleSet
@@ -28,6 +29,10 @@ class Lent:
     memory_share: int
     """Bytes that this worker may take, weights included."""
     engine_slot: "EngineSlot"
+    task_folder: Path | None = None
+    """The task's own, for what it goes on from when it is taken up again; removed once it is done.
+
+    None: nothing is kept."""
 
 
 class EngineSlot:

@@ -20,6 +20,7 @@ from worker.jobs.job_context import JobContext
 from worker.kinds.lent import EngineSlot, Lent
 from worker.kinds.registry import run_task
 from worker.service.blas import use_fast_blas
+from worker.service.task_folders import TaskFolders
 
 if TYPE_CHECKING:
     from worker.families.family import Family
@@ -55,6 +56,7 @@ class Runtime:
         self._host = host
         self._worker = worker
         self._cache_dir = cache_dir
+        self._task_folders = TaskFolders(cache_dir)
         self._checkpoint = checkpoint
         self._calib_dir = calib_dir
         self._memory_limit = memory_limit
@@ -106,6 +108,7 @@ class Runtime:
         context.confirm()
         record = self._record(task, shard, model.fingerprint, time.monotonic() - started)
         outcome = self._put(record, shard, context)
+        self._task_folders.remove(task.id, model.fingerprint)
         return {"outcome": outcome, "seconds": record.seconds, "bytes": record.size}
 
     def _check(self, task: Task) -> None:
@@ -179,6 +182,7 @@ class Runtime:
             blob=self._store.blob,
             memory_share=self._memory_share(),
             engine_slot=self._engine,
+            task_folder=self._task_folders.of(task.id, model.fingerprint),
         )
         return run_task(task, lent)
 
