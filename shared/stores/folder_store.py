@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import re
+from collections.abc import Sequence
 from typing import Any
 from uuid import uuid4
 
@@ -113,12 +114,18 @@ class FolderStore(ShardStore):
         with _explained(self.label):
             return bool(self._fs.exists(self._blob_path(digest)))
 
+    def missing_blobs(self, digests: Sequence[str]) -> list[str]:
+        self._check_marker()
+        with _explained(self.label):
+            there = {path.rpartition("/")[2] for path in self._listing("blobs")}
+        return [digest for digest in digests if self._blob_path(digest).rpartition("/")[2] not in there]
+
     def blob(self, digest: str) -> bytes:
         self._check_marker()
         path = self._blob_path(digest)
         with _explained(self.label):
             if not self._fs.exists(path):
-                raise StoreError(
+                raise StoreTroubleError(
                     f"{self.label} has no blob {digest[:12]}; `producer collect` puts it there again"
                 )
             data: bytes = self._fs.cat_file(path)

@@ -1,14 +1,14 @@
 """The relay: a store in Redis. Workers need nothing but the URL of Redis."""
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 from humanfriendly import format_size
 from redis import Redis
 from redis.exceptions import OutOfMemoryError, ResponseError
 
-from shared.errors import ShardCorruptError, StoreError, StoreFullError
+from shared.errors import ShardCorruptError, StoreFullError, StoreTroubleError
 from shared.stores import relay_scripts
 from shared.stores.records import Record, decode_record, encode_record
 from shared.stores.store import PutOutcome, ShardStore, require_portable
@@ -56,6 +56,10 @@ class RelayStore(ShardStore):
         It goes wrong if Redis evicts keys, or if somebody deletes some.
         """
         self._recount(keys=[_USED_KEY, _BLOBS_KEY], args=[*namespaces])
+
+    @property
+    def capacity(self) -> int:
+        return self.limit_bytes
 
     def set_limit(self, limit_bytes: int) -> None:
         """Set the limit for all workers."""
@@ -115,10 +119,17 @@ class RelayStore(ShardStore):
     def has_blob(self, digest: str) -> bool:
         return bool(self._redis.exists(_blob_key(digest)))
 
+    def missing_blobs(self, digests: Sequence[str]) -> list[str]:
+        with self._redis.pipeline(transaction=False) as pipeline:
+            for digest in digests:
+                pipeline.exists(_blob_key(digest))
+            found = pipeline.execute()
+        return [digest for digest, is_there in zip(digests, found, strict=True) if not is_there]
+
     def blob(self, digest: str) -> bytes:
         data = cast(bytes | None, self._redis.get(_blob_key(digest)))
         if data is None:
-            raise StoreError(
+            raise StoreTroubleError(
                 f"{self.label} has no blob {digest[:12]}; `producer collect` puts it there again"
             )
         if hashlib.sha256(data).hexdigest() != digest:

@@ -8,6 +8,7 @@ import mlx.core as mx
 
 from shared.models import Part
 from shared.runs import RunSettings
+from worker.export.folder import ExportFolder
 from worker.families.diffusionkit.loading import LoadedModel, load_model
 from worker.families.diffusionkit.mmdit_family import MMDiTFamily
 from worker.families.diffusionkit.random_model import flux_config, random_pipeline
@@ -31,3 +32,11 @@ def load(settings: RunSettings, checkpoint: Path | None, parts: Sequence[Part]) 
 def trial(*, full: bool) -> Family:
     """See `registry.trial_family`."""
     return Flux(random_pipeline(flux_config(full=full), mx.bfloat16))
+
+
+def load_exported(
+    settings: RunSettings, checkpoint: Path | None, parts: Sequence[Part], exported: ExportFolder
+) -> Family:
+    """See `LoadExported`."""
+    model = load_model(settings, checkpoint, parts, exported)
+    return Flux(model.pipeline, model)

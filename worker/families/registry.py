@@ -7,6 +7,7 @@ from pathlib import Path
 from shared.errors import InputError
 from shared.models import PARTS, Part, model_spec
 from shared.runs import RunSettings
+from worker.export.folder import ExportFolder
 from worker.families.family import Family
 
 FAMILIES = {
@@ -51,4 +52,14 @@ def trial_family(name: str, *, full: bool) -> Family | None:
     if not hasattr(module, "trial"):
         return None
     family: Family = module.trial(full=full)
+    return family
+
+
+def load_exported_family(
+    exported: ExportFolder, checkpoint: Path | None = None, parts: Sequence[Part] = PARTS
+) -> Family:
+    """Load the quantized model of an exported folder, or parts of it; see `LoadExported`."""
+    settings = exported.config.bitfleet.run
+    module = import_module(FAMILIES[model_spec(settings.model).family])
+    family: Family = module.load_exported(settings, checkpoint, parts, exported)
     return family
