@@ -44,7 +44,7 @@ def true_error(common: float) -> float:
 
 @pytest.mark.parametrize("common", [0.0, 0.02])
 def test_predictions_are_right_on_average(common: float) -> None:
-    first = [predict(shards(32, seed, common=common), ["plan", "uniform"])[0] for seed in range(60)]
+    first = [predict(shards(32, seed, common=common), ["plan", "uniform"])[0] for seed in range(30)]
     errors = np.array([prediction.median_squared_error for prediction in first])
     assert np.median(errors) == pytest.approx(true_error(common), rel=0.15)
     joint = np.mean([prediction.joint for prediction in first])
@@ -53,7 +53,7 @@ def test_predictions_are_right_on_average(common: float) -> None:
 
 def test_the_interval_holds_as_often_as_it_says() -> None:
     truth = -10 * np.log10(true_error(0.0))
-    first = [predict(shards(24, seed), ["plan", "uniform"])[0] for seed in range(100)]
+    first = [predict(shards(24, seed), ["plan", "uniform"])[0] for seed in range(50)]
     inside = [prediction.median_db.low <= truth <= prediction.median_db.high for prediction in first]
     assert 0.82 <= np.mean(inside) <= 1.0
 
