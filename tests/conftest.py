@@ -160,6 +160,12 @@ def redis(redis_url: str) -> Iterator[Redis]:
 
 
 @pytest.fixture
+def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What failed in this process is tried again at once."""
+    monkeypatch.setattr("worker.jobs.verdict.FIRST_WAIT_SECONDS", 0.01)
+
+
+@pytest.fixture
 def own_redis() -> Iterator[RedisProcess]:
     """A Redis of this test's own, with AOF, to be killed and started again."""
     with short_folder() as folder, RedisProcess(folder, append_only=True) as server:

@@ -35,7 +35,8 @@ def invoke(*arguments: str) -> tuple[int, str]:
 
 
 def options_of(command: click.Command) -> set[str]:
-    return {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
+    options = (parameter for parameter in command.params if isinstance(parameter, click.Option))
+    return {name for option in options for name in (*option.opts, *option.secondary_opts)}
 
 
 @pytest.mark.parametrize("module", ["producer.cli", "worker.cli"])

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -130,6 +129,7 @@ class TestUsers:
                     client.execute_command(*command)
         assert admin.get("others") == b"untouched"
 
+    @pytest.mark.usefixtures("quick_retries")
     def test_the_main_job(self, server: TlsRedis, admin: Redis, tmp_path: Path) -> None:
         """Enqueue, work, fail, retry, lose a worker, collect: neither user was refused anything."""
         with connect(server.url("producer")) as theirs:
@@ -149,6 +149,7 @@ class TestUsers:
             assert TaskQueue(QUEUE, theirs).failed_ids() == set()
         assert refusals(admin) == []
 
+    @pytest.mark.usefixtures("quick_retries")
     def test_a_task_that_gives_up(self, server: TlsRedis, admin: Redis, tmp_path: Path) -> None:
         with connect(server.url("producer")) as theirs:
             store = RelayStore(theirs)
@@ -206,7 +207,7 @@ def work(server: TlsRedis, fails: dict[int, int] | None = None) -> None:
         )
         worker._install_signal_handlers = lambda: None  # type: ignore[method-assign]
         worker.work(burst=True, logging_level="CRITICAL")
-        return_lost_jobs(beat, QUEUE, time.time())
+        return_lost_jobs(beat, QUEUE)
 
 
 def _lose_a_worker(server: TlsRedis, admin: Redis) -> None:
@@ -228,7 +229,7 @@ def _lose_a_worker(server: TlsRedis, admin: Redis) -> None:
         assert execution
         # Long ago.
         admin.zadd(job.started_job_registry.key, {execution.composite_key: 1}, xx=True)
-        return_lost_jobs(connection, QUEUE, time.time())
+        return_lost_jobs(connection, QUEUE)
         assert job.id in TaskQueue(QUEUE, connection).in_flight().queued
         worker.register_death()
 

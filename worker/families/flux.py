@@ -6,6 +6,7 @@ from typing import Any
 
 from shared.models import Part
 from shared.runs import RunSettings
+from worker.export.folder import ExportFolder
 from worker.families.diffusionkit.loading import LoadedModel, load_model
 from worker.families.diffusionkit.mmdit_family import MMDiTFamily
 from worker.families.diffusionkit.sd3_layout import mmdit_to_flux
@@ -22,4 +23,12 @@ class Flux(MMDiTFamily):
 def load(settings: RunSettings, checkpoint: Path | None, parts: Sequence[Part]) -> Family:
     """See `Load`."""
     model = load_model(settings, checkpoint, parts)
+    return Flux(model.pipeline, model)
+
+
+def load_exported(
+    settings: RunSettings, checkpoint: Path | None, parts: Sequence[Part], exported: ExportFolder
+) -> Family:
+    """See `LoadExported`."""
+    model = load_model(settings, checkpoint, parts, exported)
     return Flux(model.pipeline, model)

@@ -7,6 +7,7 @@ from pathlib import Path
 from shared.errors import InputError
 from shared.models import PARTS, Part, model_spec
 from shared.runs import RunSettings
+from worker.export.folder import ExportFolder
 from worker.families.family import Family
 
 FAMILIES = {
@@ -38,4 +39,14 @@ def load_family_named(
     if name not in FAMILIES:
         raise InputError(f"no family of models named {name!r}; choose one of: {', '.join(FAMILIES)}")
     family: Family = import_module(FAMILIES[name]).load(settings, checkpoint, parts)
+    return family
+
+
+def load_exported_family(
+    exported: ExportFolder, checkpoint: Path | None = None, parts: Sequence[Part] = PARTS
+) -> Family:
+    """Load the quantized model of an exported folder, or parts of it; see `LoadExported`."""
+    settings = exported.config.bitfleet.run
+    module = import_module(FAMILIES[model_spec(settings.model).family])
+    family: Family = module.load_exported(settings, checkpoint, parts, exported)
     return family
