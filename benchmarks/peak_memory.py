@@ -1,9 +1,9 @@
 """Time and peak memory of the producer, in a process of its own that imports nothing else.
 
     python -P benchmarks/peak_memory.py command ARGUMENTS...    a command of the producer
-    python -P benchmarks/peak_memory.py passes FOLDER           a collector's passes; REDIS_URL names the Redis
+    python -P benchmarks/peak_memory.py passes FOLDER           a collector's passes, with $REDIS_URL
 
-Prints figures as JSON in the last line. It is started by its path, since the package `benchmarks` loads a BLAS.
+Prints figures as JSON in the last line. It is started by its path: the package `benchmarks` loads a BLAS.
 """
 
 import json
