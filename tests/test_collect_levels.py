@@ -113,7 +113,7 @@ def test_from_levels_to_a_plan_and_its_prediction(bench: Bench) -> None:
     bench.work()
     output = bench.call("collect")
     assert "16 of 16" in output
-    assert "prediction.json" in output
+    assert "report.html" in output
     assert not bench.store.has_blob(digest)
     (plan_path,) = bench.folder.root.glob("plans/*/prediction.json")
     predictions = read_predictions(plan_path)
@@ -146,6 +146,21 @@ def test_what_does_not_fit_the_model_is_dropped(bench: Bench) -> None:
     assert "levels with other candidates than were asked for" in output
     assert not list(bench.folder.root.glob("*/*/records/*.json"))
     assert {task.id for task in bench.tasks()} == {weights.id, levels.id}, "enqueued again"
+
+
+def test_other_prompts_than_before_are_refused(bench: Bench) -> None:
+    bench.call("enqueue-levels", "--images", "2")
+    bench.prompts.write_text("prompt\nanother\nand another\n")
+    assert "was asked for with other prompts" in bench.call("enqueue-levels", "--images", "2", code=2)
+
+
+def test_bytes_that_the_model_does_not_take_are_dropped(bench: Bench) -> None:
+    bench.call("enqueue-levels", "--images", "0")
+    (task,) = bench.tasks()
+    wrong = weights_of(CARD)
+    wrong.stored_bytes[2, 3] -= 8
+    bench.finish(task, wrong)
+    assert "block.0.k at 3/32 does not take" in bench.call("collect", code=3)
 
 
 @pytest.mark.parametrize(
