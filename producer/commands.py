@@ -23,9 +23,10 @@ from producer.prompts import COLUMN, default_prompts, read_prompts
 from producer.settings import run_settings
 from shared.choices import DEFAULT_MAX_IMAGES
 from shared.errors import InputError, WrongStoreError
-from shared.jobs.connection import connect, safe_url
+from shared.jobs.connection import connect
 from shared.models import Reference, model_spec
 from shared.runs import RunSettings
+from shared.safe_url import safe_url
 from shared.sizes import parse_size
 from shared.stores.open_store import open_store
 from shared.stores.relay_store import MIN_LIMIT_BYTES, RELAY_ID, RelayStore
@@ -85,7 +86,8 @@ def open_fleet(
 
 def absolute_store(store_url: str | None) -> str | None:
     """Return a relative folder as an absolute one, so that it means the same from every working directory."""
-    if store_url is None or "://" in store_url or "::" in store_url:
+    # A colon without a slash before it: a URL with a typo, which the store refuses.
+    if store_url is None or ":" in store_url.partition("/")[0]:
         return store_url
     return str(Path(store_url).absolute())
 
@@ -116,7 +118,12 @@ def open_fleet_for_run(
     folder.check_writable()
     run = folder.read_run()
     store_url = absolute_store(store_url)
-    known = run is not None and store_url is not None and run.store == safe_url(store_url)
+    # Folders that an earlier revision wrote name the user, too.
+    known = (
+        run is not None
+        and None not in (run.store, store_url)
+        and (safe_url(run.store or "") == safe_url(store_url or ""))
+    )
     return open_fleet(redis_url, store_url, relay_limit, create=not known)
 
 
