@@ -13,12 +13,11 @@ MAX_TEXT = 2000
 def printable(text: str, limit: int = MAX_TEXT) -> str:
     """Return `text` in one line, without anything that a terminal would obey.
 
-    Line breaks and tabs become spaces, other control characters their escapes, as in JSON. Of a text that is
-    longer than `limit` characters the beginning is kept.
+    Line breaks and tabs become spaces, other control characters their escapes, as in JSON. The result has at
+    most `limit` characters.
     """
-    if len(text) > limit:
-        text = f"{text[:limit]} …"
-    return "".join(" " if letter in "\n\r\t" else _shown(letter) for letter in text)
+    shown = "".join(" " if letter in "\n\r\t" else _shown(letter) for letter in text[: limit + 1])
+    return shown if len(shown) <= limit else f"{shown[: limit - 1]}…"
 
 
 def printable_lines(text: str) -> str:

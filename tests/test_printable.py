@@ -50,7 +50,8 @@ def test_nothing_that_a_terminal_obeys_is_left(text: str) -> None:
 
 
 def test_a_long_text_is_cut() -> None:
-    assert printable("x" * 5000) == "x" * 2000 + " …"
+    assert printable("x" * 5000) == "x" * 1999 + "…"
+    assert len(printable("\x1b" * 100, 100)) == 100
 
 
 def test_an_error_and_a_log_record() -> None:
