@@ -128,10 +128,18 @@ def open_fleet_for_run(
 
 
 def enqueue_calibration(
-    calib_dir: Path, settings: RunSettings, prompts: Sequence[str], num_images: int, fleet: Fleet
+    calib_dir: Path,
+    settings: RunSettings,
+    prompts: Sequence[str],
+    num_images: int,
+    fleet: Fleet,
+    *,
+    drop_finished: bool = False,
 ) -> None:
     """Enqueue images and print the outcome."""
-    run, reconciled = ask_for_images(CalibFolder(calib_dir, _complain), settings, prompts, num_images, fleet)
+    run, reconciled = ask_for_images(
+        CalibFolder(calib_dir, _complain), settings, prompts, num_images, fleet, drop_finished=drop_finished
+    )
     guidance = "" if settings.guidance is None else f"guidance {settings.guidance:g}, "
     out.print(
         f"run {run.settings.id}: {len(run.prompts)} images of {settings.model}, {settings.num_steps} steps, "
@@ -324,6 +332,7 @@ def run(
     def collect_all() -> bool:
         return collect(calib_dir, fleet, wait=True, interrupts=interrupts, alive=local.check)
 
+    drop_finished = calibration.pop("drop_finished")
     settings, prompts = read_settings(**calibration)
     folder = CalibFolder(calib_dir)
     folder.check_writable()
@@ -332,7 +341,9 @@ def run(
         arguments += ["--checkpoint", str(calibration["checkpoint"])]
     with local_redis(redis_url, folder.state_dir / "redis", RELAY_ID) as (url, connection):
         fleet = Fleet(connection=connection, store=open_store(None, connection), store_url=None)
-        enqueue_calibration(calib_dir, settings, prompts, calibration["num_images"], fleet)
+        enqueue_calibration(
+            calib_dir, settings, prompts, calibration["num_images"], fleet, drop_finished=drop_finished
+        )
         with LocalWorkers(url, arguments) as local:
             try:
                 if not collect_all():
