@@ -372,7 +372,7 @@ def _hold_against_a_worker(report: Report, demo: Demo, plan: Plan, num_steps: in
 @click.option("--steps", default=20, show_default=True, help="Denoising steps.")
 @click.option("--other-steps", default=30, show_default=True, help="Another number of steps; 0 for none.")
 @click.option("--other-prompts", default=16, show_default=True, help="Prompts drawn with those.")
-def main(prompts: int, levels: int, steps: int, other_steps: int, other_prompts: int, plans: int) -> None:
+def main(prompts: int, levels: int, steps: int, other_steps: int, other_prompts: int) -> None:
     print_report(
         measure_plans(
             prompts=prompts,

@@ -208,9 +208,7 @@ def say_if_nobody_works(fleet: Fleet) -> None:
     """Print a hint if no worker is connected."""
     if not live_workers(fleet.connection, fleet.store.id):
         option = "" if fleet.store.id == RELAY_ID else f" --store {safe_url(fleet.store_url or '')}"
-        out.print(
-            f"no worker is connected yet; on every Mac: worker start --redis-url URL{option}", markup=False
-        )
+        out.print(f"no worker is connected yet; on every Mac: worker start --redis-url URL{option}")
 
 
 def status(calib_dir: Path, fleet: Fleet) -> None:
@@ -268,11 +266,11 @@ class _NobodyWorks:
             return
         self._passes += 1
         if self._passes == PATIENT_PASSES:
-            err.print("waiting, but no worker is connected; start some with `worker start`", markup=False)
+            err.print("waiting, but no worker is connected; start some with `worker start`")
 
 
 def _complain(problem: str) -> None:
-    err.print(problem, markup=False)
+    err.print(problem)
 
 
 def _say_collected(folder: CalibFolder, parts: Sequence[PartState]) -> None:
@@ -286,7 +284,7 @@ def _say_collected(folder: CalibFolder, parts: Sequence[PartState]) -> None:
         note = f" ({', '.join(detail)})" if detail else ""
         out.print(f"{part.title}: {part.done} of {part.total}{missing}{note}")
         print_missing(part)
-    out.print(f"manifest: {folder.manifest_path}", markup=False)
+    out.print(f"manifest: {folder.manifest_path}")
 
 
 def report(calib_dir: Path) -> None:
@@ -309,10 +307,10 @@ def report(calib_dir: Path) -> None:
 
 def _say_reports(folder: CalibFolder, reports: Sequence[Path]) -> None:
     for path in reports:
-        out.print(f"report: {path}", markup=False)
+        out.print(f"report: {path}")
     for part in parts_of(folder):
         if line := part.conclusion():
-            out.print(f"{part.title}: {line}", markup=False)
+            out.print(f"{part.title}: {line}")
 
 
 def check_store(store_id: str, label: str | None, fleet: Fleet) -> None:
