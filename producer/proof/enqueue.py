@@ -121,8 +121,8 @@ def _check_sizes(plans: Sequence[Plan]) -> None:
     smallest, largest = (pick(plan.budget_bytes for plan in plans) for pick in (min, max))
     if largest > (1 + SAME_SIZE) * smallest:
         raise InputError(
-            f"these plans were made for {format_size(smallest)} to {format_size(largest)}, and the largest would "
-            "be chosen for its size; verify each by itself, or make them for one size"
+            f"these plans were made for {format_size(smallest)} to {format_size(largest)}, and the largest "
+            "would be chosen for its size; verify each by itself, or make them for one size"
         )
 
 
