@@ -208,9 +208,7 @@ def say_if_nobody_works(fleet: Fleet) -> None:
     """Print a hint if no worker is connected."""
     if not live_workers(fleet.connection, fleet.store.id):
         option = "" if fleet.store.id == RELAY_ID else f" --store {safe_url(fleet.store_url or '')}"
-        out.print(
-            f"no worker is connected yet; on every Mac: worker start --redis-url URL{option}", markup=False
-        )
+        out.print(f"no worker is connected yet; on every Mac: worker start --redis-url URL{option}")
 
 
 def status(calib_dir: Path, fleet: Fleet) -> None:
@@ -251,7 +249,7 @@ def collect(
     reports = collector.write_results(parts)
     _say_collected(folder, parts)
     for report in reports:
-        out.print(f"report: {report}", markup=False)
+        out.print(f"report: {report}")
     return all(part.complete for part in parts)
 
 
@@ -269,11 +267,11 @@ class _NobodyWorks:
             return
         self._passes += 1
         if self._passes == PATIENT_PASSES:
-            err.print("waiting, but no worker is connected; start some with `worker start`", markup=False)
+            err.print("waiting, but no worker is connected; start some with `worker start`")
 
 
 def _complain(problem: str) -> None:
-    err.print(problem, markup=False)
+    err.print(problem)
 
 
 def _say_collected(folder: CalibFolder, parts: Sequence[PartState]) -> None:
@@ -287,7 +285,7 @@ def _say_collected(folder: CalibFolder, parts: Sequence[PartState]) -> None:
         note = f" ({', '.join(detail)})" if detail else ""
         out.print(f"{part.title}: {part.done} of {part.total}{missing}{note}")
         print_missing(part)
-    out.print(f"manifest: {folder.manifest_path}", markup=False)
+    out.print(f"manifest: {folder.manifest_path}")
 
 
 def report(calib_dir: Path) -> None:
@@ -307,7 +305,7 @@ def report(calib_dir: Path) -> None:
         )
     for path in written:
         if path is not None:
-            out.print(f"report: {path}", markup=False)
+            out.print(f"report: {path}")
 
 
 def check_store(store_id: str, label: str | None, fleet: Fleet) -> None:

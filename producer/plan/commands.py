@@ -25,6 +25,7 @@ from shared.files import write_atomically
 from shared.metrics import BUCKETS
 from shared.plan import Choice
 from shared.plan_file import Plan, encode_plan, read_plan
+from shared.printable import printable
 
 
 def enqueue_levels(
@@ -59,7 +60,7 @@ def enqueue_levels(
 
 
 def _tell(line: str) -> None:
-    err.print(line, markup=False)
+    err.print(line)
 
 
 def targets_of(
@@ -117,7 +118,7 @@ def plan(
         write_atomically(out_file, encode_plan(plans[0]))
     print_plans(plans)
     for made in plans:
-        out.print(f"plan {made.id}: {out_file or folder.plan_path(made.id)}", markup=False)
+        out.print(f"plan {made.id}: {out_file or folder.plan_path(made.id)}")
     sets = plans[0].prompts
     out.print(
         f"prompts: {len(sets.scores)} for the scores, {len(sets.choosing)} for choosing, "
@@ -155,12 +156,12 @@ def print_plans(plans: Sequence[Plan]) -> None:
         column.justify = "right"
     for made in plans:
         table.add_row(
-            made.id,
+            printable(made.id),
             f"{made.bits_per_weight:.3f}",
             format_size(made.stored_bytes),
             f"{100 * made.score**0.5:.3g}%",
             "< 0.01%" if made.gap < 1e-4 else f"{100 * made.gap:.2f}%",
-            made.target,
+            printable(made.target),
         )
     out.print(table)
     out.print("error: of the output, relative, by the scores that the plans were chosen by, and so too good")
@@ -172,8 +173,5 @@ def enqueue_confirm(calib_dir: Path, fleet: Fleet, paths: Sequence[Path]) -> Non
     run = folder.require_run()
     check_store(run.store_id, run.store, fleet)
     request, reconciled = ask_for_predictions(folder, fleet, [read_plan(path) for path in paths])
-    out.print(
-        f"confirm {request.settings.id}: {', '.join(request.names)} on {len(request.prompts)} prompts",
-        markup=False,
-    )
+    out.print(f"confirm {request.settings.id}: {', '.join(request.names)} on {len(request.prompts)} prompts")
     say_enqueued(reconciled, "images")
