@@ -6,6 +6,7 @@ tests hold the engines to them.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from shared.models import ModelSpec
 from shared.plan import Choice
@@ -13,9 +14,9 @@ from shared.runs import RunSettings
 
 SCORES_BYTES = 2**30
 """What the attention scores of the heads that go back together may take; one head goes in any case."""
-SCORE_ARRAYS = 8
+SCORE_ARRAYS = 4
 """Arrays of scores that a group of heads holds at once, going back."""
-BACKWARD_STATES = 27
+BACKWARD_STATES = 48
 """States that a block's differentiated pass holds at once, beside attention scores."""
 READING_LAYERS = 7
 """Copies of the largest gradient, in float32, while it is sketched or multiplied with dW."""
@@ -75,13 +76,14 @@ def forward_bytes(passing: Passing, *, itemsize: int, fused_attention: bool) -> 
 def trajectory_bytes(passing: Passing) -> int:
     """What one step of a backward trajectory works in, beside all weights; all is float32.
 
-    The state at each block's entry, gradients of a block and its widened weights, and the larger of two: what
-    the block's differentiated pass holds, or what reading the largest gradient holds.
+    The state at each block's entry, a block's widened weights, and the larger of two: what the block's
+    differentiated pass holds half way, or all its gradients while the largest of them is read.
     """
     state, block = passing.state_bytes(4), 4 * passing.largest_block
     going_back = BACKWARD_STATES * state + SCORE_ARRAYS * passing.scores_bytes(passing.heads_at_once())
-    reading = READING_LAYERS * 4 * passing.largest_layer
-    return (passing.blocks + 1) * state + (2 if passing.half else 1) * block + max(going_back, reading)
+    reading = block + READING_LAYERS * 4 * passing.largest_layer
+    widened = block if passing.half else 0
+    return (passing.blocks + 1) * state + widened + max(going_back, reading)
 
 
 def sketch_bytes(passing: Passing, probes: int) -> tuple[int, int]:
@@ -117,13 +119,14 @@ class TaskSize:
     """As on Metal; on a CPU the scores are held."""
 
     @classmethod
-    def of(cls, run: RunSettings, spec: ModelSpec) -> "TaskSize":
-        """That of a run's tasks, apart from what only some kinds know."""
+    def of(cls, run: RunSettings, spec: ModelSpec, **more: Any) -> "TaskSize":
+        """That of a run's tasks; `more` is what only some kinds know."""
         return cls(
             image_size=run.image_size,
             num_steps=run.num_steps,
             rows=2 if run.cfg_weight > 0 else 1,
             text_tokens=spec.text_tokens(use_t5=run.use_t5),
+            **more,
         )
 
 
