@@ -1,28 +1,31 @@
 """Enqueue: write into the calibration folder what is wanted, then reconcile."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from pathlib import Path
 
 import msgspec
+from humanfriendly import format_size
 from redis import Redis
 
 from producer.folder.calib_folder import CalibFolder
 from producer.folder.request_file import RequestFile, SketchRequest, union_in_order
 from producer.folder.run_file import RunFile
-from producer.folder.sample_selection import select_samples
+from producer.folder.sample_selection import select_parts
+from producer.folder.sample_sets import WrittenSet
 from producer.folder.tasks import calibration_tasks, exact_tasks, sketch_tasks
 from producer.jobs.reconcile import Reconciled, reconcile
 from shared.choices import DEFAULT_PROBES, check_bits
-from shared.errors import InputError
-from shared.files import write_atomically
-from shared.jobs.connection import safe_url
+from shared.errors import InputError, ShardCorruptError
 from shared.jobs.task_queue import TaskQueue, queue_name
-from shared.layout.sample_set import sample_set_digest
+from shared.layout.sample_parts import read_sample_set
 from shared.metrics import MIN_IMAGES
 from shared.model_card import ModelCard
 from shared.runs import Compute, RunSettings, SensitivitySettings
-from shared.stores.store import ShardStore
+from shared.safe_url import safe_url
+from shared.stores.store import MAX_PORTABLE_BYTES, ShardStore
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,23 +127,51 @@ def _enqueue_sensitivity(
     _check_collected(folder, run, options.max_images)
     if card is None:
         raise InputError(f"{folder.root} holds no model.json yet; run `producer collect` first")
-    samples = select_samples(folder, options.max_images, options.step_stride)
-    packed = samples.to_bytes()
+    written = folder.sample_sets.write(select_parts(folder, options.max_images, options.step_stride))
+    _check_room(written, fleet.store)
     settings = SensitivitySettings(
         run_id=run.settings.id,
-        sample_set_sha256=sample_set_digest(packed),
+        sample_set_sha256=_older_name(folder, options, written) or written.digest,
         group_size=options.group_size,
         until=options.until,
         compute=options.precision,
     )
     subfolder = folder.sensitivity(settings.id)
-    request = _request(subfolder.read_request(), settings, options, card, len(samples))
-    write_atomically(subfolder.samples_path, packed)
+    request = _request(subfolder.read_request(), settings, options, card, written.samples)
     subfolder.write_request(request)
-    fleet.store.put_blob(settings.sample_set_sha256, packed)
+    folder.sample_sets.supply(settings.sample_set_sha256, fleet.store, old=subfolder.old_samples_path)
     tasks = [*sketch_tasks(request, run), *exact_tasks(request, run)]
     done = frozenset(subfolder.records.read())
     return request, reconcile(tasks, done, connection=fleet.connection, store=fleet.store, retry_failed=True)
+
+
+def _check_room(written: WrittenSet, store: ShardStore) -> None:
+    if store.capacity is not None and written.size > store.capacity:
+        raise InputError(
+            f"the samples to measure on have {format_size(written.size)}, and {store.label} may hold "
+            f"{format_size(store.capacity)}: give a larger --relay-limit, fewer --max-images, a larger "
+            "--step-stride, or another --store"
+        )
+
+
+def _older_name(folder: CalibFolder, options: SensitivityOptions, written: WrittenSet) -> str | None:
+    """Return the digest by which an older revision named the same samples; None if there is none.
+
+    What was measured on them can then be added to.
+    """
+    for subfolder, request in folder.readable_requests():
+        path, digest = subfolder.old_samples_path, request.settings.sample_set_sha256
+        same_choice = (request.max_images, request.step_stride) == (options.max_images, options.step_stride)
+        if not same_choice or not path.exists() or path.stat().st_size > MAX_PORTABLE_BYTES:
+            continue
+
+        def blob(digest: str, old: Path = path) -> bytes:
+            return folder.sample_sets.read(digest, old=old)
+
+        with suppress(InputError, ShardCorruptError):
+            if read_sample_set(digest, blob).equals(read_sample_set(written.digest, blob)):
+                return digest
+    return None
 
 
 def _request(

@@ -164,7 +164,7 @@ def _described(progress: Progress | None) -> str:
 
 def _last_word(events: list[Event]) -> str:
     """Return in one line how a task failed: attempts, hosts and the last error."""
-    attempts = [event for event in events if event.outcome in ("failed", "crashed")]
+    attempts = [event for event in events if event.outcome not in ("started", "handed back")]
     if not attempts:
         return "failed"
     last = attempts[-1]

@@ -1,15 +1,18 @@
 """Turn command-line options into run settings. The model provides the defaults."""
 
 import hashlib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
+from humanfriendly import format_size
 
 from shared.errors import InputError
 from shared.identity import digest_of
-from shared.models import Reference, model_spec, sampler_shift
+from shared.models import ModelSpec, Reference, model_spec, sampler_shift
 from shared.runs import RunSettings
+from shared.stores.store import MAX_PORTABLE_BYTES
 
 
 def run_settings(
@@ -61,11 +64,25 @@ def run_settings(
         prompts_sha256=digest_of(list(prompts)),
     )
     spec.check(image_size=settings.image_size, use_t5=settings.use_t5)
+    _check_shard_size(settings, spec)
     try:
         # msgspec checks limits when it decodes a struct, not when one is constructed.
         return msgspec.convert(msgspec.to_builtins(settings), RunSettings)
     except msgspec.ValidationError as error:
         raise InputError(f"these settings can't be: {error}") from None
+
+
+def _check_shard_size(settings: RunSettings, spec: ModelSpec) -> None:
+    """Refuse what no store would take, before anything is computed."""
+    itemsize = 4 if settings.precision == "float32" else 2
+    latent = itemsize * spec.transformer.latent_channels * math.prod(settings.latent_size)
+    if latent * (settings.num_steps + 1) > MAX_PORTABLE_BYTES:
+        raise InputError(
+            f"an image of {settings.image_size} px with {settings.num_steps} steps makes a shard of about "
+            f"{format_size(latent * (settings.num_steps + 1))}, and a store takes at most "
+            f"{format_size(MAX_PORTABLE_BYTES, binary=True)} at once: give --num-steps "
+            f"{MAX_PORTABLE_BYTES // latent - 1} or fewer, or a smaller --image-size"
+        )
 
 
 def _file_digest(path: Path) -> str:

@@ -107,6 +107,8 @@ class TaskSize:
     """2 with CFG, else 1."""
     text_tokens: int
     """Of a row."""
+    text_encoder_bytes: int = 0
+    """Of the text encoders' weights."""
     samples: int = 1
     """Of an exact measurement's sample set."""
     probes: int = 1
@@ -126,6 +128,7 @@ class TaskSize:
             num_steps=run.num_steps,
             rows=2 if run.cfg_weight > 0 else 1,
             text_tokens=spec.text_tokens(use_t5=run.use_t5),
+            text_encoder_bytes=spec.text_encoder_bytes(use_t5=run.use_t5),
             **more,
         )
 
@@ -210,7 +213,7 @@ def _exact_passes(model: ModelSpec, size: TaskSize) -> float:
 def _drawing(model: ModelSpec, size: TaskSize) -> int:
     """Memory of drawing: the text encoders are held beside the transformer."""
     one_pass = _forward(model, size, model.itemsize)
-    return model.text_encoder_bytes + one_pass
+    return size.text_encoder_bytes + one_pass
 
 
 def _forward(model: ModelSpec, size: TaskSize, itemsize: int) -> int:

@@ -10,7 +10,6 @@ BitfleetError                  exit code 2, one line, no traceback
 │   └── OverflowsError         the model's output is not finite
 │   └── TooLargeError          its shard is larger than any store takes
 ├── UnknownKindError           this revision does not know the task's kind
-├── ClockError                 this machine's clock differs from that of Redis
 ├── LeaseLostError             the job now belongs to another worker
 ├── FolderLostError            another machine has taken over the calibration folder
 ├── SampleError                a sample or a manifest can't be read
@@ -62,10 +61,6 @@ class OverflowsError(TaskRefusedError):
 
 class UnknownKindError(BitfleetError):
     """This revision does not know the task's kind."""
-
-
-class ClockError(BitfleetError):
-    """This machine's clock differs from that of Redis."""
 
 
 class LeaseLostError(BitfleetError):

@@ -69,6 +69,7 @@ class Chaos:
         slowness: float = 1,
         hedge: bool = False,
         lease: int = LEASE,
+        wrong_clock: float | None = None,
     ) -> subprocess.Popen[bytes]:
         options = WorkerOptions(
             redis_url=url or self.url, lease_seconds=lease, with_parent=True, beat_seconds=0.4, hedge=hedge
@@ -78,6 +79,8 @@ class Chaos:
             "CHAOS_SEED": str(self.chance.random()),
             "PYTHONPATH": str(ROOT),
         }
+        if wrong_clock is not None:
+            values["CHAOS_CLOCK"] = str(wrong_clock)
         with (self.folder / f"worker-{next(self.numbers)}.log").open("wb") as log:
             worker = subprocess.Popen(
                 [*prefix, sys.executable, "-m", "tests.chaos_worker", *arguments],

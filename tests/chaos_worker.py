@@ -7,6 +7,7 @@
 """
 
 import contextlib
+import datetime
 import hashlib
 import logging
 import os
@@ -17,13 +18,15 @@ import time
 from types import SimpleNamespace
 from typing import Any
 
+import rq.utils
 from rq.job import Job
 from rq.queue import Queue
 
+from shared.jobs import history
 from shared.jobs.task_queue import queue_name
 from shared.kinds.calibration import CalibrationTask
 from shared.kinds.kind import Task
-from worker.jobs import lease, lease_worker
+from worker.jobs import lease, lease_worker, verdict
 from worker.jobs.job_context import JobContext
 from worker.jobs.lease_worker import LeaseWorker
 from worker.service import process, supervisor
@@ -42,7 +45,7 @@ def shard_of(task: Task) -> bytes:
 class FakeRuntime(Runtime):
     """Computes nothing, and takes its time for it."""
 
-    def _model_of(self, run: Any) -> Any:
+    def _model_of(self, task: Task) -> Any:
         return SimpleNamespace(fingerprint="f" * 64)
 
     def _compare_canary(self, run: Any, model: Any, context: JobContext) -> None:
@@ -79,9 +82,35 @@ class SlowToStart(LeaseWorker):
             time.sleep(GAP_SECONDS)
 
 
+def be_quick() -> None:
+    """Tries follow one another soon."""
+    verdict.FIRST_WAIT_SECONDS, verdict.LONGEST_WAIT_SECONDS = 0.1, 1.0
+
+
+def put_clock_wrong(seconds: float, after: float) -> None:
+    """From so many seconds after the start on, as if somebody had set this machine's clock by hand."""
+    right, start = time.time, time.monotonic()
+
+    def wrong() -> float:
+        return right() + (seconds if time.monotonic() - start > after else 0)
+
+    class WrongClock(datetime.datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Any:
+            return datetime.datetime.fromtimestamp(wrong(), tz)
+
+    time.time = wrong
+    history.datetime = WrongClock  # type: ignore[misc]
+    # All of RQ asks these functions.
+    rq.utils.datetime = SimpleNamespace(**vars(datetime) | {"datetime": WrongClock})  # type: ignore[attr-defined]
+
+
 def work() -> int:
     """A worker process as it is, with the model replaced."""
+    if "CHAOS_CLOCK" in os.environ:
+        put_clock_wrong(float(os.environ["CHAOS_CLOCK"]), after=0.5)
     lease.TIMEOUT_GRACE_SECONDS = 0.2
+    be_quick()
     lease_worker.TROUBLE_SECONDS = lease_worker.FULL_POLL_SECONDS = 0.3
     process.Runtime = FakeRuntime  # type: ignore[misc]
     process.LeaseWorker = SlowToStart  # type: ignore[misc]
@@ -98,6 +127,7 @@ class QuickSupervisor(supervisor.Supervisor):
 def supervise(count: int) -> int:
     """A supervisor as it is, with the worker process replaced."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)
+    be_quick()
     options = WorkerOptions.from_environment()
     return QuickSupervisor(options, count, queue_name=queue_name("relay")).run()
 

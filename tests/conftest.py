@@ -149,6 +149,7 @@ def redis_url(_shared_redis: RedisProcess) -> str:
         client.flushall()
         # A test may have changed what the next one takes for granted.
         client.config_set("maxmemory", 0)
+        client.config_set("maxmemory-policy", "noeviction")
     return _shared_redis.url
 
 
@@ -157,6 +158,12 @@ def redis(redis_url: str) -> Iterator[Redis]:
     """A client of an empty Redis."""
     with Redis.from_url(redis_url) as client:
         yield client
+
+
+@pytest.fixture
+def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What failed in this process is tried again at once."""
+    monkeypatch.setattr("worker.jobs.verdict.FIRST_WAIT_SECONDS", 0.01)
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ from redis import Redis
 from redis.connection import AbstractConnection
 
 from shared.jobs.connection import connect
+from shared.jobs.history import read_events
 from shared.jobs.task_job import TaskJob
 from shared.jobs.task_queue import TaskQueue, queue_name
 from shared.kinds.kind import Task
@@ -134,14 +135,16 @@ def main(url: str, what: str, who: str) -> int:
             if who == "supervised" and status != EXIT_FINISHED:
                 report_death(url, QUEUE, f"worker-{point}", status)
             if who == "alone":
-                return_lost_jobs(redis, QUEUE, time.time() + LEASE)
+                for lease in redis.zrange(queue.started_job_registry.key, 0, -1):
+                    redis.zadd(queue.started_job_registry.key, {lease: 1})
+                return_lost_jobs(redis, QUEUE)
             job = TaskJob.fetch(TASK.id, connection=redis, serializer=queue.serializer)
             line = {
                 "died": place,
                 "waits": queue.in_flight().queued == (TASK.id,),
                 "leased": bool(queue.in_flight().started),
                 "status": job.get_status(refresh=False),
-                "attempts": job.retries_left,
+                "attempts": sum(event.outcome == "started" for event in read_events(redis, TASK.id)),
             }
             print(json.dumps(line), flush=True)  # noqa: T201
             if status == EXIT_FINISHED and point >= 0:

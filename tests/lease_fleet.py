@@ -14,6 +14,7 @@ from shared.jobs.task_job import TaskJob
 from shared.jobs.task_queue import TaskQueue, queue_name
 from shared.kinds.kind import Task
 from tests.tasks import image_task, wait_until
+from worker.jobs.verdict import COST
 
 ROOT = Path(__file__).parent.parent
 QUEUE = queue_name("relay")
@@ -54,6 +55,10 @@ class Fleet:
 
     def job(self, task: Task) -> Job:
         return TaskJob.fetch(task.id, connection=self.redis, serializer=self.queue.serializer)
+
+    def attempts(self, task: Task) -> float:
+        """What the job's attempts so far count."""
+        return sum(COST.get(event.outcome, 0) for event in read_events(self.redis, task.id))
 
     def outcomes(self, task: Task) -> list[str]:
         return [event.outcome for event in read_events(self.redis, task.id)]

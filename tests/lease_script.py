@@ -18,6 +18,7 @@ from shared.jobs.connection import connect
 from shared.jobs.task_queue import queue_name
 from shared.kinds.calibration import CalibrationTask
 from shared.kinds.kind import Task
+from worker.jobs import verdict
 from worker.jobs.job_context import JobContext
 from worker.jobs.lease_worker import LeaseWorker
 
@@ -33,6 +34,7 @@ SMALL_HOST_SAYS = {
 
 def main(url: str, name: str, lease_seconds: str) -> int:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)
+    verdict.FIRST_WAIT_SECONDS = verdict.LONGEST_WAIT_SECONDS = 0.01
     notes = connect(url)
 
     def run(task: Task, context: JobContext) -> dict[str, Any]:
@@ -66,6 +68,12 @@ def act(what: str, name: str, notes: Redis, context: JobContext, attempt: int) -
         raise ModelUnavailableError("the checkpoint is missing")
     if what in SMALL_HOST_SAYS and name.startswith("small"):
         raise RuntimeError(SMALL_HOST_SAYS[what])
+    if what == "not on bad":
+        if name.startswith("bad"):
+            raise ValueError("a library is broken here")
+        while not notes.exists("wake"):
+            context.check("step 1 of 2")
+            time.sleep(0.02)
     if attempt > 1:
         return
     # Until the test says so: with looks at the lease as the real functions have them, or without.

@@ -11,13 +11,14 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 from redis.exceptions import OutOfMemoryError
 
-from shared.jobs.history import read_events
-from shared.jobs.task_job import MAX_RETRIES, TaskJob
+from shared.jobs.history import Event, add_event, read_events
+from shared.jobs.task_job import TaskJob
 from tests.chaos import FULL, LEASE, Chaos, Every
 from tests.hosts import two_hosts
 from tests.redis_process import RedisProcess, short_folder
@@ -98,6 +99,24 @@ def late_results(chaos: Chaos) -> int:
 
 
 @pytest.mark.chaos
+def test_clocks_are_wrong_by_an_hour(chaos: Chaos) -> None:
+    """They go wrong while workers run. One of these dies: its lease ends when it should."""
+    chaos.enqueue(30 if FULL else 7, "0.8")
+    workers = [chaos.start(wrong_clock=seconds) for seconds in (3600, -3600, 3600)]
+    chaos.wait_until(lambda: len(chaos.store.record_ids(chaos.tasks[0].namespace)) > 1)
+    workers[2].kill()
+    workers[2].wait()
+    chaos.collect_all()
+    finished = [datetime.fromisoformat(record.finished_at) for record in chaos.collected.values()]
+    assert max(finished) - min(finished) > timedelta(hours=2)
+    chaos.settle()
+    assert [worker.returncode for worker in workers] == [0, 0, -signal.SIGKILL]
+    # Nothing was done twice, and only the dead one was missed.
+    assert len(re.findall(r"(image \d+): done", chaos.logs())) <= len(chaos.tasks) + 1
+    assert chaos.logs().count("gave no sign of life") <= 1
+
+
+@pytest.mark.chaos
 def test_redis_is_killed_and_restarted(chaos: Chaos, own_redis: RedisProcess) -> None:
     chaos.enqueue(60 if FULL else 12, "0.2")
     workers = [chaos.start() for _ in range(2)]
@@ -169,6 +188,11 @@ def _end(chaos: Chaos, lease: bytes) -> float:
 def test_poison_stops_no_run(chaos: Chaos) -> None:
     chaos.enqueue(10, "0.05")
     poison = image_task(99, prompt="poison")
+    # Half of what it may cost before it is given up.
+    for _ in range(4):
+        add_event(
+            chaos.redis, poison.id, Event(outcome="killed", host="h", worker="w", detail="signal SIGKILL")
+        )
     chaos.queue.enqueue_tasks([poison])
     chaos.enqueue(10, "0.05")
     chaos.start("supervise", "2")
@@ -176,10 +200,10 @@ def test_poison_stops_no_run(chaos: Chaos) -> None:
     chaos.collect_all()
     events = read_events(chaos.redis, poison.id)
     assert Counter(event.outcome for event in events) == {
-        "started": 1 + MAX_RETRIES,
-        "crashed": 1 + MAX_RETRIES,
+        "started": 4,
+        "killed": 8,
     }
-    crashes = [event for event in events if event.outcome == "crashed"]
+    crashes = [event for event in events if event.outcome == "killed"]
     assert {event.detail for event in crashes} == {"signal SIGKILL"}
     assert all(event.host for event in crashes)
 
@@ -187,7 +211,7 @@ def test_poison_stops_no_run(chaos: Chaos) -> None:
 def test_a_computation_that_hangs_ends_with_its_process(chaos: Chaos) -> None:
     hung = image_task(0, prompt="hang")
     chaos.queue.enqueue_tasks([hung])
-    chaos.redis.hset(TaskJob.key_for(hung.id), mapping={"timeout": 1, "retries_left": 0})
+    chaos.redis.hset(TaskJob.key_for(hung.id), mapping={"timeout": 1})
     chaos.start("supervise", "1")
     chaos.wait_until(lambda: chaos.queue.failed_ids() == {hung.id})
     assert read_events(chaos.redis, hung.id)[-1].detail == "the job was over its time limit"

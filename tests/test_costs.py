@@ -138,3 +138,7 @@ def test_a_task_takes_its_size_from_its_run() -> None:
     size = TaskSize.of(SETTINGS, model_spec(SETTINGS.model))
     assert (size.rows, size.text_tokens, size.num_steps, size.image_size) == (2, 64, 4, 64)
     assert size_of(model_spec(SCHNELL), 512).rows == 1
+    # CLIP encoders in float16 take 1.6 GB, T5 9.5 more.
+    spec = model_spec(SD3)
+    encoders = [spec.text_encoder_bytes(use_t5=use_t5) / GB for use_t5 in (False, True)]
+    assert encoders == pytest.approx([1.64, 11.16], abs=0.01)

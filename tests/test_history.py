@@ -5,6 +5,7 @@ from redis import Redis
 from shared.jobs.history import (
     KEEP_SECONDS,
     MAX_DETAIL,
+    MAX_EVENTS,
     Event,
     Progress,
     add_event,
@@ -36,10 +37,12 @@ def test_a_long_detail_keeps_its_end(redis: Redis) -> None:
     assert only.detail.endswith("ValueError: why")
 
 
-def test_only_the_last_twenty_are_kept_and_not_for_ever(redis: Redis) -> None:
-    for number in range(50):
+def test_only_the_last_are_kept_and_not_for_ever(redis: Redis) -> None:
+    for number in range(MAX_EVENTS + 30):
         add_event(redis, "job", event(str(number)))
-    assert [each.detail for each in read_events(redis, "job")] == [str(number) for number in range(30, 50)]
+    assert [each.detail for each in read_events(redis, "job")] == [
+        str(number) for number in range(30, MAX_EVENTS + 30)
+    ]
     assert 0 < redis.ttl("bitfleet:history:job") <= KEEP_SECONDS
 
 

@@ -10,13 +10,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from shared.jobs.history import read_events, read_progress
-from shared.jobs.task_job import MAX_RETRIES
+from shared.jobs.history import Event, add_event, read_progress
+from shared.jobs.task_queue import avoid_key
 from tests.chaos import FULL
 from tests.lease_fleet import QUEUE, ROOT, Fleet
 from tests.lease_script import EXIT_BROKEN
 from tests.redis_process import RedisProcess
 from tests.tasks import SETTINGS, image_task, wait_until
+from worker.jobs.verdict import MAX_SILENCES
 
 pytestmark = pytest.mark.slow
 
@@ -46,7 +47,8 @@ def test_a_killed_workers_job_is_done_by_another(fleet: Fleet) -> None:
     ]
     job = fleet.job(task)
     assert job.return_value() == {"by": "second"}
-    assert job.retries_left == MAX_RETRIES - 1
+    # What became of it before is forgotten.
+    assert fleet.outcomes(task) == []
     assert fleet.queue.in_flight().ids == frozenset()
     assert "gave no sign of life" in fleet.log("second")
 
@@ -110,10 +112,10 @@ def test_a_worker_may_die_at_any_command(redis_url: str, what: str, who: str) ->
         assert death["status"] == ("queued" if death["waits"] else "finished"), where
     if what == "handed back":
         return
-    # An attempt is counted from the one step on that takes the job.
-    taken = [death["attempts"] < MAX_RETRIES for death in rest if death["waits"]]
+    # An attempt is noted from the one step on that takes the job.
+    taken = [death["attempts"] for death in rest if death["waits"]]
     assert taken == sorted(taken)
-    assert {True, False} == set(taken)
+    assert set(taken) == {0, 1}
 
 
 def test_one_sigterm_finishes_the_job_and_takes_no_other(fleet: Fleet) -> None:
@@ -142,7 +144,7 @@ def test_two_sigterms_hand_the_job_back(fleet: Fleet) -> None:
     assert fleet.queue.in_flight().queued == (task.id, waiting.id)
     assert fleet.queue.in_flight().started == frozenset()
     assert fleet.outcomes(task) == ["started", "handed back"]
-    assert fleet.job(task).retries_left == MAX_RETRIES
+    assert fleet.attempts(task) == 0
     fleet.start("second")
     wait_until(lambda: fleet.is_done(task) and fleet.is_done(waiting))
 
@@ -154,17 +156,20 @@ def test_an_idle_worker_leaves_at_once(fleet: Fleet) -> None:
     assert worker.wait(20) == 0
 
 
-def test_a_job_that_kills_its_worker_fails_after_its_retries(fleet: Fleet) -> None:
+def test_a_job_whose_machines_fall_silent_is_tried_many_times_and_not_for_ever(fleet: Fleet) -> None:
     poison, good = image_task(0, prompt="die"), image_task(1)
+    silence = Event(outcome="silent", host="victim", worker="victim-1", detail="for a test")
     fleet.queue.enqueue_tasks([poison, good])
-    for attempt in range(1 + MAX_RETRIES):
-        assert fleet.start(f"victim-{attempt}").wait(20) == -signal.SIGKILL
+    for _ in range(MAX_SILENCES - 2):
+        add_event(fleet.redis, poison.id, silence)
+    for name in ("victim-2", "victim-3"):
+        assert fleet.start(name).wait(20) == -signal.SIGKILL
         fleet.expire_leases()
+    # No supervisor was there to see how the last two ended.
     fleet.start("survivor")
     wait_until(lambda: fleet.is_done(good) and fleet.queue.failed_ids() == {poison.id})
-    assert fleet.outcomes(poison) == ["started", "crashed"] * (1 + MAX_RETRIES)
-    crashes = [event for event in read_events(fleet.redis, poison.id) if event.outcome == "crashed"]
-    assert [event.worker for event in crashes] == [f"victim-{attempt}" for attempt in range(4)]
+    assert fleet.attempts(poison) == 0
+    assert fleet.outcomes(poison).count("silent") == MAX_SILENCES
     assert fleet.queue.in_flight().ids == frozenset()
 
 
@@ -181,7 +186,7 @@ def test_a_run_that_no_machine_can_serve_stops_no_other(fleet: Fleet) -> None:
     assert sum(SETTINGS.id in line for line in fleet.ran()) == 3
     assert all(worker.poll() is None for worker in workers)
     assert set(fleet.queue.in_flight().queued) == {task.id for task in strange}
-    assert all(fleet.job(task).retries_left == MAX_RETRIES for task in strange)
+    assert all(fleet.attempts(task) == 0 for task in strange)
     # It is still at work.
     later = image_task(9, prompt="ok", run=OTHER_RUN)
     fleet.queue.enqueue_tasks([later])
@@ -207,8 +212,27 @@ def test_what_one_small_machine_can_not_do_the_others_do(fleet: Fleet, prompt: s
     assert tried[0] == f"small-1 starts {tasks[0].id}"
     assert len(tried) == 1 + len(small_ones)
     assert fleet.queue.failed_ids() == set()
-    assert all(fleet.job(task).retries_left == MAX_RETRIES for task in tasks)
+    assert all(fleet.attempts(task) == 0 for task in tasks)
     assert all(fleet.job(task).return_value() == {"by": "large-1"} for task in tasks)
+
+
+def test_a_broken_machine_loses_no_task_and_sets_itself_aside(fleet: Fleet) -> None:
+    bad, good = fleet.start("bad-1"), fleet.start("good-1")
+    wait_until(lambda: fleet.redis.scard(f"rq:workers:{QUEUE}") == 2)
+    tasks = [image_task(index, prompt="not on bad") for index in range(12)]
+    fleet.queue.enqueue_tasks(tasks)
+    # The good one is busy meanwhile.
+    wait_until(lambda: "can't do the images" in fleet.log("bad-1"))
+    assert "several in a row failed here, the last one: ValueError: a library" in fleet.log("bad-1")
+    failed = [task for task in tasks if fleet.attempts(task)]
+    assert len(failed) == 3
+    # They wait for the other host, without being asked for again here.
+    assert all(fleet.redis.get(avoid_key(task.id)) == b"bad" for task in failed)
+    fleet.redis.set("wake", 1)
+    wait_until(lambda: all(fleet.is_done(task) for task in tasks))
+    assert [line for line in fleet.ran() if line.startswith("bad-1 ends")] == []
+    assert fleet.queue.failed_ids() == set()
+    assert [bad.poll(), good.poll()] == [None, None]
 
 
 def test_progress_is_told_while_it_runs(fleet: Fleet) -> None:

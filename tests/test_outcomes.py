@@ -22,7 +22,6 @@ from shared.errors import (
     WrongStoreError,
 )
 from shared.jobs.history import read_events
-from shared.jobs.task_job import MAX_RETRIES
 from shared.kinds.kind import Task
 from tests.lease_fleet import QUEUE, Fleet
 from tests.tasks import SETTINGS, image_task, layer_task, wait_until
@@ -67,6 +66,7 @@ def work(fleet: Fleet) -> Callable[..., LeaseWorker]:
 TASK = image_task(0)
 
 
+@pytest.mark.usefixtures("quick_retries")
 def test_a_failing_tasks_traceback_is_in_its_history(fleet: Fleet, work: Any) -> None:
     def draw_the_image(task: Task, context: JobContext) -> dict[str, Any]:
         raise ValueError("no such colour")
@@ -75,12 +75,13 @@ def test_a_failing_tasks_traceback_is_in_its_history(fleet: Fleet, work: Any) ->
     work(draw_the_image)
     assert fleet.queue.failed_ids() == {TASK.id, image_task(1).id}
     events = read_events(fleet.redis, TASK.id)
-    assert [event.outcome for event in events] == ["started", "failed"] * (1 + MAX_RETRIES)
+    assert [event.outcome for event in events] == ["started", "failed"] * 4
     assert "in draw_the_image" in events[-1].detail
     assert events[-1].detail.endswith("ValueError: no such colour\n")
     assert all(event.host == "here" and event.at for event in events)
 
 
+@pytest.mark.usefixtures("quick_retries")
 def test_a_failure_is_forgotten_once_the_task_is_done(fleet: Fleet, work: Any) -> None:
     attempts = []
 
@@ -138,7 +139,7 @@ def test_what_this_machine_can_not_keeps_its_place_and_all_else_goes_on(
     assert "not here" in worker.set_aside.reasons()[0]
     assert fleet.queue.in_flight().queued == (TASK.id, image_task(1).id)
     assert fleet.queue.in_flight().started == frozenset()
-    assert fleet.job(TASK).retries_left == MAX_RETRIES
+    assert fleet.attempts(TASK) == 0
     assert fleet.outcomes(TASK) == ["started", "handed back"]
 
 
@@ -151,7 +152,7 @@ def test_a_worker_that_is_alone_leaves_over_it(fleet: Fleet, work: Any, error: E
     worker = work(elsewhere, alone=True)
     assert "not here" in worker.fatal
     assert fleet.queue.in_flight().queued == (TASK.id, OTHER_RUN.id)
-    assert fleet.job(TASK).retries_left == MAX_RETRIES
+    assert fleet.attempts(TASK) == 0
 
 
 def test_alone_a_gpu_that_ran_out_of_memory_is_tried_again_in_a_new_process(fleet: Fleet, work: Any) -> None:

@@ -8,10 +8,12 @@ import pytest
 from redis import Redis
 from rq.exceptions import DequeueTimeout
 
+from shared.jobs.asides import ASIDE_SECONDS, Aside, kind_of_job
 from shared.jobs.task_queue import TaskQueue, queue_name
 from tests.tasks import SETTINGS, image_task, layer_task
-from worker.jobs import set_aside
-from worker.jobs.set_aside import Aside, SetAside, choosing_queue, kind_of
+from worker.jobs import choice
+from worker.jobs.choice import choosing_queue
+from worker.jobs.set_aside import SetAside
 
 QUEUE = queue_name("relay")
 KEY = f"bitfleet:aside:{QUEUE}"
@@ -24,7 +26,7 @@ def aside(redis: Redis) -> SetAside:
 
 
 def first(aside: SetAside, redis: Redis, timeout: int | None = None) -> Any:
-    queue = choosing_queue(aside)(QUEUE, redis)
+    queue = choosing_queue("air", aside.prefixes)(QUEUE, redis)
     found = queue.lmove(redis, queue.key, timeout)
     return found and found[1].decode()
 
@@ -56,7 +58,7 @@ def test_while_all_is_set_aside_it_looks_once_a_while(
     aside.add(image_task(0).id, "too small")
     with pytest.raises(DequeueTimeout):
         first(aside, redis, timeout=10)
-    assert slept == [set_aside.POLL_SECONDS]
+    assert slept == [choice.POLL_SECONDS]
 
 
 def test_an_entry_that_is_no_job_is_passed_over(redis: Redis, aside: SetAside) -> None:
@@ -72,10 +74,10 @@ def test_it_is_tried_again_after_a_while(
     redis: Redis, aside: SetAside, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     aside.add(image_task(0).id, "too small")
-    assert aside.prefixes() == [kind_of(image_task(5).id)]
+    assert aside.prefixes() == [kind_of_job(image_task(5).id)]
     assert aside.reasons() == ["too small"]
-    later = time.time() + set_aside.ASIDE_SECONDS + 1
-    monkeypatch.setattr(time, "time", lambda: later)
+    later = time.monotonic() + ASIDE_SECONDS + 1
+    monkeypatch.setattr(time, "monotonic", lambda: later)
     assert aside.prefixes() == []
     assert aside.reasons() == []
 
@@ -86,7 +88,7 @@ def test_a_process_that_replaces_another_knows_it_and_another_start_does_not(
     aside.add(image_task(0).id, "too small")
     assert SetAside(redis, QUEUE, host="air", start_id="one").reasons() == ["too small"]
     assert SetAside(redis, QUEUE, host="air", start_id="two").reasons() == []
-    assert 0 < redis.ttl(KEY) <= 10 * set_aside.ASIDE_SECONDS
+    assert 0 < redis.ttl(KEY) <= 10 * ASIDE_SECONDS
 
 
 @pytest.mark.parametrize(
@@ -109,7 +111,7 @@ def test_garbage_sets_nothing_aside(redis: Redis, name: bytes, value: bytes) -> 
 def test_a_reason_is_told_without_what_a_terminal_would_obey(redis: Redis) -> None:
     forged = Aside(host="x", reason="\x1b[2Jgone\n", until=time.time() + 60)
     redis.hset(KEY, "one:cal-0-", msgspec.json.encode(forged))
-    assert SetAside(redis, QUEUE, host="air", start_id="one").reasons() == ["[2Jgone"]
+    assert SetAside(redis, QUEUE, host="air", start_id="one").reasons() == [r"\x1b[2Jgone "]
 
 
 def test_a_key_of_another_kind_is_no_trouble(redis: Redis, aside: SetAside) -> None:
@@ -117,4 +119,3 @@ def test_a_key_of_another_kind_is_no_trouble(redis: Redis, aside: SetAside) -> N
     aside.add(image_task(0).id, "too small")
     assert aside.reasons() == ["too small"]
     assert SetAside(redis, QUEUE, host="air", start_id="one").reasons() == []
-    assert not redis.exists(KEY)

@@ -4,6 +4,7 @@ import msgspec
 import pytest
 
 from producer.settings import run_settings
+from shared.errors import InputError
 from shared.models import MODELS, model_spec, sampler_shift
 from shared.runs import RunSettings
 from tests.tasks import SETTINGS
@@ -20,6 +21,14 @@ def test_the_published_pass_is_the_default_but_for_the_demo() -> None:
     other = {spec.id for spec in MODELS.values() if settings(spec.id).reference != "published"}
     assert other == {"demo"}
     assert settings("demo", reference="published").reference == "published"
+
+
+def test_what_no_store_takes_is_refused_before_it_is_computed() -> None:
+    sd3 = "argmaxinc/mlx-stable-diffusion-3-medium"
+    assert settings(sd3, image_size=1024)
+    with pytest.raises(InputError, match=r"1536 px with 60 steps .* give --num-steps 55 or fewer"):
+        given = dict.fromkeys(("cfg_weight", "use_t5", "checkpoint"))
+        run_settings(model=sd3, prompts=["a cat"], num_steps=60, seed=0, image_size=1536, **given)
 
 
 def test_flux_dev_has_a_guidance_and_a_shift_that_grows_with_the_image() -> None:

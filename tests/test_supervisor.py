@@ -11,7 +11,6 @@ import pytest
 
 import worker.service.supervisor
 from shared.jobs.history import Event, add_event, read_events
-from shared.jobs.task_job import MAX_RETRIES
 from tests.chaos import ROOT, Chaos
 from tests.lease_fleet import QUEUE, Fleet
 from tests.tasks import image_task
@@ -50,7 +49,7 @@ class TestReport:
         assert event.detail == "signal SIGSEGV"
         assert fleet.queue.in_flight().queued == (TASK.id,)
         assert fleet.queue.in_flight().started == frozenset()
-        assert fleet.job(TASK).retries_left == MAX_RETRIES - 1
+        assert fleet.attempts(TASK) == 1
 
     def test_is_not_given_for_a_job_that_others_have(self, fleet: Fleet) -> None:
         leases = fleet.queue.started_job_registry.key
@@ -119,7 +118,7 @@ class TestProcesses:
         (key,) = chaos.redis.smembers("rq:workers")
         os.kill(int(chaos.redis.hget(key, "pid")), signal.SIGKILL)
         began = ("started", "")
-        chaos.wait_until(lambda: outcomes() == [began, ("crashed", "signal SIGKILL"), began])
+        chaos.wait_until(lambda: outcomes() == [began, ("killed", "signal SIGKILL"), began])
         supervisor.send_signal(signal.SIGTERM)
         supervisor.send_signal(signal.SIGINT)
         assert supervisor.wait(20) == 0

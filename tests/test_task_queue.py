@@ -9,7 +9,6 @@ from shared.errors import TaskRefusedError
 from shared.jobs.task_job import (
     FAILURE_TTL,
     JOB_TIMEOUT,
-    MAX_RETRIES,
     RESULT_TTL,
     TaskJob,
 )
@@ -36,7 +35,7 @@ def test_ids_are_the_tasks_own(fleet: Fleet) -> None:
         assert job.task == task
         assert job.description == task.label
         assert (job.result_ttl, job.failure_ttl) == (RESULT_TTL, FAILURE_TTL)
-        assert (job.timeout, job.retries_left) == (JOB_TIMEOUT, MAX_RETRIES)
+        assert job.timeout == JOB_TIMEOUT
 
 
 def test_enqueueing_again_replaces_what_an_earlier_attempt_left(fleet: Fleet, redis: Redis) -> None:

@@ -5,7 +5,11 @@ manifest.json, samples/, previews/  what has been collected, in the calibration 
 model.json                          the model card of the first worker
 records/                            a record and a seal for each collected image, and a copy of model.json
 .bitfleet/                          the folder's lock, and the data of our own Redis
-sensitivity/<id>/                   request.json, samples.npz, shards/, records/, results.*, report.html
+sample_sets/                        what sensitivity runs measure on, as blobs for the workers
+sensitivity/<id>/                   request.json, shards/, records/, results.*, report.html
+weights/<id>/, levels/<id>/         request.json, shards/, records/: what plans are made of
+plans/<id>/                         plan.json
+confirms/<id>/                      request.json, variants.json, shards/, records/, prediction.json
 """
 
 import tempfile
@@ -16,10 +20,12 @@ from pathlib import Path
 from producer.folder.collected_images import CollectedImages
 from producer.folder.folder_lock import FolderLock
 from producer.folder.json_file import JsonFile, Stamp, stamp_of
+from producer.folder.kept_folder import ConfirmRequest, KeptFolders, LevelsRequest, WeightsRequest
 from producer.folder.manifest import Manifest
 from producer.folder.record_folder import RecordFolder
 from producer.folder.request_file import RequestFile
 from producer.folder.run_file import RunFile, difference
+from producer.folder.sample_sets import SampleSets
 from producer.folder.shard_folder import ShardFolder
 from shared.errors import InputError, ShardCorruptError
 from shared.files import delete_temporaries, write_atomically
@@ -42,6 +48,10 @@ class CalibFolder:
         self.records = RecordFolder(root / "records")
         """Records of the collected images."""
         self.images = CollectedImages()
+        self.weights = KeptFolders(root / "weights", WeightsRequest)
+        self.levels = KeptFolders(root / "levels", LevelsRequest)
+        self.confirms = KeptFolders(root / "confirms", ConfirmRequest)
+        self.sample_sets = SampleSets(root / "sample_sets")
         self.manifest = Manifest(self.manifest_path, self.sample_name)
         self._model: tuple[Stamp, ModelCard] | None = None
         self._run = JsonFile(self.run_path, RunFile)
@@ -91,6 +101,10 @@ class CalibFolder:
         """Return the path of an image's seal; see producer.folder.sample_seals."""
         return self.records.root / f"{task_id}.seal"
 
+    def plan_path(self, plan_id: str) -> Path:
+        """Return the path of a plan."""
+        return self.root / "plans" / plan_id / "plan.json"
+
     def sensitivity(self, sensitivity_id: str) -> "SensitivityFolder":
         """Return the folder of a sensitivity run."""
         if sensitivity_id not in self._sensitivities:
@@ -103,6 +117,12 @@ class CalibFolder:
         # Also those whose request is lost: what was collected for it must not be forgotten in silence.
         found = {path.parent.name for name in ("request.json", "records") for path in self._within(name)}
         return [self.sensitivity(name) for name in sorted(found)]
+
+    def readable_requests(self) -> "Iterator[tuple[SensitivityFolder, RequestFile]]":
+        """Yield all requests that can be read. The others are told of by producer.kinds.sensitivity."""
+        for subfolder in self.sensitivities():
+            with suppress(InputError):
+                yield subfolder, subfolder.require_request()
 
     def _within(self, name: str) -> Iterator[Path]:
         return self.root.glob(f"sensitivity/*/{name}")
@@ -149,6 +169,20 @@ class CalibFolder:
             )
         if old != run:
             self._run.write(run)
+
+    def require_model(self) -> ModelCard:
+        """Return the model card.
+
+        Raises:
+            InputError: no image has been collected yet.
+        """
+        card = self.read_model()
+        if card is None:
+            raise InputError(
+                f"{self.root} holds no model.json yet, which comes with the first image; run `producer "
+                "enqueue-calibration` if need be, then `producer collect --wait`"
+            )
+        return card
 
     def read_model(self) -> ModelCard | None:
         """Return the model card; None before the first image is collected."""
@@ -198,7 +232,8 @@ class SensitivityFolder(ShardFolder):
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
-        self.samples_path = root / "samples.npz"
+        self.old_samples_path = root / "samples.npz"
+        """The sample set, as older revisions wrote it; see producer.folder.sample_sets."""
         self.results_path = root / "results.json"
         self.csv_path = root / "results.csv"
         self.report_path = root / "report.html"

@@ -1,7 +1,6 @@
 """What sensitivity and sketch have in common: both measure on a sample set, in sensitivity/<id>."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 
 from producer.folder.calib_folder import CalibFolder, SensitivityFolder
 from producer.folder.request_file import RequestFile
@@ -10,13 +9,6 @@ from producer.kinds.kept import KeptPart
 from shared.errors import InputError
 from shared.kinds.kind import Task
 from shared.stores.store import ShardStore
-
-
-def readable_requests(folder: CalibFolder) -> Iterator[tuple[SensitivityFolder, RequestFile]]:
-    """Yield all requests that can be read. The others are told of by `producer.kinds.sensitivity`."""
-    for subfolder in folder.sensitivities():
-        with suppress(InputError):
-            yield subfolder, subfolder.require_request()
 
 
 class SampledPart(KeptPart):
@@ -29,15 +21,30 @@ class SampledPart(KeptPart):
         self.subfolder, self.request = subfolder, request
 
     def supply(self, store: ShardStore) -> None:
-        """Store the sample set again if it is missing, as after Redis was wiped."""
+        """Store the sample set again if any of it is missing, as after Redis was wiped."""
         digest = self.request.settings.sample_set_sha256
-        if not store.has_blob(digest):
-            store.put_blob(digest, self.subfolder.samples_path.read_bytes())
+        self.folder.sample_sets.supply(digest, store, old=self.subfolder.old_samples_path)
 
     def clear_away(self, store: ShardStore) -> None:
-        """Delete the sample set, once sketch and exact measurements are both complete."""
+        """Delete what no sensitivity run of this folder needs any more, once this one is complete."""
         run = self.folder.require_run()
-        wanted = [*sketch_tasks(self.request, run), *exact_tasks(self.request, run)]
-        known = self.subfolder.records.read()
-        if all(task.id in known for task in wanted):
-            store.discard_blob(self.request.settings.sample_set_sha256)
+        needed: set[str] = set()
+        for subfolder, request in self.folder.readable_requests():
+            wanted = [*sketch_tasks(request, run), *exact_tasks(request, run)]
+            known = subfolder.records.read()
+            if not all(task.id in known for task in wanted):
+                needed.update(self._blobs(subfolder, request))
+        done = [blob for blob in self._blobs(self.subfolder, self.request) if blob not in needed]
+        missing = set(store.missing_blobs(done))
+        # The set itself first: who finds it finds its parts.
+        for blob in reversed(done):
+            if blob not in missing:
+                store.discard_blob(blob)
+
+    def _blobs(self, subfolder: SensitivityFolder, request: RequestFile) -> tuple[str, ...]:
+        digest = request.settings.sample_set_sha256
+        try:
+            return self.folder.sample_sets.blobs(digest, old=subfolder.old_samples_path)
+        except InputError:
+            # It is lost, which is told when it is needed.
+            return ()

@@ -8,7 +8,7 @@ import msgspec
 from producer.folder.calib_folder import CalibFolder
 from producer.folder.tasks import sketch_tasks
 from producer.kinds.part import Part
-from producer.kinds.sampled import SampledPart, readable_requests
+from producer.kinds.sampled import SampledPart
 from producer.results.sketch import estimate
 from producer.results.verify import pairs_to_verify
 from producer.results.write import finished_sketches, write_results
@@ -20,7 +20,7 @@ def find_parts(folder: CalibFolder) -> Sequence[Part]:
     run = folder.require_run()
     return [
         SketchPart(folder, subfolder, request, tasks)
-        for subfolder, request in readable_requests(folder)
+        for subfolder, request in folder.readable_requests()
         if (tasks := sketch_tasks(request, run))
     ]
 

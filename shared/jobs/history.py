@@ -11,9 +11,11 @@ from redis.client import Pipeline
 from shared.decoding import decode_or_none
 
 MAX_DETAIL = 4000
+MAX_EVENTS = 100
 KEEP_SECONDS = 30 * 24 * 3600
 
-Outcome = Literal["started", "failed", "crashed", "handed back"]
+Outcome = Literal["started", "failed", "crashed", "timed out", "killed", "silent", "handed back"]
+"""What each of the endings means for the job: see worker/jobs/verdict.py."""
 
 
 class Event(Struct, frozen=True, kw_only=True):
@@ -56,14 +58,8 @@ def push_event(pipeline: Pipeline, job_id: str, event: Event) -> None:
     """Like `add_event`, within a pipeline that the caller executes."""
     stamped = msgspec.structs.replace(event, at=event.at or utc_now(), detail=event.detail[-MAX_DETAIL:])
     pipeline.rpush(_history_key(job_id), msgspec.json.encode(stamped))
-    pipeline.ltrim(_history_key(job_id), -20, -1)
+    pipeline.ltrim(_history_key(job_id), -MAX_EVENTS, -1)
     pipeline.expire(_history_key(job_id), KEEP_SECONDS)
-
-
-def crash_event(connection: Redis, job_id: str, worker: str, detail: str) -> Event:
-    """Return the event for a `worker` that died during a job; the host comes from the job's history."""
-    hosts = [event.host for event in read_events(connection, job_id) if event.worker == worker]
-    return Event(outcome="crashed", host=hosts[-1] if hosts else "", worker=worker, detail=detail)
 
 
 def read_events(connection: Redis, job_id: str) -> list[Event]:

@@ -20,7 +20,6 @@ from shared.kinds.registry import KINDS, decode_task, kind_of
 JOB_TIMEOUT = int(timedelta(hours=12).total_seconds())
 RESULT_TTL = int(timedelta(days=7).total_seconds())
 FAILURE_TTL = int(timedelta(days=30).total_seconds())
-MAX_RETRIES = 3
 
 MAX_DATA_BYTES = 256 * 1024
 MAX_TEXT = 300
@@ -29,11 +28,9 @@ _SAFE_FIELDS = {
     "data",
     "description",
     "ended_at",
-    "enqueue_at_front_on_retry",
     "enqueued_at",
     "last_heartbeat",
     "origin",
-    "retries_left",
     "started_at",
     "status",
     "timeout",
@@ -70,13 +67,14 @@ class TaskJob(Job):
             super().restore(clean)
         except Exception as error:  # noqa: BLE001 - no content of a hash may end a worker
             self.refusal = f"it can't be read: {str(error)[:MAX_TEXT]}"
-            super().restore({b"data": b"[]", b"retries_left": b"0"})
+            super().restore({b"data": b"[]"})
         self._set_limits()
 
     def _set_limits(self) -> None:
         if self.timeout is None or not 0 < self.timeout <= JOB_TIMEOUT:
             self.timeout = JOB_TIMEOUT
-        self.retries_left = max(0, min(self.retries_left or 0, MAX_RETRIES))
+        # Ours to decide: see worker/jobs/verdict.py.
+        self.retries_left = None
         self.result_ttl, self.failure_ttl = RESULT_TTL, FAILURE_TTL
         # Both are logged; control characters could change the terminal.
         self.description = _printable(self.description)

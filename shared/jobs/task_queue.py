@@ -7,13 +7,13 @@ from typing import Any, cast
 
 from redis import Redis
 from rq.exceptions import DequeueTimeout
-from rq.job import Job, Retry
+from rq.job import Job
 from rq.queue import Queue
 from rq.serializers import JSONSerializer
 from rq.timeouts import BaseDeathPenalty
 
 from shared import __version__
-from shared.jobs.task_job import FAILURE_TTL, JOB_TIMEOUT, MAX_RETRIES, RESULT_TTL, TaskJob
+from shared.jobs.task_job import FAILURE_TTL, JOB_TIMEOUT, RESULT_TTL, TaskJob
 from shared.kinds.kind import Task
 from shared.kinds.registry import encode_task, kind_of
 from shared.runs import PROTOCOL
@@ -33,6 +33,16 @@ def parse_queue_name(name: str) -> tuple[int, str] | None:
     return (int(match[1]), match[2]) if match else None
 
 
+def delayed_key(name: str) -> str:
+    """Return the key of a queue's jobs that wait for their next try."""
+    return f"bitfleet:delayed:{name}"
+
+
+def avoid_key(job_id: str) -> str:
+    """Return the key of the hosts that leave a job to others, one a line; it expires when they need not."""
+    return f"bitfleet:avoid:{job_id}"
+
+
 def is_job_id(job_id: bytes) -> bool:
     """Return whether a queue's entry can be one of our job ids."""
     return bool(_JOB_ID.fullmatch(job_id))
@@ -42,12 +52,20 @@ def is_job_id(job_id: bytes) -> bool:
 class InFlight:
     """Ids of jobs that are queued or running."""
 
-    queued: tuple[str, ...]
+    ready: tuple[str, ...]
+    """Those that any worker may take now."""
+    delayed: tuple[str, ...]
+    """Those that wait for their next try."""
     started: frozenset[str]
 
     @property
+    def queued(self) -> tuple[str, ...]:
+        """Ids of jobs that are not running."""
+        return self.ready + self.delayed
+
+    @property
     def ids(self) -> frozenset[str]:
-        """Ids of both."""
+        """Ids of all."""
         return self.started.union(self.queued)
 
 
@@ -62,8 +80,13 @@ class TaskQueue(Queue):
         kwargs["serializer"] = JSONSerializer
         super().__init__(name, connection=connection, **kwargs)
 
+    @property
+    def delayed_key(self) -> str:
+        """The key of the jobs that wait for their next try, by when they may be taken (Redis' clock)."""
+        return delayed_key(self.name)
+
     @classmethod
-    def lmove(cls, connection: Redis, queue_key: str, timeout: int | None) -> Any:
+    def lmove(cls, connection: Redis, queue_key: str, timeout: float | None) -> Any:
         """Wait for a job and return its id, leaving it at the head of the queue.
 
         RQ would remove the job here, and it would be lost if the worker died right after. Our workers remove
@@ -78,7 +101,7 @@ class TaskQueue(Queue):
             if timeout is None:
                 head = connection.lmove(queue_key, queue_key, "LEFT", "LEFT")
             else:
-                head = connection.blmove(queue_key, queue_key, timeout, "LEFT", "LEFT")
+                head = connection.blmove(queue_key, queue_key, timeout, "LEFT", "LEFT")  # type: ignore[arg-type]
                 if head is None:
                     raise DequeueTimeout(timeout, queue_key)
             if head is None:
@@ -123,7 +146,7 @@ class TaskQueue(Queue):
             for task in batch:
                 for registry in (self.failed_job_registry, self.finished_job_registry):
                     pipeline.zrem(registry.key, task.id)
-                pipeline.delete(self.job_class.key_for(task.id))
+                pipeline.delete(self.job_class.key_for(task.id), avoid_key(task.id))
             self.enqueue_many(
                 [
                     self.prepare_data(
@@ -134,7 +157,6 @@ class TaskQueue(Queue):
                         timeout=JOB_TIMEOUT,
                         result_ttl=RESULT_TTL,
                         failure_ttl=FAILURE_TTL,
-                        retry=Retry(max=MAX_RETRIES, interval=0, enqueue_at_front=True),
                     )
                     for task in batch
                 ],
@@ -148,6 +170,7 @@ class TaskQueue(Queue):
         with self.connection.pipeline() as pipeline:
             for job_id in job_ids:
                 pipeline.lrem(self.key, 0, job_id)
+                pipeline.zrem(self.delayed_key, job_id)
             pipeline.execute()
 
     def in_flight(self) -> InFlight:
@@ -157,10 +180,12 @@ class TaskQueue(Queue):
         """
         with self.connection.pipeline(transaction=True) as pipeline:
             pipeline.lrange(self.key, 0, -1)
+            pipeline.zrange(self.delayed_key, 0, -1)
             pipeline.zrange(self.started_job_registry.key, 0, -1)
-            queued, started = pipeline.execute()
+            ready, delayed, started = pipeline.execute()
         return InFlight(
-            queued=tuple(_text(job_id) for job_id in queued),
+            ready=tuple(_text(job_id) for job_id in ready),
+            delayed=tuple(_text(job_id) for job_id in delayed),
             started=frozenset(_text(entry).partition(":")[0] for entry in started),
         )
 

@@ -78,18 +78,35 @@ def read_samples(
     Raises:
         SampleError: a file is damaged; the message names it. For a sample it is raised when that is read.
     """
-    if max_images is not None and max_images < 0:
-        raise SampleError(f"max_images is {max_images}; it can't be negative")
     if step_stride < 1:
         raise SampleError(f"step_stride is {step_stride}; it must be 1 or more")
+    return (
+        opened.load(image_index, step_index)
+        for image_index, step_index, opened in open_samples(calib_dir, max_images)
+        if step_index % step_stride == 0
+    )
+
+
+def open_samples(
+    calib_dir: str | Path, max_images: int | None = None
+) -> Iterator[tuple[int, int, SampleFile]]:
+    """Yield image index, step index and the open file of each sample, in the order of `read_samples`.
+
+    Each file is closed when the next one is asked for.
+
+    Raises:
+        SampleError: as `read_samples`.
+    """
+    if max_images is not None and max_images < 0:
+        raise SampleError(f"max_images is {max_images}; it can't be negative")
     root = Path(calib_dir)
     manifest = read_manifest(root) if (root / MANIFEST_NAME).exists() else None
     names = _sample_names(root, manifest)
     numbers = [_numbers_in_name(name) for name in names]
     if all(pair is not None for pair in numbers):
         ordered = sorted((pair, name) for pair, name in zip(numbers, names, strict=True) if pair)
-        return _read_named(root, [(pair[0], name) for pair, name in ordered], max_images, step_stride)
-    return _read_counted(root, names, manifest.num_steps if manifest else None, max_images, step_stride)
+        return _open_named(root, [(pair[0], name) for pair, name in ordered], max_images)
+    return _open_counted(root, names, manifest.num_steps if manifest else None, max_images)
 
 
 def _count(value: object, path: Path, key: str, least: int) -> int:
@@ -132,20 +149,19 @@ def _numbers_in_name(name: str) -> tuple[int, int] | None:
     return (int(image[1]), int(step[1])) if image and step else None
 
 
-def _read_named(
-    root: Path, files: list[tuple[int, str]], max_images: int | None, step_stride: int
-) -> Iterator[Sample]:
+def _open_named(
+    root: Path, files: list[tuple[int, str]], max_images: int | None
+) -> Iterator[tuple[int, int, SampleFile]]:
     wanted = set(sorted({image for image, _ in files})[:max_images])
     for image_index, name in files:
         if image_index in wanted:
             with SampleFile(root / name) as opened:
-                if opened.step_index % step_stride == 0:
-                    yield opened.load(image_index, opened.step_index)
+                yield image_index, opened.step_index, opened
 
 
-def _read_counted(
-    root: Path, names: list[str], num_steps: int | None, max_images: int | None, step_stride: int
-) -> Iterator[Sample]:
+def _open_counted(
+    root: Path, names: list[str], num_steps: int | None, max_images: int | None
+) -> Iterator[tuple[int, int, SampleFile]]:
     image_index, previous = 0, -1
     for name in names:
         with SampleFile(root / name) as opened:
@@ -158,5 +174,4 @@ def _read_counted(
             previous = step_index
             if max_images is not None and image_index >= max_images:
                 return
-            if step_index % step_stride == 0:
-                yield opened.load(image_index, step_index)
+            yield image_index, step_index, opened

@@ -59,6 +59,14 @@ class Sample:
         return self.named_conditioning["pooled_conditioning"]
 
 
+class Latent(NamedTuple):
+    """What a sample holds beside the conditioning, which is the same for all steps of an image."""
+
+    x: Array
+    timestep: Array
+    sigma: Array
+
+
 class SampleFile:
     """An open sample file. Its step index is known; `load` reads the arrays.
 
@@ -102,6 +110,10 @@ class SampleFile:
         }
         keys |= {name: _Key((PREFIX + name,), "fiub", range(1, 9)) for name in others}
         return {name: self._checked(name, key) for name, key in keys.items()}
+
+    def load_latent(self) -> Latent:
+        """Read and check the arrays that differ from step to step."""
+        return Latent(*(self._checked(name, _ARRAYS[name]) for name in Latent._fields))
 
     def _fail(self, what: str) -> SampleError:
         return SampleError(f"{self.path}: {what}")

@@ -1,6 +1,5 @@
 """A sample set: the samples on which one sensitivity run measures, packed for the workers."""
 
-import hashlib
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -84,7 +83,6 @@ class SampleSet(PackedArrays):
         velocity: Array = np.divide(difference, change, out=np.zeros_like(difference), where=change != 0)
         return velocity
 
-
-def sample_set_digest(data: bytes) -> str:
-    """Return the sha256 in hex, which names a packed sample set."""
-    return hashlib.sha256(data).hexdigest()
+    def equals(self, other: "SampleSet") -> bool:
+        """Return whether all arrays of two sample sets are equal."""
+        return self.to_bytes() == other.to_bytes()

@@ -1,14 +1,14 @@
 """The relay: a store in Redis. Workers need nothing but the URL of Redis."""
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 from humanfriendly import format_size
 from redis import Redis
 from redis.exceptions import OutOfMemoryError, ResponseError
 
-from shared.errors import ShardCorruptError, StoreError, StoreFullError
+from shared.errors import ShardCorruptError, StoreFullError, StoreTroubleError
 from shared.stores import relay_scripts
 from shared.stores.records import Record, decode_record, encode_record
 from shared.stores.store import PutOutcome, ShardStore, require_portable
@@ -42,13 +42,12 @@ class RelayStore(ShardStore):
     def used_bytes(self) -> int:
         """Bytes of all shards and blobs in the relay, as counted."""
         counts = cast(dict[bytes, bytes], self._redis.hgetall(_USED_KEY))
-        return sum(int(count) for count in counts.values() if count.isdigit())
+        return sum(_number(count) or 0 for count in counts.values())
 
     @property
     def limit_bytes(self) -> int:
         """The largest allowed value of `used_bytes`."""
-        limit = cast(bytes | None, self._redis.get(_LIMIT_KEY)) or b""
-        return int(limit) if limit.isdigit() else DEFAULT_LIMIT_BYTES
+        return _number(cast(bytes | None, self._redis.get(_LIMIT_KEY)) or b"") or DEFAULT_LIMIT_BYTES
 
     def recount(self, namespaces: Iterable[str] = ()) -> None:
         """Count what is there, in these namespaces and all that are known, and put the count right.
@@ -56,6 +55,10 @@ class RelayStore(ShardStore):
         It goes wrong if Redis evicts keys, or if somebody deletes some.
         """
         self._recount(keys=[_USED_KEY, _BLOBS_KEY], args=[*namespaces])
+
+    @property
+    def capacity(self) -> int:
+        return self.limit_bytes
 
     def set_limit(self, limit_bytes: int) -> None:
         """Set the limit for all workers."""
@@ -74,7 +77,10 @@ class RelayStore(ShardStore):
         return bool(self._redis.hexists(_records_key(namespace), task_id))
 
     def record_ids(self, namespace: str) -> set[str]:
-        return {key.decode() for key in cast(list[bytes], self._redis.hkeys(_records_key(namespace)))}
+        return {
+            key.decode("utf-8", "replace")
+            for key in cast(list[bytes], self._redis.hkeys(_records_key(namespace)))
+        }
 
     def record(self, namespace: str, task_id: str) -> Record:
         data = cast(bytes | None, self._redis.hget(_records_key(namespace), task_id))
@@ -115,10 +121,17 @@ class RelayStore(ShardStore):
     def has_blob(self, digest: str) -> bool:
         return bool(self._redis.exists(_blob_key(digest)))
 
+    def missing_blobs(self, digests: Sequence[str]) -> list[str]:
+        with self._redis.pipeline(transaction=False) as pipeline:
+            for digest in digests:
+                pipeline.exists(_blob_key(digest))
+            found = pipeline.execute()
+        return [digest for digest, is_there in zip(digests, found, strict=True) if not is_there]
+
     def blob(self, digest: str) -> bytes:
         data = cast(bytes | None, self._redis.get(_blob_key(digest)))
         if data is None:
-            raise StoreError(
+            raise StoreTroubleError(
                 f"{self.label} has no blob {digest[:12]}; `producer collect` puts it there again"
             )
         if hashlib.sha256(data).hexdigest() != digest:
@@ -138,6 +151,11 @@ def _outcome(script: Callable[..., Any], **call: Any) -> PutOutcome:
             raise
         return "full"
     return cast(PutOutcome, outcome.decode())
+
+
+def _number(text: bytes) -> int | None:
+    # Python refuses to read numbers of thousands of digits.
+    return int(text) if text.isdigit() and len(text) < 20 else None
 
 
 def _records_key(namespace: str) -> str:

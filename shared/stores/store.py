@@ -5,7 +5,7 @@ a task's record last.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from humanfriendly import format_size
@@ -40,6 +40,11 @@ class ShardStore(ABC):
     """Identifies the store, so that an unmounted share or another bucket is not mistaken for it."""
     label: str
     """A name for messages, without passwords."""
+
+    @property
+    def capacity(self) -> int | None:
+        """How many bytes may wait in it at once; None if it sets no limit of its own."""
+        return None
 
     @abstractmethod
     def put(self, record: Record, shard: bytes) -> PutOutcome:
@@ -95,12 +100,16 @@ class ShardStore(ABC):
     def has_blob(self, digest: str) -> bool:
         """Return whether the blob is there, altered or not."""
 
+    def missing_blobs(self, digests: Sequence[str]) -> list[str]:
+        """Return those of these blobs that are not there, in the same order."""
+        return [digest for digest in digests if not self.has_blob(digest)]
+
     @abstractmethod
     def blob(self, digest: str) -> bytes:
         """Return a blob after checking its sha256.
 
         Raises:
-            StoreError: the blob is missing.
+            StoreTroubleError: the blob is missing. The next `producer collect` puts it there again.
             ShardCorruptError: it was altered.
         """
 

@@ -17,6 +17,7 @@ from rq.exceptions import StopRequested
 from rq.job import Job, JobStatus
 
 from shared.errors import TaskRefusedError
+from shared.jobs.redis_time import redis_time
 from shared.jobs.task_job import RESULT_TTL, TaskJob
 from shared.jobs.task_queue import TaskQueue
 from shared.kinds.kind import Task
@@ -37,8 +38,8 @@ LOOK_SECONDS = 1.0
 class CopyContext(JobContext):
     """Of a copy: looks, at most once a second, whether it is still needed."""
 
-    clock: Callable[[], float] = time.time
     looked: float = field(default=0.0)
+    """On the monotonic clock."""
 
     def check(self, progress: str) -> None:
         """Called between micro-batches and denoising steps.
@@ -46,8 +47,8 @@ class CopyContext(JobContext):
         Raises:
             HandBackError: the copy is not needed any more.
         """
-        if self.clock() - self.looked >= LOOK_SECONDS:
-            self.looked = self.clock()
+        if time.monotonic() - self.looked >= LOOK_SECONDS:
+            self.looked = time.monotonic()
             self.confirm()
 
 
@@ -62,10 +63,10 @@ class Hedge:
         worker: str,
         min_seconds: float,
         each_look: Callable[[], None],
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] | None = None,
     ) -> None:
-        """`each_look` is called about once a second while a copy runs; `clock` gives seconds since 1970."""
-        self._clock = clock
+        """`each_look` is called about once a second while a copy runs; `clock` is Redis' if not given."""
+        self._clock = clock or (lambda: redis_time(queue.connection))
         self._queue = queue
         self._functions = functions
         self._worker = worker
@@ -79,7 +80,7 @@ class Hedge:
         if job is None:
             return
         logger.info("%s: slow on %s, taking a second copy", job.description, job.worker_name)
-        context = CopyContext(confirm=lambda: self._require_need(job), clock=self._clock)
+        context = CopyContext(confirm=lambda: self._require_need(job))
         task = job.task
         try:
             outcome = self._functions[kind_of(task).name](task, context)["outcome"]
@@ -100,7 +101,7 @@ class Hedge:
     def find_slow_job(self) -> TaskJob | None:
         """A job that another worker runs for more than twice the median of its like; None if any waits."""
         in_flight = self._queue.in_flight()
-        if in_flight.queued or not in_flight.started:
+        if in_flight.ready or not in_flight.started:
             return None
         jobs = [job for job in self._fetch(in_flight.started) if job.get_status(False) == JobStatus.STARTED]
         others = [job for job in jobs if job.started_at and job.worker_name != self._worker]
@@ -146,7 +147,7 @@ class Hedge:
         if job.id not in in_flight.ids:
             raise HandBackError("the job is done elsewhere")
         # The job itself may be back in the queue: its worker died, and the copy is half done.
-        if set(in_flight.queued) - {job.id}:
+        if set(in_flight.ready) - {job.id}:
             raise HandBackError("there is other work")
 
     def _end_leases(self, job: Job) -> None:

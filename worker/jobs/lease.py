@@ -15,6 +15,7 @@ from rq.registry import StartedJobRegistry
 from shared.jobs.history import Progress, set_progress
 from shared.jobs.task_job import TaskJob
 from worker.jobs.job_context import JobContext
+from worker.jobs.lease_scripts import renew_lease
 
 logger = logging.getLogger("bitfleet.worker")
 
@@ -128,12 +129,11 @@ class Beat:
             logger.exception("a beat failed")
 
     def _renew(self) -> None:
-        with self._redis.pipeline() as pipeline:
-            self._execution.heartbeat(self._registry, self._lease_seconds, pipeline)
-            pipeline.zscore(self._registry.key, self._execution.composite_key)
-            score = pipeline.execute()[-1]
-        if score is None:
-            self._context.lost = True
+        with self._redis.pipeline() as then:
+            self._execution.heartbeat(self._registry, self._lease_seconds, then)
+            lease = self._execution.composite_key
+            if not renew_lease(self._redis, self._registry.key, lease, self._lease_seconds, then):
+                self._context.lost = True
 
     def _publish(self) -> None:
         text = self._context.progress

@@ -5,10 +5,12 @@ import logging
 import signal
 import time
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from types import FrameType, TracebackType
 from typing import Any
 
 from redis import Redis
+from redis.client import Pipeline
 from redis.exceptions import OutOfMemoryError
 from rq import SimpleWorker, worker_registration
 from rq.exceptions import StopRequested
@@ -16,13 +18,15 @@ from rq.executions import Execution
 from rq.job import Job, JobStatus
 from rq.queue import Queue
 from rq.serializers import JSONSerializer
-from rq.utils import now
+from rq.utils import now, utcformat
 
 from shared.errors import BitfleetError, LeaseLostError
-from shared.jobs.history import Event, Outcome, Progress, add_event, clear_progress, forget_events, push_event
-from shared.jobs.task_job import MAX_RETRIES, TaskJob
+from shared.jobs.history import Event, Outcome, Progress, clear_progress, forget_events, push_event
+from shared.jobs.redis_time import redis_time
+from shared.jobs.task_job import TaskJob
 from shared.jobs.task_queue import TaskQueue
 from shared.kinds.kind import Task
+from worker.jobs.choice import choosing_queue
 from worker.jobs.failures import (
     HOPELESS,
     NOT_THE_JOBS_FAULT,
@@ -37,7 +41,11 @@ from worker.jobs.job_context import HandBackError, JobContext
 from worker.jobs.lease import Beat, BeatThread
 from worker.jobs.lease_scripts import take_job
 from worker.jobs.maintenance import in_grace_period, return_lost_jobs
-from worker.jobs.set_aside import SetAside, choosing_queue
+from worker.jobs.outcome import end_attempt, hand_back
+from worker.jobs.presence import HOST_FIELD, able_hosts
+from worker.jobs.set_aside import SetAside
+from worker.jobs.streak import FailureStreaks
+from worker.jobs.verdict import Verdict
 
 logger = logging.getLogger("bitfleet.worker")
 
@@ -70,7 +78,6 @@ class LeaseWorker(SimpleWorker):
         start_id: str = "",
         alone: bool = False,
         when_idle: Callable[[], None] = lambda: None,
-        clock: Callable[[], float] = time.time,
     ) -> None:
         """Nothing is taken from the queue yet.
 
@@ -87,12 +94,11 @@ class LeaseWorker(SimpleWorker):
             start_id: of the `worker start`, whose processes share what they set aside.
             alone: no other machine could do what this one can't, so leave over it.
             when_idle: called now and then while there is no job to do.
-            clock: the time in seconds since 1970, by which others' leases are judged.
         """
-        self._clock = clock
         self.lease_seconds = lease_seconds
         self.beat_seconds = beat_seconds
         self.host = host
+        self._queue = TaskQueue(queue_name, connection)
         self.fatal: str | None = None
         """Why this machine can't go on, when it can't."""
         self.exited_cleanly = False
@@ -110,7 +116,10 @@ class LeaseWorker(SimpleWorker):
         self._alone = alone
         self._when_idle = when_idle
         self.set_aside = SetAside(connection, queue_name, host=host, start_id=start_id or name)
-        queue_class = choosing_queue(self.set_aside)
+        self._streaks = FailureStreaks()
+        self._maintained: float | None = None
+        """When, on the monotonic clock."""
+        queue_class = choosing_queue(host, self.set_aside.prefixes)
         self._context = JobContext(confirm=lambda: None)
         super().__init__(
             [queue_class(queue_name, connection)],
@@ -128,12 +137,11 @@ class LeaseWorker(SimpleWorker):
         self._hedge: Hedge | None = None
         if hedge:
             self._hedge = Hedge(
-                TaskQueue(queue_name, connection),
+                self._queue,
                 functions,
                 worker=self.name,
                 min_seconds=beat_seconds,
                 each_look=self._maintain_when_due,
-                clock=clock,
             )
 
     def _bound_job_class(self) -> type[TaskJob]:
@@ -219,10 +227,10 @@ class LeaseWorker(SimpleWorker):
         self._dropped = False
         with beat:
             done = self.perform_job(job, queue, execution) and not self._dropped
-        # Also what an earlier attempt left that crashed.
-        if beat.published or job.retries_left != MAX_RETRIES:
+        if beat.published:
             clear_progress(self.connection, queue.name, job.id)
         if done:
+            self._streaks.done(job.id)
             logger.info("%s: done in %.1f s", job.description, time.monotonic() - started)
         # RQ tells Redis before it takes the next job.
         self._state = "idle"
@@ -245,12 +253,22 @@ class LeaseWorker(SimpleWorker):
             then.persist(job.key)
             self.set_state("busy", then)
             self.heartbeat(pipeline=then)
+            # All machines compare it with their own; so it is Redis' time.
+            started = datetime.fromtimestamp(redis_time(self.connection), UTC)
+            then.hset(job.key, "started_at", utcformat(started))
             push_event(then, job.id, self._event("started"))
-            if not take_job(self.connection, queue, job.id, execution.composite_key, then):
+            # Of an earlier attempt that crashed.
+            clear_progress(then, queue.name, job.id)
+            lease, seconds = execution.composite_key, self.lease_seconds
+            if not take_job(self.connection, queue, job.id, lease, seconds, then):
                 self._state = "idle"
                 return None
         self.executions[execution.id] = execution
         return execution
+
+    def serialize(self) -> dict[Any, Any]:
+        """What stands of this worker in Redis."""
+        return super().serialize() | {HOST_FIELD: self.host}
 
     def prepare_job_execution(self, job: Job, remove_from_intermediate_queue: bool = False) -> None:
         """RQ writes here that the job runs; it was written when the job was taken."""
@@ -267,15 +285,14 @@ class LeaseWorker(SimpleWorker):
         self.last_heartbeat = now()
         with redis.pipeline() as pipeline:
             # All of it: Redis may have been wiped.
-            pipeline.hset(self.key, mapping={**self.serialize(), "state": self.get_state()})
+            pipeline.hset(self.key, mapping=self.serialize() | {"state": self.get_state()})
             pipeline.expire(self.key, self.worker_ttl + 60)
             pipeline.expire(self.executions_key, self.worker_ttl + 60)
             worker_registration.register(self, pipeline)
             pipeline.execute()
         name = self.queues[0].name
-        now_seconds = self._clock()
-        if not in_grace_period(redis, name, self.lease_seconds, now_seconds):
-            return_lost_jobs(redis, name, now_seconds)
+        if not in_grace_period(redis, name, self.lease_seconds):
+            return_lost_jobs(redis, name)
 
     def _confirm(self, job: Job, execution: Execution) -> None:
         if not self._holds_lease(job, execution):
@@ -291,8 +308,13 @@ class LeaseWorker(SimpleWorker):
         if not self._holds_lease(job, execution):
             self._drop(job, execution)
             return
-        forget_events(self.connection, [job.id])
         super()._finalize_success(job, queue, execution, return_value)
+
+    def cleanup_execution(self, job: Job, pipeline: Pipeline, execution: Execution | None = None) -> None:
+        """RQ's; and in the same step, of a job that is done, forget what became of it before."""
+        super().cleanup_execution(job, pipeline, execution)
+        if job.get_status(refresh=False) == JobStatus.FINISHED:
+            forget_events(pipeline, [job.id])
 
     def _finalize_failure(
         self,
@@ -308,32 +330,47 @@ class LeaseWorker(SimpleWorker):
             return
         self._in_trouble = isinstance(error, NOT_THE_JOBS_FAULT)
         if isinstance(error, (HandBackError, *NOT_THE_JOBS_FAULT)):
-            logger.warning("%s: handed back to the queue (%s)", job.description, error)
-            self._hand_back(job, queue, execution, str(error))
-            return
+            self._hand_back(job, execution, str(error))
         # A GPU that failed may do better in a new process, if there is nobody else to do it.
-        if error is not None and is_the_machines(error) and not (self._alone and self.broken):
-            self._hand_back(job, queue, execution, explain(error))
+        elif error is not None and is_the_machines(error) and not (self._alone and self.broken):
+            self._hand_back(job, execution, explain(error))
             self._leave_to_others(job, explain(error))
+        else:
+            self._fail(job, execution, error)
+
+    def _hand_back(self, job: Job, execution: Execution, reason: str) -> None:
+        event = self._event("handed back", reason)
+        with self.connection.pipeline() as then:
+            execution.delete(job, then)
+            handed_back = hand_back(self._queue, job, execution.composite_key, event, then)
+        if not handed_back:
+            self._drop(job, execution)
             return
-        if isinstance(error, HOPELESS):
-            job.retries_left = None
+        self.executions.pop(execution.id, None)
+        logger.warning("%s: handed back to the queue (%s)", job.description, reason)
+
+    def _fail(self, job: Job, execution: Execution, error: BaseException | None) -> None:
         text = str(error) if isinstance(error, BitfleetError) else traceback_text(error)
-        self._note(job, "failed", text)
-        super()._finalize_failure(job, queue, execution, exc_info)
+        event, hopeless = self._event("failed", text), isinstance(error, HOPELESS)
+        lease = execution.composite_key
+        with self.connection.pipeline() as then:
+            execution.delete(job, then)
+            verdict = end_attempt(self._queue, job, lease, event, then, hopeless=hopeless)
+        if verdict is None:
+            self._drop(job, execution)
+            return
+        self.executions.pop(execution.id, None)
+        logger.error("%s failed (%s): %s", job.description, _described(verdict), text.rstrip())
+        pause = None if hopeless else self._streaks.failed(job.id)
+        if pause and able_hosts(self._queue, job.id) - {self.host}:
+            reason = f"several in a row failed here, the last one: {_last_line(text)}"
+            self.set_aside.add(job.id, reason, pause)
 
     def _leave_to_others(self, job: Job, reason: str) -> None:
         if self._alone:
             self.fatal = reason
         else:
             self.set_aside.add(job.id, reason)
-
-    def handle_exception(self, job: Job, *exc_info: Any) -> None:
-        """One line for an error that is understood, all of it for the others."""
-        error = exc_info[1]
-        left = f"{job.retries_left} tries left" if job.retries_left else "no tries left"
-        known = isinstance(error, BitfleetError)
-        logger.error("%s failed (%s): %s", job.description, left, error if known else traceback_text(error))
 
     def _drop(self, job: Job, execution: Execution) -> None:
         self._dropped = True
@@ -342,22 +379,11 @@ class LeaseWorker(SimpleWorker):
             self.cleanup_execution(job, pipeline=pipeline, execution=execution)
             pipeline.execute()
 
-    def _hand_back(self, job: Job, queue: Queue, execution: Execution, reason: str) -> None:
-        self._note(job, "handed back", reason)
-        with self.connection.pipeline() as pipeline:
-            self.cleanup_execution(job, pipeline=pipeline, execution=execution)
-            job.set_status(JobStatus.QUEUED, pipeline=pipeline)
-            queue.push_job_id(job.id, pipeline=pipeline, at_front=True)
-            pipeline.execute()
-
     def _wait_out_trouble(self) -> None:
         deadline = time.monotonic() + (TROUBLE_SECONDS if self._in_trouble else 0)
         self._in_trouble = False
         while time.monotonic() < deadline and not self._stop_requested:
             time.sleep(0.1)
-
-    def _note(self, job: Job, outcome: Outcome, detail: str = "") -> None:
-        add_event(self.connection, job.id, self._event(outcome, detail))
 
     def _event(self, outcome: Outcome, detail: str = "") -> Event:
         return Event(outcome=outcome, host=self.host, worker=self.name, detail=detail)
@@ -393,6 +419,12 @@ class LeaseWorker(SimpleWorker):
         if self._hedge and not self.set_aside.prefixes():
             self._hedge.take_copy()
 
+    @property
+    def should_run_maintenance_tasks(self) -> bool:
+        """RQ's, by a clock that nobody sets."""
+        last = self._maintained
+        return last is None or time.monotonic() - last > self.maintenance_interval
+
     def _maintain_when_due(self) -> None:
         if self.should_run_maintenance_tasks:
             self._maintain_now()
@@ -400,7 +432,7 @@ class LeaseWorker(SimpleWorker):
     def _maintain_now(self) -> None:
         with contextlib.suppress(OutOfMemoryError):
             self._maintain(self.connection)
-        self.last_cleaned_at = now()  # type: ignore[assignment]
+        self._maintained = time.monotonic()
 
     def clean_group_registries(self) -> None:
         """No groups here."""
@@ -413,3 +445,14 @@ class LeaseWorker(SimpleWorker):
 
     def unsubscribe(self) -> None:
         """Nothing was subscribed to."""
+
+
+def _described(verdict: Verdict) -> str:
+    if verdict.give_up:
+        return "given up"
+    where = ", elsewhere if possible" if verdict.avoid else ""
+    return f"another try in {verdict.wait_seconds:.0f} s{where}"
+
+
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or [""])[-1]

@@ -9,6 +9,7 @@ from rq.executions import WORKER_EXECUTIONS_KEY_TEMPLATE
 
 from shared.errors import BitfleetError
 from shared.jobs.connection import connect
+from shared.jobs.history import Outcome
 from shared.jobs.task_queue import TaskQueue
 from worker.jobs.lease import EXIT_TIMEOUT
 from worker.jobs.maintenance import is_lease, return_job
@@ -33,6 +34,18 @@ def cause_of_death(code: int) -> str:
         return f"signal {-code}"
 
 
+def outcome_of_death(code: int) -> Outcome:
+    """What a process's return code says of the job that it ran."""
+    if code == EXIT_TIMEOUT:
+        return "timed out"
+    if code == -signal.SIGKILL:
+        return "killed"
+    # Somebody stopped it, or Redis or the store were away.
+    if code in (EXIT_TROUBLE, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP):
+        return "handed back"
+    return "crashed"
+
+
 def report_death(redis_url: str, queue_name: str, worker: str, code: int) -> None:
     """Return the job that a dead worker ran, and note in its history how the worker died.
 
@@ -50,4 +63,4 @@ def _return_its_jobs(queue: TaskQueue, worker: str, code: int) -> None:
     for entry in cast(set[bytes], queue.connection.smembers(executions)):
         if is_lease(entry):
             # The lease still holds, but nobody is left to renew it.
-            return_job(queue, entry, cause=cause_of_death(code), ended_by=None)
+            return_job(queue, entry, outcome_of_death(code), cause_of_death(code))

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from redis import Redis
 
+from shared.costs import TaskSize, cost_of
 from shared.errors import WrongStoreError
 from shared.jobs.history import utc_now
 from shared.kinds.kind import Task
-from shared.kinds.registry import KINDS
+from shared.kinds.registry import KINDS, kind_of
 from shared.layout.sample_set import SampleSet
+from shared.models import model_spec
 from shared.runs import RunSettings, SensitivitySettings
 from shared.stores.records import Record
 from shared.stores.store import ShardStore
@@ -24,14 +26,13 @@ from worker.service.task_folders import TaskFolders
 
 if TYPE_CHECKING:
     from worker.families.family import Family
+    from worker.service.canary_votes import Canary
 
 logger = logging.getLogger("bitfleet.worker")
 
 RELAY_POLL_SECONDS = 2.0
 IDLE_SECONDS = 300.0
 """After so long without a job the model is given back: the Mac is somebody's."""
-TEXT_TOKENS = {False: 154, True: 589}
-"""Of a row of conditioning, at most, without and with T5."""
 
 
 class Runtime:
@@ -65,6 +66,8 @@ class Runtime:
         self._canary_tolerance = canary_tolerance
         self._agreed: set[str] = set()
         """Runs whose canary was compared."""
+        self._unproven: dict[str, Canary] = {}
+        """Canaries of runs of which no task is finished here yet, by run id."""
         self._model: tuple[str, Family] | None = None
         self._engine = EngineSlot()
         self._used = 0.0
@@ -102,12 +105,13 @@ class Runtime:
     def _run(self, task: Task, context: JobContext) -> dict[str, Any]:
         started = time.monotonic()
         context.check("loading the model")
-        model = self._model_of(task.run)
+        model = self._model_of(task)
         self._compare_canary(task.run, model, context)
         shard = self._run_task(task, model, context)
         context.confirm()
         record = self._record(task, shard, model.fingerprint, time.monotonic() - started)
         outcome = self._put(record, shard, context)
+        self._note_work(task.run)
         self._task_folders.remove(task.id, model.fingerprint)
         return {"outcome": outcome, "seconds": record.seconds, "bytes": record.size}
 
@@ -117,12 +121,14 @@ class Runtime:
                 f"{task.label} belongs into store {task.store_id}, this worker has {self._store.label}"
             )
 
-    def _model_of(self, run: RunSettings) -> "Family":
+    def _model_of(self, task: Task) -> "Family":
         if self._model is None:
             use_fast_blas(self._workers_here)
+        self._require_memory(task)
         from worker.engine.limits import apply_limits
         from worker.families.registry import load_family
 
+        run = task.run
         # Steps, prompts and seeds may change without loading anything again.
         key = (
             f"{run.model} {run.checkpoint_sha256} {run.shift} {run.use_t5} {run.precision} "
@@ -133,27 +139,28 @@ class Runtime:
             self._engine.clear()
             logger.info("loading %s", run.model)
             model = load_family(run, self._checkpoint, ("transformer",))
-            self._require_memory(run, model)
             self._model = (key, model)
         # Each time: DiffusionKit's T5 sets a limit of its own.
         apply_limits(self._memory_share())
         return self._model[1]
 
-    def _require_memory(self, run: RunSettings, model: "Family") -> None:
-        """Before any weight is read: the transformer and one sample's pass must fit."""
-        from worker.engine.limits import require_memory
-        from worker.engine.memory import memory_of_a_pass, memory_of_weights, memory_of_wide_weights
+    def _require_memory(self, task: Task) -> None:
+        """Before anything is loaded: what tasks of this kind hold, by their count."""
+        import mlx.core as mx
 
-        size = model.pass_size(run.latent_size, TEXT_TOKENS[run.use_t5])
-        one_pass = memory_of_a_pass(size, rows=2 if run.cfg_weight > 0 else 1, itemsize=4)
-        needed = memory_of_weights(model.transformer) + memory_of_wide_weights(model) + one_pass
-        require_memory(run.model, needed, self._memory_share())
+        from worker.engine.limits import require_memory
+
+        kind, spec = kind_of(task), model_spec(task.run.model)
+        size = TaskSize.of(task.run, spec, fused_attention=mx.metal.is_available())
+        needed = cost_of(kind.name, spec, size).peak_bytes
+        require_memory(f"{spec.id} for {kind.tasks}", needed, self._memory_share())
 
     def _compare_canary(self, run: RunSettings, model: "Family", context: JobContext) -> None:
         """On joining a run, before its first real task."""
         if self._connection is None or run.id in self._agreed:
             return
-        from worker.service.canary import Canary, compare_with_first, measure_canary
+        from worker.service.canary import measure_canary
+        from worker.service.canary_votes import Canary, compare_with_others
         from worker.service.machine import versions
 
         context.check("measuring the canary")
@@ -164,9 +171,19 @@ class Runtime:
             versions=versions(),
             output=measure_canary(model, run).tolist(),
         )
-        difference = compare_with_first(self._connection, run, canary, self._canary_tolerance)
-        logger.info("run %s: the canary differs by %.2g from the first worker's", run.id, difference)
+        difference = compare_with_others(self._connection, run, canary, self._canary_tolerance)
+        logger.info("run %s: the canary differs by at most %.2g from those that agree", run.id, difference)
         self._agreed.add(run.id)
+        self._unproven[run.id] = canary
+
+    def _note_work(self, run: RunSettings) -> None:
+        """After the first task of a run: this machine's canary counts from now on, here or not."""
+        canary = self._unproven.pop(run.id, None)
+        if canary is None or self._connection is None:
+            return
+        from worker.service.canary_votes import note_work
+
+        note_work(self._connection, run, canary)
 
     def _run_task(self, task: Task, model: "Family", context: JobContext) -> bytes:
         def samples(sensitivity: SensitivitySettings) -> SampleSet:
