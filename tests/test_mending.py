@@ -43,7 +43,8 @@ def test_every_key_in_the_source_has_its_type() -> None:
     sources = [path.read_text() for path in paths if path.name != "mending.py"]
     names = {name for source in sources for name in re.findall(r"\"(bitfleet:[^\"{]+)", source)}
     assert len(names) > 8
-    for name in names:
+    # A doctor's key has no type of its own: it tries several.
+    for name in names - {"bitfleet:doctor:"}:
         key = f"{name}x" if name.endswith(":") else name
         assert type_of(key), f"{key} is missing in shared/jobs/mending.py"
 
