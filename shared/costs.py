@@ -163,8 +163,13 @@ def cost_of(kind: str, model: ModelSpec, size: TaskSize) -> Cost:
         ),
         shard_bytes=_SHARDS[kind](model, size),
         blob_bytes=_blob_bytes(kind, model, size),
-        peak_bytes=model.weight_bytes + _MEMORY[kind](model, size),
+        peak_bytes=peak_bytes(kind, model, size),
     )
+
+
+def peak_bytes(kind: str, model: ModelSpec, size: TaskSize) -> int:
+    """Return what a worker holds at most; for a kind that isn't counted here, weights and a float32 pass."""
+    return model.weight_bytes + _MEMORY.get(kind, _exact_memory)(model, size)
 
 
 def passing_of(model: ModelSpec, size: TaskSize) -> Passing:

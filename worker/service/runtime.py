@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from redis import Redis
 
-from shared.costs import TaskSize, cost_of
+from shared.costs import TaskSize, peak_bytes
 from shared.errors import WrongStoreError
 from shared.jobs.history import utc_now
 from shared.kinds.kind import Task
@@ -152,7 +152,7 @@ class Runtime:
 
         kind, spec = kind_of(task), model_spec(task.run.model)
         size = TaskSize.of(task.run, spec, fused_attention=mx.metal.is_available())
-        needed = cost_of(kind.name, spec, size).peak_bytes
+        needed = peak_bytes(kind.name, spec, size)
         require_memory(f"{spec.id} for {kind.tasks}", needed, self._memory_share())
 
     def _compare_canary(self, run: RunSettings, model: "Family", context: JobContext) -> None:
