@@ -1,4 +1,4 @@
-"""One worker process, started by the supervisor; its options stand in the environment."""
+"""One worker process. The supervisor starts it, with its options in the environment."""
 
 import logging
 import os
@@ -105,7 +105,7 @@ def _work(options: WorkerOptions) -> int:
 
 
 def clock_warning(connection: Redis) -> str | None:
-    """A line if this machine's clock differs much from that of Redis.
+    """Return a warning if this machine's clock differs much from that of Redis.
 
     Leases go by Redis' clock alone. This machine's stands in records and histories, and decides whether a
     certificate is valid.
@@ -126,8 +126,8 @@ def _leave_with_parent() -> None:
         pause = threading.Event()
         while os.getppid() == parent:
             pause.wait(PARENT_POLL_SECONDS)
-        # One signal asks to finish the job, two hand it back. Two of one kind would count as one while the
-        # main thread computes and gets round to neither.
+        # One signal asks to finish the job, two to hand it back. They are different signals, since two of one
+        # kind count as one while the main thread computes.
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGINT)
 
