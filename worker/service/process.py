@@ -1,4 +1,4 @@
-"""One worker process, started by the supervisor; its options stand in the environment."""
+"""One worker process. The supervisor starts it, with its options in the environment."""
 
 import logging
 import os
@@ -105,7 +105,7 @@ def _work(options: WorkerOptions) -> int:
 
 
 def clock_warning(connection: Redis) -> str | None:
-    """A line if this machine's clock differs much from that of Redis.
+    """Return a warning if this machine's clock differs much from that of Redis.
 
     Leases go by Redis' clock alone. This machine's stands in records and histories, and decides whether a
     certificate is valid.
