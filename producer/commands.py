@@ -23,9 +23,10 @@ from producer.prompts import COLUMN, default_prompts, read_prompts
 from producer.settings import run_settings
 from shared.choices import DEFAULT_MAX_IMAGES
 from shared.errors import InputError, WrongStoreError
-from shared.jobs.connection import connect, safe_url
+from shared.jobs.connection import connect
 from shared.models import Reference, model_spec
 from shared.runs import RunSettings
+from shared.safe_url import safe_url
 from shared.sizes import parse_size
 from shared.stores.open_store import open_store
 from shared.stores.relay_store import MIN_LIMIT_BYTES, RELAY_ID, RelayStore
@@ -85,7 +86,8 @@ def open_fleet(
 
 def absolute_store(store_url: str | None) -> str | None:
     """Return a relative folder as an absolute one, so that it means the same from every working directory."""
-    if store_url is None or "://" in store_url or "::" in store_url:
+    # A colon without a slash before it: a URL with a typo, which the store refuses.
+    if store_url is None or ":" in store_url.partition("/")[0]:
         return store_url
     return str(Path(store_url).absolute())
 
@@ -116,7 +118,12 @@ def open_fleet_for_run(
     folder.check_writable()
     run = folder.read_run()
     store_url = absolute_store(store_url)
-    known = run is not None and store_url is not None and run.store == safe_url(store_url)
+    # Folders that an earlier revision wrote name the user, too.
+    known = (
+        run is not None
+        and None not in (run.store, store_url)
+        and (safe_url(run.store or "") == safe_url(store_url or ""))
+    )
     return open_fleet(redis_url, store_url, relay_limit, create=not known)
 
 
@@ -132,7 +139,7 @@ def enqueue_calibration(
         f"{settings.reference} forward pass in {settings.precision} "
         f"({format_size(model_spec(settings.model).weight_bytes)} of weights)"
     )
-    _say_enqueued(reconciled, "images")
+    say_enqueued(reconciled, "images")
 
 
 def enqueue_sensitivity(
@@ -154,7 +161,7 @@ def enqueue_sensitivity(
         )
     folder = CalibFolder(calib_dir, _complain)
     run = folder.require_run()
-    _check_store(run.store_id, run.store, fleet)
+    check_store(run.store_id, run.store, fleet)
     asked = SensitivityOptions(
         max_images=min(max_images or DEFAULT_MAX_IMAGES, len(run.prompts)),
         step_stride=step_stride or default_step_stride(run.settings.num_steps),
@@ -173,10 +180,11 @@ def enqueue_sensitivity(
         f"sensitivity {request.settings.id}: {what}, groups of {group_size}, "
         f"on {request.samples} samples ({asked.max_images} images, {steps})"
     )
-    _say_enqueued(reconciled, "tasks")
+    say_enqueued(reconciled, "tasks")
 
 
-def _say_enqueued(reconciled: Reconciled, things: str) -> None:
+def say_enqueued(reconciled: Reconciled, things: str) -> None:
+    """Print how many tasks were enqueued, and how many need not be."""
     parts = [f"{len(reconciled.enqueued)} {things} enqueued"]
     for count, what in (
         (len(reconciled.in_flight), "already queued or running"),
@@ -201,7 +209,7 @@ def status(calib_dir: Path, fleet: Fleet) -> None:
     """Print the progress and the workers."""
     folder = CalibFolder(calib_dir)
     run = folder.require_run()
-    _check_store(run.store_id, run.store, fleet)
+    check_store(run.store_id, run.store, fleet)
     out.print(f"run {run.settings.id} of {run.settings.model} in {calib_dir}")
     print_parts(Ledger(folder, fleet.connection, fleet.store).survey())
     if isinstance(fleet.store, RelayStore):
@@ -221,7 +229,7 @@ def collect(
     """Collect once, or until the rest has failed; return whether everything is there."""
     folder = CalibFolder(calib_dir, _complain)
     run = folder.require_run()
-    _check_store(run.store_id, run.store, fleet)
+    check_store(run.store_id, run.store, fleet)
     with Bars() as bars:
         collector = Collector(Ledger(folder, fleet.connection, fleet.store), complain=_complain)
         if wait:
@@ -294,7 +302,12 @@ def report(calib_dir: Path) -> None:
             out.print(f"report: {path}", markup=False)
 
 
-def _check_store(store_id: str, label: str | None, fleet: Fleet) -> None:
+def check_store(store_id: str, label: str | None, fleet: Fleet) -> None:
+    """Check that a command was given the store of the run.
+
+    Raises:
+        WrongStoreError: it was given another.
+    """
     if store_id != fleet.store.id:
         wanted = f"--store {label}" if label else "no --store (the Redis relay)"
         raise WrongStoreError(f"this run was enqueued with {wanted}; give the same")

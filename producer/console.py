@@ -63,6 +63,29 @@ class Bars:
             self._last = (line, time.monotonic())
 
 
+class TensorBar:
+    """Shows a bar while tensors are written, on a terminal only. A context manager."""
+
+    def __init__(self, title: str) -> None:
+        self._progress = Progress(
+            TextColumn(title), BarColumn(), MofNCompleteColumn(), console=err, disable=not sys.stderr.isatty()
+        )
+        self._task = self._progress.add_task(title, total=None)
+
+    def __enter__(self) -> "TensorBar":
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def show(self, done: int, total: int) -> None:
+        """Update the bar."""
+        self._progress.update(self._task, completed=done, total=total)
+
+
 def print_parts(parts: Sequence[PartState]) -> None:
     """Print a table of the progress of each part, then the failures."""
     table = Table("", "tasks", "done", "to collect", "queued or running", "failed", box=None, pad_edge=False)

@@ -19,12 +19,12 @@ from producer.folder.tasks import calibration_tasks, exact_tasks, sketch_tasks
 from producer.jobs.reconcile import Reconciled, reconcile
 from shared.choices import DEFAULT_PROBES, check_bits
 from shared.errors import InputError, ShardCorruptError
-from shared.jobs.connection import safe_url
 from shared.jobs.task_queue import TaskQueue, queue_name
 from shared.layout.sample_parts import read_sample_set
 from shared.metrics import MIN_IMAGES
 from shared.model_card import ModelCard
 from shared.runs import Compute, RunSettings, SensitivitySettings
+from shared.safe_url import safe_url
 from shared.stores.store import MAX_PORTABLE_BYTES, ShardStore
 
 

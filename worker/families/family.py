@@ -11,6 +11,7 @@ from shared.layer_place import LayerPlace
 from shared.model_card import LayerInfo
 from shared.models import Part
 from shared.runs import RunSettings
+from worker.export.folder import ExportFolder
 
 Conditioning = Mapping[str, mx.array]
 """What the transformer is told of a prompt: arrays of R rows by name. SD3 and FLUX have `conditioning`
@@ -147,6 +148,25 @@ class Load(Protocol):
 
         Raises:
             InputError: no such model, or a setting that it can't have.
+            RunMismatchError: `checkpoint` is not the file that the run was enqueued with.
+            ModelUnavailableError: a file is missing, gated, or holds another model.
+        """
+
+
+class LoadExported(Protocol):
+    """The function `load_exported` of a family's module."""
+
+    def __call__(
+        self,
+        settings: RunSettings,
+        checkpoint: Path | None,
+        parts: Sequence[Part],
+        exported: ExportFolder,
+    ) -> Family:
+        """Load a quantized model; what its folder lacks comes from the model's own files.
+
+        Raises:
+            InputError: a setting that the model can't have.
             RunMismatchError: `checkpoint` is not the file that the run was enqueued with.
             ModelUnavailableError: a file is missing, gated, or holds another model.
         """

@@ -7,6 +7,7 @@ from pathlib import Path
 from shared.errors import InputError
 from shared.models import PARTS, Part, model_spec
 from shared.runs import RunSettings
+from worker.export.folder import ExportFolder
 from worker.families.family import Family
 
 FAMILIES = {
@@ -38,4 +39,27 @@ def load_family_named(
     if name not in FAMILIES:
         raise InputError(f"no family of models named {name!r}; choose one of: {', '.join(FAMILIES)}")
     family: Family = import_module(FAMILIES[name]).load(settings, checkpoint, parts)
+    return family
+
+
+def trial_family(name: str, *, full: bool) -> Family | None:
+    """Return a small random model of a family, of the shape of its published ones; nothing is downloaded.
+
+    With `full` it has their width, and one or two blocks of each sort. None for a family whose module has no
+    function `trial`.
+    """
+    module = import_module(FAMILIES[name])
+    if not hasattr(module, "trial"):
+        return None
+    family: Family = module.trial(full=full)
+    return family
+
+
+def load_exported_family(
+    exported: ExportFolder, checkpoint: Path | None = None, parts: Sequence[Part] = PARTS
+) -> Family:
+    """Load the quantized model of an exported folder, or parts of it; see `LoadExported`."""
+    settings = exported.config.bitfleet.run
+    module = import_module(FAMILIES[model_spec(settings.model).family])
+    family: Family = module.load_exported(settings, checkpoint, parts, exported)
     return family

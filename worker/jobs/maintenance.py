@@ -33,7 +33,9 @@ if now - last > lease then
   redis.call('SET', KEYS[2], string.format('%.6f', now + lease / 2), 'EX', ARGV[2])
   return 1
 end
-if now < (tonumber(redis.call('GET', KEYS[2]) or '') or 0) then
+local grace = tonumber(redis.call('GET', KEYS[2]) or '') or 0
+-- None of ours is longer.
+if now < grace and grace <= now + lease then
   return 1
 end
 return 0

@@ -79,6 +79,14 @@ class ModelFiles:
                 stack.enter_context(_attribute(owner, name, value))
             yield
 
+    def new_transformer(self) -> MMDiT:
+        """The transformer without its weights, within `visible`, as DiffusionKit's loaders make it."""
+        flux = model_spec(self.model_id).family == "flux"
+        key = diffusionkit.MMDIT_CKPT[self.model_id]
+        config = model_io.FLUX_SCHNELL if flux else model_io._CONFIG[key]
+        config.low_memory_mode = False
+        return model_io.MMDiT(config)
+
     def fetch(self, repo_id: str, filename: str) -> str:
         """Stand in for `hf_hub_download`: the path of one file.
 

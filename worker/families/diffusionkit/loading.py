@@ -14,8 +14,11 @@ from worker.families.diffusionkit.quiet_imports import quiet_imports
 
 with quiet_imports():
     import mlx.core as mx
+    import mlx.nn as nn
     from diffusionkit.mlx import DiffusionPipeline, FluxPipeline, model_io
 
+    from worker.export.folder import ExportFolder
+    from worker.export.predicate import predicate_of
     from worker.families.diffusionkit.files import ModelFiles, file_sha256
     from worker.families.diffusionkit.published import PublishedMMDiT
     from worker.families.diffusionkit.small_models import DEMO, TINY_SD3, BuiltIn, demo_folder
@@ -66,11 +69,15 @@ class LoadedModel:
 
 
 def load_model(
-    settings: RunSettings, checkpoint: Path | None = None, parts: Sequence[Part] = PARTS
+    settings: RunSettings,
+    checkpoint: Path | None = None,
+    parts: Sequence[Part] = PARTS,
+    exported: ExportFolder | None = None,
 ) -> LoadedModel:
     """Load the model of a run, or the parts of it that a task needs.
 
-    `checkpoint` replaces the transformer's file (for SD3 the VAE's too).
+    `checkpoint` replaces the transformer's file (for SD3 the VAE's too). With `exported` the transformer is
+    the quantized one of that folder; what is not in it comes from the model's own files.
 
     Raises:
         InputError: no such model, T5 wanted of a model without it, a guidance that the model's forward pass
@@ -80,13 +87,14 @@ def load_model(
     """
     spec = model_spec(settings.model)
     spec.check(image_size=settings.image_size, use_t5=settings.use_t5)
-    _check_checkpoint(settings, checkpoint)
+    if exported is None or checkpoint is not None:
+        _check_checkpoint(settings, checkpoint)
     built_in = BUILT_IN[spec.id] if spec.built_in else None
     _check_guidance(spec, settings)
     files = ModelFiles(spec.id, settings.precision, checkpoint, built_in, settings.reference)
-    whole = settings.reference == "diffusionkit"
+    whole = settings.reference == "diffusionkit" and exported is None
     with _explained(files, settings.use_t5):
-        pipeline = _new_pipeline(spec, settings, files, PARTS if whole else parts)
+        pipeline = _new_pipeline(spec, settings, files, PARTS if whole else parts, exported)
     if isinstance(pipeline.mmdit, PublishedMMDiT):
         pipeline.mmdit.set_guidance(settings.guidance, pipeline.activation_dtype)
     return LoadedModel(
@@ -162,14 +170,17 @@ class _OwnFiles:
 
     # DiffusionKit's own attributes.
     dtype: mx.Dtype
+    mmdit: Any
     mmdit_ckpt: str
     model: str
     set_up_t5: Callable[[], None]
     use_clip_g: bool
     use_t5: bool
 
-    def __init__(self, *, files: ModelFiles, parts: Sequence[Part], **options: Any) -> None:
-        self._files = files
+    def __init__(
+        self, *, files: ModelFiles, parts: Sequence[Part], exported: ExportFolder | None, **options: Any
+    ) -> None:
+        self._files, self._exported = files, exported
         with files.visible():
             super().__init__(**options)
         self.hold(parts)
@@ -199,9 +210,21 @@ class _OwnFiles:
             mx.clear_cache()
 
     def load_mmdit(self, only_modulation_dict: bool = False) -> Any:
-        """See DiffusionKit."""
+        """See DiffusionKit, which empties the adaLN layers with each image, and asks for them again."""
         with self._files.visible("transformer"):
-            return super().load_mmdit(only_modulation_dict)  # type: ignore[misc]
+            if self._exported is None:
+                return super().load_mmdit(only_modulation_dict)  # type: ignore[misc]
+            tensors = self._exported.tensors()
+            if only_modulation_dict:
+                return [(name, tensor) for name, tensor in tensors.items() if "adaLN" in name]
+            self.mmdit = self._files.new_transformer()
+        try:
+            nn.quantize(self.mmdit, class_predicate=predicate_of(self._exported.layers))
+            self.mmdit.load_weights(list(tensors.items()))
+        except ValueError as error:
+            reason = f"{self._exported.path} does not hold {self._files.model_id}: {_first_line(error)}"
+            raise ModelUnavailableError(f"{reason}; export it again") from None
+        return None
 
     @property
     def _half(self) -> bool:
@@ -253,7 +276,11 @@ class _FluxPipeline(_OwnFiles, FluxPipeline):  # type: ignore[misc]
 
 
 def _new_pipeline(
-    spec: ModelSpec, settings: RunSettings, files: ModelFiles, parts: Sequence[Part]
+    spec: ModelSpec,
+    settings: RunSettings,
+    files: ModelFiles,
+    parts: Sequence[Part],
+    exported: ExportFolder | None,
 ) -> DiffusionPipeline:
     # Which 16 bits these are is the family's matter: runs from before bfloat16 was said call both float16.
     half = settings.precision != "float32"
@@ -261,6 +288,7 @@ def _new_pipeline(
     return pipeline_class(
         files=files,
         parts=parts,
+        exported=exported,
         model_version=spec.id,
         shift=settings.shift,
         use_t5=settings.use_t5,

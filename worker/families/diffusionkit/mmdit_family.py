@@ -48,6 +48,11 @@ class MMDiTFamily:
         self._pipeline, self._model, self._layout = pipeline, model, layout
 
     @property
+    def pipeline(self) -> Any:
+        """DiffusionKit's."""
+        return self._pipeline
+
+    @property
     def transformer(self) -> Any:
         """See `Family`."""
         return self._pipeline.mmdit

@@ -1,0 +1,35 @@
+"""The commands about quantized models, one function each: they call the library and print the outcome."""
+
+from pathlib import Path
+
+from humanfriendly import format_size
+
+from producer.console import TensorBar, out
+from producer.export.export_plan import export_plan
+from producer.inspection.inspect_checkpoint import inspect_checkpoint
+from producer.inspection.table import inspection_json, print_inspection
+
+
+def export(plan_path: Path, target: Path, *, checkpoint: Path | None, force: bool) -> None:
+    """Write the quantized model of a plan, and print where it is."""
+    with TensorBar("export") as bar:
+        plan, inspection = export_plan(
+            plan_path, target, checkpoint=checkpoint, force=force, progress=bar.show
+        )
+    bits = 8 * inspection.nbytes / plan.parameters
+    quantized = len(inspection.quantized)
+    out.print(
+        f"export: {target}: {format_size(inspection.nbytes)}, {bits:.2f} bits a parameter, {quantized} of "
+        f"{len(inspection.layers)} layers quantized",
+        markup=False,
+    )
+
+
+def inspect(path: Path, *, as_json: bool) -> bool:
+    """Print what a checkpoint holds; return whether all is as it should be."""
+    inspection = inspect_checkpoint(path)
+    if as_json:
+        out.print(inspection_json(inspection), markup=False)
+    else:
+        print_inspection(inspection)
+    return not inspection.all_problems
