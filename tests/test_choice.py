@@ -11,6 +11,7 @@ from redis import Redis
 from rq.exceptions import DequeueTimeout
 
 from shared.jobs.asides import kind_of_job
+from shared.jobs.connection import connect
 from shared.jobs.task_queue import TaskQueue, avoid_key, queue_name, runs_key
 from tests.tasks import SETTINGS, image_task
 from worker.jobs import choice
@@ -95,7 +96,8 @@ def test_an_idle_worker_wakes_when_a_wait_is_over(waiting: Waiting) -> None:
 
 
 @pytest.mark.parametrize("value", [b"text", b"\xff"])
-def test_a_key_of_another_type_is_no_trouble(waiting: Waiting, value: bytes) -> None:
+def test_a_key_of_another_type_is_no_trouble(waiting: Waiting, redis_url: str, value: bytes) -> None:
+    waiting.redis = connect(redis_url)
     waiting.redis.set(waiting.queue.delayed_key, value)
     waiting.redis.rpush(avoid_key(IDS[0]), value)
     assert waiting.found() == IDS[0]

@@ -44,6 +44,14 @@ def avoid_key(job_id: str) -> str:
     return f"bitfleet:avoid:{job_id}"
 
 
+def given_up_key(name: str) -> str:
+    """Return the key of the jobs that our workers gave up, as RQ's registry of failed jobs has them.
+
+    Any other failed job was failed by a worker of RQ's own, which can do none of ours.
+    """
+    return f"bitfleet:given-up:{name}"
+
+
 def runs_key(name: str) -> str:
     """Return the key of the runs (beginnings of jobs' ids) that wait in a queue. Workers keep it right."""
     return f"bitfleet:runs:{name}"
@@ -152,6 +160,7 @@ class TaskQueue(Queue):
             for task in batch:
                 for registry in (self.failed_job_registry, self.finished_job_registry):
                     pipeline.zrem(registry.key, task.id)
+                pipeline.zrem(given_up_key(self.name), task.id)
                 pipeline.delete(self.job_class.key_for(task.id), avoid_key(task.id))
             self.enqueue_many(
                 [

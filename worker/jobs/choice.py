@@ -39,14 +39,6 @@ local function is_better_elsewhere(id)
   return type(hosts) == 'string' and string.find('\n' .. hosts .. '\n', '\n' .. ARGV[1] .. '\n', 1, true)
 end
 
--- A key that is none of ours is begun anew.
-for place, command in pairs({[2] = 'ZSCORE', [3] = 'SREM', [5] = 'ZSCORE'}) do
-  local reply = redis.pcall(command, KEYS[place], '')
-  if type(reply) == 'table' and reply.err and string.find(reply.err, 'WRONGTYPE') then
-    redis.call('DEL', KEYS[place])
-  end
-end
-
 -- Delayed jobs that are due come to the front.
 local due = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now, 'LIMIT', 0, 1000)
 for place = #due, 1, -1 do

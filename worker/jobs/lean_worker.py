@@ -15,6 +15,8 @@ from rq.job import Job
 from rq.queue import Queue
 from rq.utils import now
 
+from shared.jobs.redis_time import redis_time
+from shared.jobs.workers import SEEN_FIELD
 from worker.jobs.failures import REDIS_IS_FULL
 
 logger = logging.getLogger("bitfleet.worker")
@@ -73,8 +75,9 @@ class LeanWorker(SimpleWorker):
     def say_alive(self, redis: Redis) -> None:
         """All that Redis knows of this worker, anew: it may have been wiped."""
         self.last_heartbeat = now()
+        fields = {"state": self.get_state(), SEEN_FIELD: redis_time(redis)}
         with redis.pipeline() as pipeline:
-            pipeline.hset(self.key, mapping=self.serialize() | {"state": self.get_state()})
+            pipeline.hset(self.key, mapping=self.serialize() | fields)
             pipeline.expire(self.key, self.worker_ttl + 60)
             pipeline.expire(self.executions_key, self.worker_ttl + 60)
             worker_registration.register(self, pipeline)

@@ -18,10 +18,12 @@ from rq.queue import Queue
 from rq.serializers import JSONSerializer
 from rq.utils import utcformat
 
+from shared.jobs.asides import kind_of_job
 from shared.jobs.history import Event, Progress, clear_progress, forget_events, push_event
 from shared.jobs.redis_time import redis_time
 from shared.jobs.task_job import TaskJob
 from shared.jobs.task_queue import TaskQueue
+from shared.jobs.workers import HOST_FIELD, START_FIELD, able_hosts
 from shared.kinds.kind import Task
 from worker.jobs.attempt import Attempt
 from worker.jobs.choice import choosing_queue
@@ -38,8 +40,7 @@ from worker.jobs.job_context import HandBackError, JobContext
 from worker.jobs.lean_worker import LeanWorker
 from worker.jobs.lease import Beat, BeatThread
 from worker.jobs.lease_scripts import take_job
-from worker.jobs.maintenance import in_grace_period, return_lost_jobs
-from worker.jobs.presence import HOST_FIELD, able_hosts
+from worker.jobs.maintenance import in_grace_period, return_lost_jobs, tidy
 from worker.jobs.set_aside import SetAside
 from worker.jobs.streak import FailureStreaks
 
@@ -224,7 +225,7 @@ class LeaseWorker(LeanWorker):
 
     def serialize(self) -> dict[Any, Any]:
         """What stands of this worker in Redis."""
-        return super().serialize() | {HOST_FIELD: self.host}
+        return super().serialize() | {HOST_FIELD: self.host, START_FIELD: self.set_aside.start_id}
 
     def _maintain(self, redis: Redis) -> None:
         """At every beat, of the worker's own thread while it computes: a sign of life, then lost jobs."""
@@ -232,6 +233,7 @@ class LeaseWorker(LeanWorker):
         name = self.queues[0].name
         if not in_grace_period(redis, name, self.lease_seconds):
             return_lost_jobs(redis, name)
+        tidy(redis, name)
 
     # Outcomes
 
@@ -274,7 +276,7 @@ class LeaseWorker(LeanWorker):
     def _look_at_myself(self, job: Job, error: BaseException | None) -> None:
         """Leave such tasks to others if several of them failed here in a row, and there are others."""
         pause = self._streaks.failed(job.id)
-        if pause and able_hosts(self._queue, job.id) - {self.host}:
+        if pause and able_hosts(self._queue, kind_of_job(job.id)) - {self.host}:
             last = (str(error).strip().splitlines() or [""])[0]
             reason = f"several in a row failed here, the last one: {type(error).__name__}: {last}"
             self.set_aside.add(job.id, reason, pause)
