@@ -130,10 +130,18 @@ def open_fleet_for_run(
 
 
 def enqueue_calibration(
-    calib_dir: Path, settings: RunSettings, prompts: Sequence[str], num_images: int, fleet: Fleet
+    calib_dir: Path,
+    settings: RunSettings,
+    prompts: Sequence[str],
+    num_images: int,
+    fleet: Fleet,
+    *,
+    drop_finished: bool = False,
 ) -> None:
     """Enqueue images and print the outcome."""
-    run, reconciled = ask_for_images(CalibFolder(calib_dir, _complain), settings, prompts, num_images, fleet)
+    run, reconciled = ask_for_images(
+        CalibFolder(calib_dir, _complain), settings, prompts, num_images, fleet, drop_finished=drop_finished
+    )
     guidance = "" if settings.guidance is None else f"guidance {settings.guidance:g}, "
     out.print(
         f"run {run.settings.id}: {len(run.prompts)} images of {settings.model}, {settings.num_steps} steps, "
@@ -202,9 +210,7 @@ def say_if_nobody_works(fleet: Fleet) -> None:
     """Print a hint if no worker is connected."""
     if not _workers(fleet):
         option = "" if fleet.store.id == RELAY_ID else f" --store {safe_url(fleet.store_url or '')}"
-        out.print(
-            f"no worker is connected yet; on every Mac: worker start --redis-url URL{option}", markup=False
-        )
+        out.print(f"no worker is connected yet; on every Mac: worker start --redis-url URL{option}")
 
 
 def status(calib_dir: Path, fleet: Fleet) -> None:
@@ -220,7 +226,7 @@ def status(calib_dir: Path, fleet: Fleet) -> None:
     workers = _workers(fleet)
     print_workers(workers)
     for line in (*strangers(workers), *unserved(fleet.connection, fleet.store.id, workers)):
-        out.print(line, markup=False)
+        out.print(line)
 
 
 def collect(
@@ -248,7 +254,7 @@ def collect(
     reports = collector.write_results(parts)
     _say_collected(folder, parts)
     for report in reports:
-        out.print(f"report: {report}", markup=False)
+        out.print(f"report: {report}")
     return all(part.complete for part in parts)
 
 
@@ -272,7 +278,7 @@ class _NobodyWorks:
         lines = list(self._why())
         if lines != self._said:
             for line in lines:
-                err.print(f"waiting, but {line}", markup=False)
+                err.print(f"waiting, but {line}")
         self._said = lines
 
     def _why(self) -> Iterator[str]:
@@ -284,7 +290,7 @@ class _NobodyWorks:
 
 
 def _complain(problem: str) -> None:
-    err.print(problem, markup=False)
+    err.print(problem)
 
 
 def _say_collected(folder: CalibFolder, parts: Sequence[PartState]) -> None:
@@ -298,7 +304,7 @@ def _say_collected(folder: CalibFolder, parts: Sequence[PartState]) -> None:
         note = f" ({', '.join(detail)})" if detail else ""
         out.print(f"{part.title}: {part.done} of {part.total}{missing}{note}")
         print_missing(part)
-    out.print(f"manifest: {folder.manifest_path}", markup=False)
+    out.print(f"manifest: {folder.manifest_path}")
 
 
 def report(calib_dir: Path) -> None:
@@ -318,7 +324,7 @@ def report(calib_dir: Path) -> None:
         )
     for path in written:
         if path is not None:
-            out.print(f"report: {path}", markup=False)
+            out.print(f"report: {path}")
 
 
 def check_store(store_id: str, label: str | None, fleet: Fleet) -> None:
@@ -345,6 +351,7 @@ def run(
     def collect_all() -> bool:
         return collect(calib_dir, fleet, wait=True, interrupts=interrupts, alive=local.check)
 
+    drop_finished = calibration.pop("drop_finished")
     settings, prompts = read_settings(**calibration)
     folder = CalibFolder(calib_dir)
     folder.check_writable()
@@ -353,7 +360,9 @@ def run(
         arguments += ["--checkpoint", str(calibration["checkpoint"])]
     with local_redis(redis_url, folder.state_dir / "redis", RELAY_ID) as (url, connection):
         fleet = Fleet(connection=connection, store=open_store(None, connection), store_url=None)
-        enqueue_calibration(calib_dir, settings, prompts, calibration["num_images"], fleet)
+        enqueue_calibration(
+            calib_dir, settings, prompts, calibration["num_images"], fleet, drop_finished=drop_finished
+        )
         with LocalWorkers(url, arguments) as local:
             try:
                 if not collect_all():

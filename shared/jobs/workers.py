@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from typing import cast
 
 from redis import Redis
-from rq import worker_registration
 
 from shared.jobs.asides import Entry, read_asides
 from shared.jobs.redis_time import redis_time
 from shared.jobs.task_queue import TaskQueue
+from shared.jobs.worker_keys import worker_keys
 from shared.printable import printable
 
 HOST_FIELD = "bitfleet_host"
@@ -33,7 +33,7 @@ class WorkerInfo:
 def live_workers(queue: TaskQueue) -> list[WorkerInfo]:
     """Return the registered workers by name. A crashed worker stays in the list for about a minute."""
     redis: Redis = queue.connection
-    keys = sorted(worker_registration.get_keys(queue))
+    keys = worker_keys(queue)
     with redis.pipeline(transaction=False) as pipeline:
         for key in keys:
             pipeline.hgetall(key)

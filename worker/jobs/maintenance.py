@@ -14,6 +14,7 @@ from shared.jobs.history import Event, Outcome, read_events
 from shared.jobs.redis_time import redis_time
 from shared.jobs.task_job import TaskJob
 from shared.jobs.task_queue import TaskQueue, given_up_key, is_job_id
+from shared.jobs.worker_keys import forget_odd_workers
 from worker.jobs.lease_scripts import end_lease
 from worker.jobs.outcome import end_attempt, hand_back
 from worker.jobs.strangers import return_strangers_jobs
@@ -80,6 +81,7 @@ def tidy(connection: Redis, queue_name: str) -> None:
         registry(queue_name, connection=connection, job_class=TaskJob, serializer=JSONSerializer).cleanup(now)
     connection.zremrangebyscore(given_up_key(queue_name), 0, now)
     return_strangers_jobs(queue)
+    forget_odd_workers(queue)
     worker_registration.clean_worker_registry(queue)
 
 
