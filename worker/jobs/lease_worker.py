@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, cast
 
 from redis import Redis
 from redis.client import Pipeline
@@ -22,7 +22,7 @@ from shared.jobs.asides import kind_of_job
 from shared.jobs.history import Event, Progress, clear_progress, forget_events, push_event
 from shared.jobs.redis_time import redis_time
 from shared.jobs.task_job import TaskJob
-from shared.jobs.task_queue import TaskQueue
+from shared.jobs.task_queue import TaskQueue, runs_key
 from shared.jobs.workers import HOST_FIELD, START_FIELD, able_hosts
 from shared.kinds.kind import Task
 from worker.jobs.attempt import Attempt
@@ -36,7 +36,7 @@ from worker.jobs.failures import (
     is_the_machines,
 )
 from worker.jobs.hedge import Hedge
-from worker.jobs.job_context import HandBackError, JobContext
+from worker.jobs.job_context import HandBackError, JobContext, NoRoomError
 from worker.jobs.lean_worker import LeanWorker
 from worker.jobs.lease import Beat, BeatThread
 from worker.jobs.lease_scripts import take_job
@@ -49,6 +49,8 @@ logger = logging.getLogger("bitfleet.worker")
 TaskFunction = Callable[[Task, JobContext], dict[str, Any]]
 
 TROUBLE_SECONDS = 10.0
+NO_ROOM_SECONDS = 30.0
+"""For so long other runs are worked for when the store has no room for one."""
 
 
 class LeaseWorker(LeanWorker):
@@ -162,7 +164,7 @@ class LeaseWorker(LeanWorker):
         if execution is None:
             return
         self._attempt = Attempt(self._queue, job, execution, host=self.host, worker=self.name)
-        context = JobContext(confirm=self._attempt.confirm)
+        context = JobContext(confirm=self._attempt.confirm, others_wait=lambda: self._others_wait(job))
         context.hand_back = self._context.hand_back
         self._context = context
         started = time.monotonic()
@@ -264,6 +266,8 @@ class LeaseWorker(LeanWorker):
         self._in_trouble = isinstance(error, NOT_THE_JOBS_FAULT)
         if isinstance(error, (HandBackError, *NOT_THE_JOBS_FAULT)):
             self._attempt.hand_back(str(error))
+            if isinstance(error, NoRoomError):
+                self.set_aside.add(job.id, str(error), NO_ROOM_SECONDS)
         # A GPU that failed may do better in a new process, if there is nobody else to do it.
         elif error is not None and is_the_machines(error) and not (self._alone and self.broken):
             self._attempt.hand_back(explain(error))
@@ -272,6 +276,11 @@ class LeaseWorker(LeanWorker):
             self._attempt.fail(error)
             if not isinstance(error, HOPELESS):
                 self._look_at_myself(job, error)
+
+    def _others_wait(self, job: Job) -> bool:
+        runs = cast(set[bytes], self.connection.smembers(runs_key(self._queue.name)))
+        mine = {kind_of_job(job.id), *self.set_aside.prefixes()}
+        return bool({run.decode("utf-8", "replace") for run in runs} - mine)
 
     def _look_at_myself(self, job: Job, error: BaseException | None) -> None:
         """Leave such tasks to others if several of them failed here in a row, and there are others."""

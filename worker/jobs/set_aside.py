@@ -43,9 +43,9 @@ class SetAside:
         self._kinds[kind] = _Kept(reason, time.monotonic() + seconds)
         self._write(kind, reason[:2000], seconds)
         logger.warning(
-            "this machine can't do the %s and leaves them to others for %.0f minutes, all else goes on: %s",
+            "this machine can't do the %s and leaves them to others for %s, all else goes on: %s",
             describe_kind(kind),
-            seconds / 60,
+            f"{seconds / 60:.0f} minutes" if seconds >= 60 else f"{seconds:.0f} s",
             reason,
         )
 
