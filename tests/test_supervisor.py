@@ -114,7 +114,7 @@ class Lives:
     def end(self, code: int, seconds: float) -> bool:
         """Whether it was the last."""
         (slot,) = self.supervisor._slots
-        slot.process = SimpleNamespace(poll=lambda: code)  # type: ignore[assignment]
+        slot.process = SimpleNamespace(poll=lambda: code, stdin=None)  # type: ignore[assignment]
         slot.started = time.monotonic() - seconds
         self.supervisor._look_after(slot)
         return slot.over

@@ -3,12 +3,13 @@
 import contextlib
 import logging
 import signal
+import threading
 import time
 from types import FrameType
 from typing import Any
 
 from redis import Redis
-from redis.exceptions import OutOfMemoryError
+from redis.exceptions import OutOfMemoryError, RedisError
 from rq import SimpleWorker, worker_registration
 from rq.exceptions import StopRequested
 from rq.job import Job
@@ -22,6 +23,7 @@ from worker.jobs.failures import REDIS_IS_FULL
 logger = logging.getLogger("bitfleet.worker")
 
 FULL_POLL_SECONDS = 2.0
+LEAVE_SECONDS = 1.0
 
 
 class LeanWorker(SimpleWorker):
@@ -32,6 +34,8 @@ class LeanWorker(SimpleWorker):
 
     RQ's loop also ends, without an exception, over an error in itself.
     """
+    leaving = False
+    """Whether it leaves the list of workers just now."""
     _maintained: float | None = None
     """When it cleaned up last, on the monotonic clock."""
 
@@ -106,11 +110,20 @@ class LeanWorker(SimpleWorker):
         """RQ writes here that the job runs; it was written when the job was taken."""
 
     def register_death(self) -> None:
-        """Leave the list of workers; a job that an error interrupted stays known for the supervisor."""
-        if self.executions:
-            worker_registration.unregister(self)
-        else:
-            super().register_death()  # type: ignore[no-untyped-call]
+        """Leave the list of workers, if Redis is there; else the list forgets us by itself."""
+        self.leaving = True
+        # Not in this thread: a patient client waits for minutes for a Redis that is away.
+        thread = threading.Thread(target=self._leave_list, name="leave", daemon=True)
+        thread.start()
+        thread.join(LEAVE_SECONDS)
+
+    def _leave_list(self) -> None:
+        with contextlib.suppress(RedisError, OSError):
+            if self.executions:
+                # A job that an error interrupted stays known for the supervisor.
+                worker_registration.unregister(self)
+            else:
+                super().register_death()  # type: ignore[no-untyped-call]
 
     def clean_group_registries(self) -> None:
         """No groups here."""

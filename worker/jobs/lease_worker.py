@@ -309,6 +309,9 @@ class LeaseWorker(LeanWorker):
         if not self._context.hand_back:
             logger.warning("handing the job back to the queue")
         self._context.hand_back = True
+        if self.get_state() != "busy" and not self.leaving:
+            # The first signal's exception was lost where it was raised.
+            raise StopRequested
 
     # What RQ does and we do otherwise
 
