@@ -28,7 +28,7 @@ from shared.models import Reference, model_spec
 from shared.runs import RunSettings
 from shared.safe_url import safe_url
 from shared.sizes import parse_size
-from shared.stores.open_store import open_store
+from shared.stores.open_store import absolute_store, open_store
 from shared.stores.relay_store import MIN_LIMIT_BYTES, RELAY_ID, RelayStore
 
 PATIENT_PASSES = 5
@@ -82,14 +82,6 @@ def open_fleet(
     if limit and isinstance(store, RelayStore):
         store.set_limit(limit)
     return Fleet(connection=connection, store=store, store_url=store_url)
-
-
-def absolute_store(store_url: str | None) -> str | None:
-    """Return a relative folder as an absolute one, so that it means the same from every working directory."""
-    # A colon without a slash before it: a URL with a typo, which the store refuses.
-    if store_url is None or ":" in store_url.partition("/")[0]:
-        return store_url
-    return str(Path(store_url).absolute())
 
 
 def _relay_limit(text: str) -> int:
