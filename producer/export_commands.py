@@ -20,8 +20,7 @@ def export(plan_path: Path, target: Path, *, checkpoint: Path | None, force: boo
     quantized = len(inspection.quantized)
     out.print(
         f"export: {target}: {format_size(inspection.nbytes)}, {bits:.2f} bits a parameter, {quantized} of "
-        f"{len(inspection.layers)} layers quantized",
-        markup=False,
+        f"{len(inspection.layers)} layers quantized"
     )
 
 
@@ -29,7 +28,7 @@ def inspect(path: Path, *, as_json: bool) -> bool:
     """Print what a checkpoint holds; return whether all is as it should be."""
     inspection = inspect_checkpoint(path)
     if as_json:
-        out.print(inspection_json(inspection), markup=False)
+        out.print(inspection_json(inspection))
     else:
         print_inspection(inspection)
     return not inspection.all_problems

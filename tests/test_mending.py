@@ -11,9 +11,11 @@ from redis.exceptions import ResponseError
 from shared.jobs.connection import connect
 from shared.jobs.history import read_events, read_progress
 from shared.jobs.mending import FAMILIES, reset_misfits, type_of
-from shared.jobs.task_queue import queue_name
+from shared.jobs.task_queue import TaskQueue, queue_name
+from shared.jobs.workers import able_hosts, live_workers
 from tests.chaos import FULL, Chaos
 from tests.tasks import SETTINGS
+from worker.jobs.maintenance import tidy
 
 ROOT = Path(__file__).parent.parent
 QUEUE = queue_name("relay")
@@ -98,6 +100,14 @@ def test_json_that_is_nested_too_deeply_is_no_entry(redis: Redis) -> None:
     redis.hset(f"bitfleet:progress:{QUEUE}", "x", deep)
     assert read_events(redis, "x") == []
     assert read_progress(redis, QUEUE) == {}
+
+
+def test_a_list_of_workers_with_something_else_in_it(redis: Redis) -> None:
+    redis.sadd(f"rq:workers:{QUEUE}", b"\xff", "x", "rq:worker:a b", "rq:worker:gone")
+    assert able_hosts(TaskQueue(QUEUE, redis), "cal-0-") == set()
+    assert live_workers(TaskQueue(QUEUE, redis)) == []
+    tidy(redis, QUEUE)
+    assert redis.smembers(f"rq:workers:{QUEUE}") == set()
 
 
 def keys_of(chaos: Chaos) -> dict[str, str]:

@@ -105,6 +105,7 @@ def start(
     from shared.errors import InputError
     from shared.jobs.connection import connect
     from shared.jobs.task_queue import queue_name
+    from shared.printable import log_to_stderr
     from shared.sizes import parse_size
     from shared.stores.open_store import open_store
     from worker.service.machine import host_name, require_mlx
@@ -118,11 +119,7 @@ def start(
     require_mlx()
     # Checked here once, so that a wrong URL gives one error and not one per process.
     queue = queue_name(open_store(store, connect(redis_url)).id)
-    logging.basicConfig(
-        level=logging.WARNING if quiet else logging.INFO,
-        format=f"%(asctime)s {host_name()} %(message)s",
-        datefmt="%H:%M:%S",
-    )
+    log_to_stderr(logging.WARNING if quiet else logging.INFO, host_name())
     options = WorkerOptions(
         redis_url=redis_url,
         store=store,
@@ -175,6 +172,7 @@ def doctor(full: bool, as_json: bool, redis_url: str | None, store: str | None, 
     import sys
 
     from shared.models import model_spec
+    from shared.printable import printable
     from worker.doctor.examine import examine, line_of, to_json
 
     model_spec(model)
@@ -182,7 +180,7 @@ def doctor(full: bool, as_json: bool, redis_url: str | None, store: str | None, 
     for check in examine(full=full, redis_url=redis_url, store=store, model=model):
         checks.append(check)
         if not as_json:
-            click.echo(line_of(check))
+            click.echo(printable(line_of(check)))
     if as_json:
         click.echo(to_json(checks, full=full))
     failed = sum(check.outcome == "failed" for check in checks)

@@ -24,6 +24,7 @@ FAMILIES: dict[str, str] = {
     r"bitfleet:blob:.*": "string",
     r"bitfleet:canary:.*": "hash",
     r"bitfleet:delayed:.*": "zset",
+    r"bitfleet:given-up:.*": "zset",
     r"bitfleet:grace:.*": "string",
     r"bitfleet:history:.*": "list",
     r"bitfleet:looked:.*": "string",
@@ -32,7 +33,9 @@ FAMILIES: dict[str, str] = {
     r"bitfleet:records:.*": "hash",
     r"bitfleet:relay:(blobs|used)": "hash",
     r"bitfleet:relay:limit": "string",
+    r"bitfleet:runs:.*": "set",
     r"bitfleet:shard:.*": "string",
+    r"bitfleet:turns:.*": "zset",
     r"rq:execution:.*": "hash",
     r"rq:executions:.*": "zset",
     r"rq:job:[^:]*": "hash",
@@ -75,7 +78,7 @@ def reset_misfits(redis: Redis, keys: Iterable[str]) -> list[str]:
     if not wanted:
         return []
     names = list(wanted)
-    places = cast(list[int], redis.eval(_RESET, len(names), *names, *wanted.values()))
+    places = cast(list[int], redis.register_script(_RESET)(keys=names, args=[*wanted.values()]))
     misfits = [names[place - 1] for place in places]
     for name in misfits:
         say_reset(name)

@@ -12,7 +12,7 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from shared.costs import Passing, forward_bytes, trajectory_bytes
+from shared.costs import Passing, trajectory_bytes
 from shared.plan import Choice
 from worker.engine.limits import default_memory_limit, require_memory
 from worker.engine.pass_memory import PassMemory
@@ -20,15 +20,16 @@ from worker.engine.replay import blocks_by_path
 from worker.families.family import Family, PassSize
 
 MAX_TOKENS = 8_000
-"""Of all rows of a pass. More make no machine faster, and a worker asks for news only between passes."""
+"""Tokens of all rows of a pass, at most. More make no machine faster, and a worker can only stop between
+passes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryPlan:
-    """What fits into a memory limit."""
+    """How the exact engine keeps a memory limit."""
 
     micro_batch: int
-    """Samples a forward pass."""
+    """Samples per forward pass."""
     keep_in_memory: bool
     """Whether the states of all samples fit; else they go to files."""
 
@@ -54,7 +55,7 @@ class TrajectoryPlan:
 
 
 def spare_memory(transformer: Any, memory_limit: int | None) -> int:
-    """Bytes of the limit (None: the default one) that the weights leave.
+    """Return how many bytes of the limit (None: the default one) the weights leave free.
 
     Raises:
         MachineTooSmallError: the limit doesn't hold the weights.
@@ -66,7 +67,7 @@ def spare_memory(transformer: Any, memory_limit: int | None) -> int:
 
 
 def memory_of_weights(transformer: Any) -> int:
-    """Bytes that are taken before any pass.
+    """Return the bytes in use before any pass.
 
     Other parts of the pipeline are in memory too, and weights not read yet soon will be.
     """
@@ -75,36 +76,11 @@ def memory_of_weights(transformer: Any) -> int:
     return max(weights, mx.get_active_memory())
 
 
-def memory_of_wide_weights(family: Family) -> int:
-    """Bytes of a block's weights in float32: what MLX widens ahead of products, or a candidate takes."""
-    return 4 * largest_block(family)
-
-
-def memory_of_a_pass(size: PassSize, *, rows: int, itemsize: int) -> int:
-    """Bytes that one sample's forward pass works in, beside all weights.
-
-    Args:
-        size: of a row.
-        rows: of a sample: 2 with CFG.
-        itemsize: bytes of an activation.
-    """
-    passing = _passing(size, rows=rows, half=itemsize == 2, largest_layer=0, largest_block=0)
-    return forward_bytes(passing, itemsize=itemsize, fused_attention=mx.metal.is_available())
-
-
 def passing_of(family: Family, size: PassSize, *, rows: int) -> Passing:
-    """What the memory of a loaded model's passes depends on; its weights are counted as they are stored."""
+    """Return what the memory of a loaded model's passes depends on. Its weights are counted as they are
+    stored.
+    """
     weights: Any = tree_flatten(family.transformer.parameters())
-    return _passing(
-        size,
-        rows=rows,
-        half=any(value.dtype.size == 2 for _, value in weights),
-        largest_layer=max(_sizes(family)),
-        largest_block=largest_block(family),
-    )
-
-
-def _passing(size: PassSize, *, rows: int, half: bool, largest_layer: int, largest_block: int) -> Passing:
     return Passing(
         tokens=size.tokens,
         rows=rows,
@@ -112,9 +88,9 @@ def _passing(size: PassSize, *, rows: int, half: bool, largest_layer: int, large
         heads=size.heads,
         blocks=size.blocks,
         mlp_ratio=size.mlp_ratio,
-        largest_layer=largest_layer,
-        largest_block=largest_block,
-        half=half,
+        largest_layer=max(_sizes(family)),
+        largest_block=largest_block(family),
+        half=any(value.dtype.size == 2 for _, value in weights),
     )
 
 
@@ -143,7 +119,8 @@ def plan_memory(
     if keep_in_memory:
         free -= kept
     return MemoryPlan(
-        # What of a pass doesn't grow with its samples is counted for each of them, to be on the safe side.
+        # The part of a pass that doesn't grow with its samples is counted for each of them, to be on the safe
+        # side.
         micro_batch=min(free // working, max(1, MAX_TOKENS // one_pass.tokens), samples),
         keep_in_memory=keep_in_memory,
     )
@@ -173,17 +150,17 @@ def plan_sketch(
 
 
 def memory_of_a_delta(family: Family) -> int:
-    """Bytes that are in use while the largest layer is quantized: six arrays in float32."""
+    """Return the bytes in use while the largest layer is quantized: six arrays in float32."""
     return 24 * max(_sizes(family))
 
 
 def _with_margin(measured: int) -> int:
-    """A quarter more: how far MLX runs ahead, and so how much it holds, is not the same in each pass."""
+    """Add a quarter: how far MLX runs ahead, and so how much it holds, differs from pass to pass."""
     return measured * 5 // 4
 
 
 def largest_block(family: Family) -> int:
-    """Weights of the block that has most of them; those that lie in no list of blocks count as one."""
+    """Return the number of weights of the largest block. Layers in no list of blocks count as one block."""
     of_lists = {path: blocks for path, blocks in family.stages.items() if isinstance(blocks, list)}
     starts = [f"{path}." for path in blocks_by_path(of_lists)]
     by_block: dict[str, int] = {}

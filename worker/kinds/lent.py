@@ -1,12 +1,12 @@
-"""What the worker lends to a kind of task."""
+"""What the worker lends to a task while it runs."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from shared.layout.sample_set import SampleSet
-from shared.runs import SensitivitySettings
+from shared.runs import RunSettings, SensitivitySettings
 
 if TYPE_CHECKING:
     from worker.families.family import Family
@@ -14,9 +14,21 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+class SampledTask(Protocol):
+    """A task that measures on the samples of a sensitivity run."""
+
+    @property
+    def run(self) -> RunSettings:
+        """Settings of the run that made the samples."""
+
+    @property
+    def sensitivity(self) -> SensitivitySettings:
+        """What is measured, and on which samples."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lent:
-    """The model of a task, and what a worker keeps between tasks."""
+    """The model that a task needs, and what the worker keeps between tasks."""
 
     family: "Family"
     """Holds at least the transformer."""
@@ -34,16 +46,40 @@ class Lent:
 
     None: nothing is kept."""
 
+    def engine(self, key: str, engine: Callable[..., T], task: SampledTask, **options: object) -> T:
+        """Return the engine at hand, or a new one for the model and the task's samples.
+
+        Args:
+            key: what the engine is for: its kind, the sensitivity run, and whatever else decides about it.
+            engine: its class.
+            task: of a sensitivity run.
+            options: of this class alone.
+        """
+
+        def new() -> T:
+            return engine(
+                self.family,
+                self.samples(task.sensitivity),
+                cfg_weight=task.run.cfg_weight,
+                group_size=task.sensitivity.group_size,
+                memory_limit=self.memory_share,
+                **options,
+            )
+
+        return self.engine_slot.get(key, new)
+
 
 class EngineSlot:
-    """The engine at hand. Each keeps what fits into memory, so there is only ever one."""
+    """Holds the current engine. An engine fills the memory it is given, so there is only one at a time."""
 
     def __init__(self) -> None:
         self._key: str | None = None
         self._engine: object = None
 
     def get(self, key: str, new: Callable[[], T]) -> T:
-        """The engine of this key, or a new one. Keys begin with the kind: all of one key are of one T."""
+        """Return the engine of this key, or make a new one. A key begins with the kind, so that all
+        engines of one key have the same class.
+        """
         if self._key != key:
             self.clear()
             self._engine = new()

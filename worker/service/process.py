@@ -1,26 +1,27 @@
-"""One worker process, started by the supervisor; its options stand in the environment."""
+"""One worker process. The supervisor starts it, with its options in the environment."""
 
 import logging
 import os
-import signal
 import sys
-import threading
 import time
 from pathlib import Path
 
 from redis import Redis
 from redis.exceptions import OutOfMemoryError, RedisError
 
-from shared.errors import BitfleetError, RedisUnavailableError, StoreTroubleError
+from shared.errors import BitfleetError, RedisUnavailableError, StoreTroubleError, WrongStoreError
 from shared.jobs.connection import connect
 from shared.jobs.redis_time import redis_time
 from shared.jobs.task_queue import queue_name
+from shared.printable import log_to_stderr
 from shared.stores.open_store import open_store
 from worker.jobs.failures import REDIS_IS_FULL
 from worker.jobs.lease_worker import LeaseWorker
 from worker.jobs.other_queues import waiting_for_others
+from worker.service.compile_cache import use_own_compile_cache
 from worker.service.machine import host_name
 from worker.service.options import WorkerOptions, cache_dir, new_worker_name
+from worker.service.parent import leave_with_parent
 from worker.service.runtime import Runtime
 
 logger = logging.getLogger("bitfleet.worker")
@@ -29,25 +30,23 @@ EXIT_REFUSED = 2
 EXIT_TROUBLE = 69
 EXIT_BROKEN = 70
 MAX_CLOCK_SECONDS = 10.0
-PARENT_POLL_SECONDS = 1.0
 
 
 def main() -> int:
     """Work until told to stop; return the exit code."""
     options = WorkerOptions.from_environment()
-    logging.basicConfig(
-        level=logging.WARNING,
-        format=f"%(asctime)s {host_name()}[{os.getpid()}] %(message)s",
-        datefmt="%H:%M:%S",
-        stream=sys.stderr,
-    )
+    log_to_stderr(logging.WARNING, f"{host_name()}[{os.getpid()}]")
     logger.setLevel(options.log_level)
+    if options.with_parent:
+        leave_with_parent()
+    use_own_compile_cache()
     try:
         return _work(options)
     except OutOfMemoryError:
         logger.error(REDIS_IS_FULL)
         return EXIT_TROUBLE
-    except (RedisUnavailableError, StoreTroubleError, RedisError) as error:
+    # A store that is not the run's, or none, may be a share that is not mounted yet.
+    except (RedisUnavailableError, StoreTroubleError, WrongStoreError, RedisError) as error:
         logger.error("%s", error)
         return EXIT_TROUBLE
     except BitfleetError as error:
@@ -92,8 +91,6 @@ def _work(options: WorkerOptions) -> int:
         alone=options.alone,
         when_idle=runtime.rest,
     )
-    if options.with_parent:
-        _leave_with_parent()
     logger.info("ready: queue %s, shards go to %s", queue, store.label)
     worker.work(burst=options.burst, logging_level="WARNING")
     if worker.fatal:
@@ -109,7 +106,7 @@ def _work(options: WorkerOptions) -> int:
 
 
 def clock_warning(connection: Redis) -> str | None:
-    """A line if this machine's clock differs much from that of Redis.
+    """Return a warning if this machine's clock differs much from that of Redis.
 
     Leases go by Redis' clock alone. This machine's stands in records and histories, and decides whether a
     certificate is valid.
@@ -121,21 +118,6 @@ def clock_warning(connection: Redis) -> str | None:
         f"this machine's clock is {abs(difference):.0f} s {'ahead of' if difference > 0 else 'behind'} "
         "that of Redis: let both set it by the network; the work goes on, with wrong times in its records"
     )
-
-
-def _leave_with_parent() -> None:
-    parent = os.getppid()
-
-    def watch() -> None:
-        pause = threading.Event()
-        while os.getppid() == parent:
-            pause.wait(PARENT_POLL_SECONDS)
-        # One signal asks to finish the job, two hand it back. Two of one kind would count as one while the
-        # main thread computes and gets round to neither.
-        os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    threading.Thread(target=watch, name="parent", daemon=True).start()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a worker process keeps between jobs: the model and the engine. Kinds of tasks run in worker/kinds."""
+"""What a worker process keeps between jobs: the model and the engine."""
 
 import hashlib
 import logging
@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 from redis import Redis
 
+from shared.costs import TaskSize, peak_bytes
 from shared.errors import WrongStoreError
 from shared.jobs.history import utc_now
 from shared.kinds.kind import Task
-from shared.kinds.registry import KINDS
+from shared.kinds.registry import KINDS, kind_of
 from shared.layout.sample_set import SampleSet
+from shared.models import model_spec
 from shared.runs import RunSettings, SensitivitySettings
 from shared.stores.records import Record
 from shared.stores.store import ShardStore
-from worker.jobs.job_context import JobContext
+from worker.jobs.job_context import JobContext, NoRoomError
 from worker.kinds.lent import EngineSlot, Lent
 from worker.kinds.registry import run_task
 from worker.service.blas import use_fast_blas
@@ -29,10 +31,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger("bitfleet.worker")
 
 RELAY_POLL_SECONDS = 2.0
+MAX_KEPT = 2
+"""Finished shards, of at most 64 MB each, that may wait in memory for room in the store."""
 IDLE_SECONDS = 300.0
-"""After so long without a job the model is given back: the Mac is somebody's."""
-TEXT_TOKENS = {False: 154, True: 589}
-"""Of a row of conditioning, at most, without and with T5."""
+"""Seconds without a job after which the model's memory is freed: the Mac's owner may need it."""
 
 
 class Runtime:
@@ -70,12 +72,14 @@ class Runtime:
         """Canaries of runs of which no task is finished here yet, by run id."""
         self._model: tuple[str, Family] | None = None
         self._engine = EngineSlot()
+        self._kept: dict[str, tuple[Record, bytes]] = {}
+        """By task id, what found no room in the store yet."""
         self._used = 0.0
-        """When the model was used last, on the monotonic clock."""
+        """When the model was last used, by the monotonic clock."""
 
     @property
     def functions(self) -> dict[str, Any]:
-        """The function table of this worker's jobs."""
+        """The functions that jobs may name, all of them `run`."""
         return dict.fromkeys(KINDS, self.run)
 
     def run(self, task: Task, context: JobContext) -> dict[str, Any]:
@@ -84,12 +88,14 @@ class Runtime:
         if self._store.has_record(task.namespace, task.id):
             return {"outcome": "exists"}
         try:
+            if task.id in self._kept:
+                return self._leave(*self._kept[task.id], context)
             return self._run(task, context)
         finally:
             self._used = time.monotonic()
 
     def rest(self) -> None:
-        """There is no job: after a while, give the memory of the model back. Called by the main thread."""
+        """Free the model's memory after a while without a job. Called by the main thread."""
         if self._model is None or time.monotonic() - self._used < IDLE_SECONDS:
             return
         import gc
@@ -105,14 +111,17 @@ class Runtime:
     def _run(self, task: Task, context: JobContext) -> dict[str, Any]:
         started = time.monotonic()
         context.check("loading the model")
-        model = self._model_of(task.run)
+        model = self._model_of(task)
         self._compare_canary(task.run, model, context)
         shard = self._run_task(task, model, context)
-        context.confirm()
         record = self._record(task, shard, model.fingerprint, time.monotonic() - started)
+        return self._leave(record, shard, context)
+
+    def _leave(self, record: Record, shard: bytes, context: JobContext) -> dict[str, Any]:
+        context.confirm()
         outcome = self._put(record, shard, context)
-        self._note_work(task.run)
-        self._task_folders.remove(task.id, model.fingerprint)
+        self._note_work(record.task.run)
+        self._task_folders.remove(record.id, record.fingerprint)
         return {"outcome": outcome, "seconds": record.seconds, "bytes": record.size}
 
     def _check(self, task: Task) -> None:
@@ -121,12 +130,14 @@ class Runtime:
                 f"{task.label} belongs into store {task.store_id}, this worker has {self._store.label}"
             )
 
-    def _model_of(self, run: RunSettings) -> "Family":
+    def _model_of(self, task: Task) -> "Family":
         if self._model is None:
             use_fast_blas(self._workers_here)
+        self._require_memory(task)
         from worker.engine.limits import apply_limits
         from worker.families.registry import load_family
 
+        run = task.run
         # Steps, prompts and seeds may change without loading anything again.
         key = (
             f"{run.model} {run.checkpoint_sha256} {run.shift} {run.use_t5} {run.precision} "
@@ -137,24 +148,24 @@ class Runtime:
             self._engine.clear()
             logger.info("loading %s", run.model)
             model = load_family(run, self._checkpoint, ("transformer",))
-            self._require_memory(run, model)
             self._model = (key, model)
-        # Each time: DiffusionKit's T5 sets a limit of its own.
+        # Set each time, since DiffusionKit's T5 sets a limit of its own.
         apply_limits(self._memory_share())
         return self._model[1]
 
-    def _require_memory(self, run: RunSettings, model: "Family") -> None:
-        """Before any weight is read: the transformer and one sample's pass must fit."""
-        from worker.engine.limits import require_memory
-        from worker.engine.memory import memory_of_a_pass, memory_of_weights, memory_of_wide_weights
+    def _require_memory(self, task: Task) -> None:
+        """Before anything is loaded, check that the memory suffices for tasks of this kind, by estimate."""
+        import mlx.core as mx
 
-        size = model.pass_size(run.latent_size, TEXT_TOKENS[run.use_t5])
-        one_pass = memory_of_a_pass(size, rows=2 if run.cfg_weight > 0 else 1, itemsize=4)
-        needed = memory_of_weights(model.transformer) + memory_of_wide_weights(model) + one_pass
-        require_memory(run.model, needed, self._memory_share())
+        from worker.engine.limits import require_memory
+
+        kind, spec = kind_of(task), model_spec(task.run.model)
+        size = TaskSize.of(task.run, spec, fused_attention=mx.metal.is_available())
+        needed = peak_bytes(kind.name, spec, size)
+        require_memory(f"{spec.id} for {kind.tasks}", needed, self._memory_share())
 
     def _compare_canary(self, run: RunSettings, model: "Family", context: JobContext) -> None:
-        """On joining a run, before its first real task."""
+        """Compare this machine's canary with the others', when it joins a run."""
         if self._connection is None or run.id in self._agreed:
             return
         from worker.service.canary import measure_canary
@@ -175,7 +186,7 @@ class Runtime:
         self._unproven[run.id] = canary
 
     def _note_work(self, run: RunSettings) -> None:
-        """After the first task of a run: this machine's canary counts from now on, here or not."""
+        """After the first task of a run, let this machine's canary count for good."""
         canary = self._unproven.pop(run.id, None)
         if canary is None or self._connection is None:
             return
@@ -202,11 +213,11 @@ class Runtime:
         return run_task(task, lent)
 
     def _memory_share(self) -> int:
-        """Bytes. Two workers that each took what one may would leave none for the machine."""
+        """Return this worker's share of the memory limit, in bytes: workers of one machine divide it."""
         from worker.engine.limits import default_memory_limit
 
         if self._memory_limit is None:
-            # Once: what Linux has available falls with every array of ours and of the other workers.
+            # Asked once: what Linux has available falls with each array of ours and of the other workers.
             self._memory_limit = default_memory_limit() // self._workers_here
         return self._memory_limit
 
@@ -228,6 +239,9 @@ class Runtime:
     def _put(self, record: Record, shard: bytes, context: JobContext) -> str:
         waiting = False
         while (outcome := self._store.put(record, shard)) == "full":
+            if context.others_wait():
+                self._keep(record, shard)
+                raise NoRoomError(f"{self._store.label} has no room for this run: run `producer collect`")
             if not waiting:
                 logger.warning("%s is full; waiting until `producer collect` empties it", self._store.label)
             waiting = True
@@ -235,4 +249,11 @@ class Runtime:
             while time.monotonic() < deadline:
                 context.check("waiting: the relay is full, run `producer collect`")
                 time.sleep(0.2)
+        self._kept.pop(record.id, None)
         return outcome
+
+    def _keep(self, record: Record, shard: bytes) -> None:
+        self._kept.pop(record.id, None)
+        self._kept[record.id] = record, shard
+        if len(self._kept) > MAX_KEPT:
+            del self._kept[next(iter(self._kept))]
