@@ -1,4 +1,6 @@
-"""Keeps N worker processes alive: starts, respawns with backoff, hands signals on. No MLX in here."""
+"""Keeps N worker processes alive: starts them, restarts them with growing pauses, passes signals on. Loads
+no MLX.
+"""
 
 import logging
 import os
@@ -16,6 +18,7 @@ import msgspec
 from worker.jobs.post_mortem import cause_of_death, report_death
 from worker.service.machine import host_name
 from worker.service.options import WorkerOptions, new_worker_name
+from worker.service.parent import parent_is_gone
 from worker.service.process import EXIT_REFUSED, EXIT_TROUBLE
 
 logger = logging.getLogger("bitfleet.worker")
@@ -23,12 +26,12 @@ logger = logging.getLogger("bitfleet.worker")
 LAUNCHER = Path(__file__).resolve().parents[1] / "launch.py"
 POLL_SECONDS = 0.1
 HEALTHY_SECONDS = 60.0
-"""A worker that lived this long starts its backoff anew."""
+"""After this many seconds of life, a worker's next restart pause is short again."""
 
 
 @dataclass(slots=True)
 class _Slot:
-    """One place for a worker process."""
+    """One of the N worker processes, or the pause before it is started again."""
 
     backoff: float
     """Seconds to wait before the next start, should the process die."""
@@ -40,13 +43,13 @@ class _Slot:
 
 
 class Supervisor:
-    """Runs until every worker has left for good."""
+    """Runs until all workers have exited for good."""
 
     module = "worker.service.process"
     """What a worker process runs."""
     first_backoff = 1.0
     max_backoff = 60.0
-    """Seconds between a worker's death and the next start: the first time, and at most."""
+    """Seconds between a worker's death and the next start: at first, and at most."""
 
     def __init__(
         self, options: WorkerOptions, count: int, *, queue_name: str, with_parent: bool = False
@@ -56,7 +59,8 @@ class Supervisor:
         self._slots = [_Slot(self.first_backoff) for _ in range(count)]
         self._signals = 0
         self._exit_code = 0
-        self._parent = os.getppid() if with_parent else None
+        self._with_parent = with_parent
+        self._orphaned = False
 
     def run(self) -> int:
         """Supervise; return 0, or 2 when this machine can't serve the run."""
@@ -68,8 +72,8 @@ class Supervisor:
                 for slot in self._slots:
                     self._look_after(slot)
                 time.sleep(POLL_SECONDS)
-                if self._parent not in (None, os.getppid()):
-                    self._parent = None
+                if self._with_parent and not self._orphaned and parent_is_gone():
+                    self._orphaned = True
                     self._hand_on(signal.SIGTERM, None)
                     self._hand_on(signal.SIGTERM, None)
         finally:
@@ -90,6 +94,8 @@ class Supervisor:
         if code is None:
             return
         lived = time.monotonic() - slot.started
+        if slot.process.stdin:
+            slot.process.stdin.close()
         slot.process = None
         if code not in (0, EXIT_REFUSED):
             report_death(self._options.redis_url, self._queue_name, slot.name, code)
@@ -109,7 +115,8 @@ class Supervisor:
         slot.process = subprocess.Popen(
             [sys.executable, "-P", str(LAUNCHER), self.module],
             env=options.to_environment(),
-            stdin=subprocess.DEVNULL,
+            # Its other end closes with us: see worker.service.parent.
+            stdin=subprocess.PIPE,
             # A terminal's Ctrl-C reaches only us, so that the workers get each signal once.
             start_new_session=True,
         )
@@ -117,10 +124,10 @@ class Supervisor:
 
     def _hand_on(self, number: int, frame: FrameType | None) -> None:
         self._signals += 1
-        # The next signal may arrive before this one is handed on.
+        # Read the count now: the next signal may arrive before this one is passed on.
         count = self._signals
-        if self._parent is not None:
-            # `producer run` speaks for us.
+        if self._with_parent and not self._orphaned:
+            # `producer run` prints its own messages.
             pass
         elif count == 1:
             logger.warning("stopping: jobs that run are finished first; Ctrl-C again hands them back now")
@@ -129,15 +136,15 @@ class Supervisor:
         for slot in self._slots:
             if slot.process and slot.process.poll() is None:
                 if count <= 2:
-                    # Two of one kind are one to a process that computes and gets round to neither.
+                    # Different signals, since two of one kind count as one while a process computes.
                     slot.process.send_signal(signal.SIGTERM if count == 1 else signal.SIGINT)
                 else:
                     slot.process.kill()
 
     def _stay_awake(self) -> subprocess.Popen[bytes] | None:
-        """On a Mac: no idle sleep while this process lives."""
+        """On a Mac, keep it from idle sleep while this process lives."""
         caffeinate = shutil.which("caffeinate") if sys.platform == "darwin" else None
         if caffeinate is None:
             return None
-        # Out of reach of a terminal's Ctrl-C, which only asks us to finish.
+        # In a session of its own, so that a terminal's Ctrl-C doesn't reach it.
         return subprocess.Popen([caffeinate, "-i", "-w", str(os.getpid())], start_new_session=True)
