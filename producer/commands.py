@@ -255,7 +255,7 @@ def collect(
     _say_collected(folder, parts)
     for report in reports:
         out.print(f"report: {report}")
-    return all(part.complete for part in parts)
+    return all(part.complete for part in parts) and not collector.without_results
 
 
 def _workers(fleet: Fleet) -> list[WorkerInfo]:
