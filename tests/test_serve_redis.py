@@ -34,11 +34,7 @@ class Server:
         self.process: subprocess.Popen[str] | None = None
 
     def start(self) -> subprocess.Popen[str]:
-        environment = {k: v for k, v in os.environ.items() if k != "REDIS_PASSWORD"} | {
-            "PYTHONPATH": str(ROOT)
-        }
-        if password is not None:
-            environment["REDIS_PASSWORD"] = password
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "REDIS_PASSWORD": PASSWORD}
         command = [sys.executable, "-m", "producer.cli", "serve-redis", "--dir", str(self.folder / "data")]
         command += ["--bind", "127.0.0.1", "--port", str(self.port), "--max-memory", "64MB"]
         self.process = subprocess.Popen(
