@@ -1,10 +1,14 @@
 """The commands, one function each: they call the library and print the outcome."""
 
-from collections.abc import Callable, Sequence
+import os
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from humanfriendly import format_size
+from platformdirs import user_data_path
 
 from producer.collect import Collector
 from producer.console import Bars, err, out, print_missing, print_parts, print_workers
@@ -16,19 +20,23 @@ from producer.folder.sample_selection import default_step_stride
 from producer.interrupts import Interrupts
 from producer.jobs.local_fleet import LocalWorkers, local_redis
 from producer.jobs.reconcile import Reconciled
-from producer.jobs.workers import live_workers
+from producer.jobs.serve_redis import FleetRedis, RedisOptions, check_password
+from producer.jobs.unserved import strangers, unserved
 from producer.kinds.registry import parts_of
 from producer.ledger import Ledger, PartState
 from producer.prompts import COLUMN, default_prompts, read_prompts
 from producer.settings import run_settings
+from shared.awake import awake
 from shared.choices import DEFAULT_MAX_IMAGES
-from shared.errors import InputError, WrongStoreError
+from shared.errors import InputError, RedisUnavailableError, WrongStoreError
 from shared.jobs.connection import connect
+from shared.jobs.task_queue import TaskQueue, queue_name
+from shared.jobs.workers import WorkerInfo, live_workers
 from shared.models import Reference, model_spec
 from shared.runs import RunSettings
 from shared.safe_url import safe_url
 from shared.sizes import parse_size
-from shared.stores.open_store import open_store
+from shared.stores.open_store import absolute_store, open_store
 from shared.stores.relay_store import MIN_LIMIT_BYTES, RELAY_ID, RelayStore
 
 PATIENT_PASSES = 5
@@ -82,14 +90,6 @@ def open_fleet(
     if limit and isinstance(store, RelayStore):
         store.set_limit(limit)
     return Fleet(connection=connection, store=store, store_url=store_url)
-
-
-def absolute_store(store_url: str | None) -> str | None:
-    """Return a relative folder as an absolute one, so that it means the same from every working directory."""
-    # A colon without a slash before it: a URL with a typo, which the store refuses.
-    if store_url is None or ":" in store_url.partition("/")[0]:
-        return store_url
-    return str(Path(store_url).absolute())
 
 
 def _relay_limit(text: str) -> int:
@@ -206,7 +206,7 @@ def say_enqueued(reconciled: Reconciled, things: str) -> None:
 
 def say_if_nobody_works(fleet: Fleet) -> None:
     """Print a hint if no worker is connected."""
-    if not live_workers(fleet.connection, fleet.store.id):
+    if not _workers(fleet):
         option = "" if fleet.store.id == RELAY_ID else f" --store {safe_url(fleet.store_url or '')}"
         out.print(f"no worker is connected yet; on every Mac: worker start --redis-url URL{option}")
 
@@ -221,7 +221,10 @@ def status(calib_dir: Path, fleet: Fleet) -> None:
     if isinstance(fleet.store, RelayStore):
         used, limit = fleet.store.used_bytes, fleet.store.limit_bytes
         out.print(f"the relay holds {format_size(used)} of {format_size(limit)}")
-    print_workers(live_workers(fleet.connection, fleet.store.id))
+    workers = _workers(fleet)
+    print_workers(workers)
+    for line in (*strangers(workers), *unserved(fleet.connection, fleet.store.id, workers)):
+        out.print(line)
 
 
 def collect(
@@ -236,7 +239,7 @@ def collect(
     folder = CalibFolder(calib_dir, _complain)
     run = folder.require_run()
     check_store(run.store_id, run.store, fleet)
-    with Bars() as bars:
+    with awake() if wait else nullcontext(), Bars() as bars:
         collector = Collector(Ledger(folder, fleet.connection, fleet.store), complain=_complain)
         if wait:
             checks = (interrupts.check, alive or _NobodyWorks(fleet).check)
@@ -250,24 +253,38 @@ def collect(
     _say_collected(folder, parts)
     for report in reports:
         out.print(f"report: {report}")
-    return all(part.complete for part in parts)
+    return all(part.complete for part in parts) and not collector.without_results
+
+
+def _workers(fleet: Fleet) -> list[WorkerInfo]:
+    return live_workers(TaskQueue(queue_name(fleet.store.id), fleet.connection))
 
 
 class _NobodyWorks:
-    """Prints a hint, once, if no worker is connected during a wait."""
+    """Prints hints, each once, if no worker is connected during a wait, or none that can do what waits."""
 
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
         self._passes = 0
+        self._said: list[str] = []
 
     def check(self) -> None:
         """Check for workers; called after each pass."""
-        if live_workers(self._fleet.connection, self._fleet.store.id):
-            self._passes = 0
-            return
         self._passes += 1
-        if self._passes == PATIENT_PASSES:
-            err.print("waiting, but no worker is connected; start some with `worker start`")
+        if self._passes % PATIENT_PASSES:
+            return
+        lines = list(self._why())
+        if lines != self._said:
+            for line in lines:
+                err.print(f"waiting, but {line}")
+        self._said = lines
+
+    def _why(self) -> Iterator[str]:
+        workers = _workers(self._fleet)
+        if not workers:
+            yield "no worker is connected; start some with `worker start`"
+        yield from strangers(workers)
+        yield from unserved(self._fleet.connection, self._fleet.store.id, workers)
 
 
 def _complain(problem: str) -> None:
@@ -286,6 +303,25 @@ def _say_collected(folder: CalibFolder, parts: Sequence[PartState]) -> None:
         out.print(f"{part.title}: {part.done} of {part.total}{missing}{note}")
         print_missing(part)
     out.print(f"manifest: {folder.manifest_path}")
+
+
+def serve_redis(folder: Path | None, bind: str, port: int, max_memory: str) -> None:
+    """Run a Redis for the fleet until a signal ends it; say how workers reach it."""
+    options = RedisOptions(
+        password=check_password(os.environ.get("REDIS_PASSWORD")),
+        folder=(folder or user_data_path("bitfleet", appauthor=False) / "redis").absolute(),
+        bind=bind,
+        port=port,
+        max_memory=parse_size(max_memory),
+    )
+    with suppress(KeyboardInterrupt), Interrupts(), awake(), FleetRedis(options) as server:
+        host = socket.gethostname()
+        out.print(f"Redis listens on port {port} of {host} and keeps its data in {options.folder}")
+        out.print(f"workers and producers: export REDIS_URL=redis://:PASSWORD@{host}:{port}")
+        code = server.wait()
+        raise RedisUnavailableError(
+            f"redis-server ended with exit code {code}; see {options.folder / 'redis.log'}"
+        )
 
 
 def report(calib_dir: Path) -> None:
