@@ -168,7 +168,9 @@ def test_a_plan_by_velocity_takes_what_was_measured(tmp_path: Path) -> None:
     assert {choice.group_size for choice in plan.layers.values()} == {64}
     assert {choice.bits for choice in plan.layers.values()} <= {2, 4, 8}
     assert len(plan.prompts.scores) == 4
-    smallest = call(tmp_path, "--target-bpw", "3.14", "--target", "velocity", "--out", str(tmp_path / "v.json"))
+    smallest = call(
+        tmp_path, "--target-bpw", "3.14", "--target", "velocity", "--out", str(tmp_path / "v.json")
+    )
     assert smallest.exit_code == 0, smallest.output
     bits = {path: choice.bits for path, choice in read_plan(tmp_path / "v.json").layers.items()}
     assert set(bits.values()) == {2, 4}
