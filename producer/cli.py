@@ -216,8 +216,13 @@ def main() -> None:
     producer enqueue-sensitivity                     ask for measurements
     producer collect --wait                          fetch them, write results and report
 
-    `producer run` does all of this on one machine. Every command can be repeated safely: finished work
-    is kept, and lost work is enqueued again.
+    \b
+    producer enqueue-levels                          ask for what plans are made of
+    producer collect --wait                          fetch it
+    producer plan --like uniform:4                   choose bits and group size of each layer
+
+    `producer run` draws, measures and reports on one machine. Every command can be repeated safely:
+    finished work is kept, and lost work is enqueued again.
 
     Exit codes: 0 everything is there, 2 an error, 3 something is still missing, 130 interrupted.
     """
