@@ -38,7 +38,6 @@ from producer.plan.rivals import Rivals, rivals_of
 from producer.plan.targets import like
 from producer.prompts import default_prompts, read_prompts
 from producer.settings import run_settings
-from shared.choices import GROUP_SIZES
 from shared.identity import digest_of
 from shared.jobs.history import utc_now
 from shared.kinds.confirm import ConfirmSettings, ConfirmShard
@@ -62,7 +61,7 @@ from worker.kinds.registry import run_task
 from worker.service.machine import versions
 
 BITS = (2, 3, 4, 5, 6, 8)
-CANDIDATES = tuple(Choice(bits=bits, group_size=size) for bits in BITS for size in GROUP_SIZES)
+CANDIDATES = tuple(Choice(bits=bits, group_size=size) for bits in BITS for size in (32, 64, 128))
 PLAIN = tuple(Choice(bits=bits, group_size=64) for bits in (2, 3, 4))
 TARGETS = {4: (8.0, 7.5), 3: (8.0, 7.5), 2: (5.5, 5.0)}
 """By bits of the uniform model of the same size: the wanted mean gain over it, and its lower bound, in dB."""
