@@ -9,9 +9,15 @@ from typing import Any
 
 import click
 
-from producer import models_cli
+from producer import models_cli, plan_cli
+from producer.cli_options import (
+    DEFAULT_BITS_TEXT,
+    Bits,
+    calib_dir_option,
+    relay_limit_option,
+    store_option,
+)
 from shared.choices import (
-    DEFAULT_BITS,
     DEFAULT_GROUP_SIZE,
     DEFAULT_MAX_IMAGES,
     DEFAULT_MODEL,
@@ -19,10 +25,8 @@ from shared.choices import (
     DEFAULT_PROBES,
     DEFAULT_STEPS_PER_IMAGE,
     GROUP_SIZES,
-    check_bits,
 )
 from shared.cli import REDIS_URL_HELP, explain_errors, redis_url_option
-from shared.errors import InputError
 
 SENSITIVITY_NAMES = (
     "bits",
@@ -38,21 +42,6 @@ SENSITIVITY_NAMES = (
 )
 EXIT_INCOMPLETE = 3
 EXIT_INTERRUPTED = 130
-DEFAULT_BITS_TEXT = ",".join(map(str, DEFAULT_BITS))
-
-
-class _Bits(click.ParamType[list[int]]):
-    name = "N,N,..."
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
-        if isinstance(value, list):
-            return value
-        try:
-            return check_bits([int(part) for part in str(value).split(",")])
-        except ValueError:
-            self.fail(f"{value!r} is no list of whole numbers; write it as {DEFAULT_BITS_TEXT}", param, ctx)
-        except InputError as error:
-            self.fail(str(error), param, ctx)
 
 
 def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -64,27 +53,6 @@ def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return decorate
 
 
-calib_dir_option = click.option(
-    "--calib-dir",
-    default="calibration_data",
-    show_default=True,
-    type=click.Path(file_okay=False, path_type=Path),
-    help="The folder for samples, manifest, results and reports.",
-)
-store_option = click.option(
-    "--store",
-    metavar="URL",
-    envvar="BITFLEET_STORE",
-    show_envvar=True,
-    help="Where finished shards wait until they are collected: a folder that every machine can reach "
-    "(/Volumes/share/…, s3://…, sftp://…). [default: in Redis]",
-)
-relay_limit_option = click.option(
-    "--relay-limit",
-    metavar="SIZE",
-    help="How many bytes of shards may wait in Redis, such as 4GB. Workers pause when the limit is reached. "
-    "At least 1MB. [default: 1GB]",
-)
 calibration_options = _options(
     click.option(
         "--num-images",
@@ -160,7 +128,7 @@ calibration_options = _options(
 sensitivity_options = _options(
     click.option(
         "--bits",
-        type=_Bits(),
+        type=Bits(),
         default=DEFAULT_BITS_TEXT,
         show_default=True,
         help="Bit widths to measure for each layer.",
@@ -380,6 +348,9 @@ def run(calib_dir: Path, workers: int, redis_url: str | None, **options: Any) ->
     sys.exit(0 if complete else EXIT_INCOMPLETE)
 
 
+main.add_command(plan_cli.enqueue_levels)
+main.add_command(plan_cli.plan)
+main.add_command(plan_cli.enqueue_confirm)
 main.add_command(models_cli.export)
 main.add_command(models_cli.inspect)
 

@@ -132,7 +132,7 @@ def enqueue_calibration(
         f"{settings.reference} forward pass in {settings.precision} "
         f"({format_size(model_spec(settings.model).weight_bytes)} of weights)"
     )
-    _say_enqueued(reconciled, "images")
+    say_enqueued(reconciled, "images")
 
 
 def enqueue_sensitivity(
@@ -154,7 +154,7 @@ def enqueue_sensitivity(
         )
     folder = CalibFolder(calib_dir, _complain)
     run = folder.require_run()
-    _check_store(run.store_id, run.store, fleet)
+    check_store(run.store_id, run.store, fleet)
     asked = SensitivityOptions(
         max_images=min(max_images or DEFAULT_MAX_IMAGES, len(run.prompts)),
         step_stride=step_stride or default_step_stride(run.settings.num_steps),
@@ -173,10 +173,11 @@ def enqueue_sensitivity(
         f"sensitivity {request.settings.id}: {what}, groups of {group_size}, "
         f"on {request.samples} samples ({asked.max_images} images, {steps})"
     )
-    _say_enqueued(reconciled, "tasks")
+    say_enqueued(reconciled, "tasks")
 
 
-def _say_enqueued(reconciled: Reconciled, things: str) -> None:
+def say_enqueued(reconciled: Reconciled, things: str) -> None:
+    """Print how many tasks were enqueued, and how many need not be."""
     parts = [f"{len(reconciled.enqueued)} {things} enqueued"]
     for count, what in (
         (len(reconciled.in_flight), "already queued or running"),
@@ -201,7 +202,7 @@ def status(calib_dir: Path, fleet: Fleet) -> None:
     """Print the progress and the workers."""
     folder = CalibFolder(calib_dir)
     run = folder.require_run()
-    _check_store(run.store_id, run.store, fleet)
+    check_store(run.store_id, run.store, fleet)
     out.print(f"run {run.settings.id} of {run.settings.model} in {calib_dir}")
     print_parts(Ledger(folder, fleet.connection, fleet.store).survey())
     if isinstance(fleet.store, RelayStore):
@@ -221,7 +222,7 @@ def collect(
     """Collect once, or until the rest has failed; return whether everything is there."""
     folder = CalibFolder(calib_dir, _complain)
     run = folder.require_run()
-    _check_store(run.store_id, run.store, fleet)
+    check_store(run.store_id, run.store, fleet)
     with Bars() as bars:
         collector = Collector(Ledger(folder, fleet.connection, fleet.store), complain=_complain)
         if wait:
@@ -294,7 +295,12 @@ def report(calib_dir: Path) -> None:
             out.print(f"report: {path}", markup=False)
 
 
-def _check_store(store_id: str, label: str | None, fleet: Fleet) -> None:
+def check_store(store_id: str, label: str | None, fleet: Fleet) -> None:
+    """Check that a command was given the store of the run.
+
+    Raises:
+        WrongStoreError: it was given another.
+    """
     if store_id != fleet.store.id:
         wanted = f"--store {label}" if label else "no --store (the Redis relay)"
         raise WrongStoreError(f"this run was enqueued with {wanted}; give the same")

@@ -9,7 +9,7 @@ from producer.plan.keep import parse_choice, parse_keep
 from shared.errors import InputError
 from shared.plan import Choice
 from shared.plan_file import PromptSets, decode_plan, encode_plan, numbered, read_plan
-from tests.plans import PROMPTS, card, offers_of, plan_of
+from tests.planned import PROMPTS, card, offers_of, plan_of
 
 CARD = card()
 

@@ -14,7 +14,7 @@ from producer.plan.rivals import (
     uniform_that_fit,
 )
 from shared.plan import Choice, Variant
-from tests.plans import TIED, card, offers_of, plan_of, weights_of
+from tests.planned import TIED, card, offers_of, plan_of, weights_of
 
 CARD = card()
 WEIGHTS = weights_of(CARD)

@@ -7,6 +7,9 @@ records/                            a record and a seal for each collected image
 .bitfleet/                          the folder's lock, and the data of our own Redis
 sample_sets/                        what sensitivity runs measure on, as blobs for the workers
 sensitivity/<id>/                   request.json, shards/, records/, results.*, report.html
+weights/<id>/, levels/<id>/         request.json, shards/, records/: what plans are made of
+plans/<id>/                         plan.json
+confirms/<id>/                      request.json, variants.json, shards/, records/, prediction.json
 """
 
 import tempfile
@@ -17,6 +20,7 @@ from pathlib import Path
 from producer.folder.collected_images import CollectedImages
 from producer.folder.folder_lock import FolderLock
 from producer.folder.json_file import JsonFile, Stamp, stamp_of
+from producer.folder.kept_folder import ConfirmRequest, KeptFolders, LevelsRequest, WeightsRequest
 from producer.folder.manifest import Manifest
 from producer.folder.record_folder import RecordFolder
 from producer.folder.request_file import RequestFile
@@ -44,6 +48,9 @@ class CalibFolder:
         self.records = RecordFolder(root / "records")
         """Records of the collected images."""
         self.images = CollectedImages()
+        self.weights = KeptFolders(root / "weights", WeightsRequest)
+        self.levels = KeptFolders(root / "levels", LevelsRequest)
+        self.confirms = KeptFolders(root / "confirms", ConfirmRequest)
         self.sample_sets = SampleSets(root / "sample_sets")
         self.manifest = Manifest(self.manifest_path, self.sample_name)
         self._model: tuple[Stamp, ModelCard] | None = None
@@ -93,6 +100,10 @@ class CalibFolder:
     def seal_path(self, task_id: str) -> Path:
         """Return the path of an image's seal; see producer.folder.sample_seals."""
         return self.records.root / f"{task_id}.seal"
+
+    def plan_path(self, plan_id: str) -> Path:
+        """Return the path of a plan."""
+        return self.root / "plans" / plan_id / "plan.json"
 
     def sensitivity(self, sensitivity_id: str) -> "SensitivityFolder":
         """Return the folder of a sensitivity run."""
@@ -158,6 +169,20 @@ class CalibFolder:
             )
         if old != run:
             self._run.write(run)
+
+    def require_model(self) -> ModelCard:
+        """Return the model card.
+
+        Raises:
+            InputError: no image has been collected yet.
+        """
+        card = self.read_model()
+        if card is None:
+            raise InputError(
+                f"{self.root} holds no model.json yet, which comes with the first image; run `producer "
+                "enqueue-calibration` if need be, then `producer collect --wait`"
+            )
+        return card
 
     def read_model(self) -> ModelCard | None:
         """Return the model card; None before the first image is collected."""

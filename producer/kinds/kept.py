@@ -1,18 +1,45 @@
 """What all kinds but calibration have in common: shards are kept unchanged, in a folder of the request."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from producer.folder.calib_folder import CalibFolder
 from producer.folder.json_file import stamp_of
+from producer.folder.kept_folder import KeptFolder
 from producer.folder.shard_folder import ShardFolder
-from producer.kinds.part import Collected, Part
-from shared.errors import RunMismatchError
+from producer.kinds.part import BrokenPart, Collected, Part
+from shared.errors import InputError, RunMismatchError, ShardCorruptError
 from shared.files import write_atomically
 from shared.kinds.kind import Task
 from shared.kinds.registry import kind_of
 from shared.stores.records import Record
+
+
+def parts_or_troubles(
+    folder: CalibFolder, kind: str, subfolders: Sequence[KeptFolder[Any]], part: Callable[..., Part]
+) -> list[Part]:
+    """Return `part(folder, subfolder)` of each subfolder. One whose request can't be read stops no other."""
+    parts: list[Part] = []
+    for subfolder in subfolders:
+        try:
+            subfolder.require_request()
+            parts.append(part(folder, subfolder))
+        except InputError as error:
+            parts.append(BrokenPart(f"{kind} {subfolder.root.name}", str(error)))
+    return parts
+
+
+def check_layers(folder: CalibFolder, layers: int) -> None:
+    """Check that a shard has as many layers as the model card.
+
+    Raises:
+        ShardCorruptError: it has not.
+    """
+    card = folder.read_model()
+    if card is not None and layers != len(card.layers):
+        raise ShardCorruptError(f"a shard of {layers} layers, but the model has {len(card.layers)}")
 
 
 class KeptPart(Part):

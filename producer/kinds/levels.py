@@ -1,11 +1,61 @@
-"""Levels: nothing asks for tasks of this kind yet."""
+"""Levels: one task an image."""
 
 from collections.abc import Sequence
 
 from producer.folder.calib_folder import CalibFolder
+from producer.folder.kept_folder import KeptFolder, LevelsRequest
+from producer.folder.run_file import RunFile
+from producer.kinds.kept import KeptPart, check_layers, parts_or_troubles
 from producer.kinds.part import Part
+from shared.errors import ShardCorruptError
+from shared.kinds.levels import LevelsShard, LevelsTask
+from shared.stores.records import Record
 
 
 def find_parts(folder: CalibFolder) -> Sequence[Part]:
-    """Return no part."""
-    return []
+    """Return one part per request that asks for images."""
+    return parts_or_troubles(folder, "levels", folder.levels.all(), LevelsPart)
+
+
+def levels_tasks(request: LevelsRequest, run: RunFile) -> list[LevelsTask]:
+    """Return one task per image."""
+    return [
+        LevelsTask(
+            run=run.settings,
+            store_id=run.store_id,
+            levels=request.settings,
+            image_index=image.image_index,
+            prompt=image.prompt,
+            seed=image.seed,
+        )
+        for image in request.prompts
+    ]
+
+
+def read_levels(
+    folder: CalibFolder, subfolder: KeptFolder[LevelsRequest]
+) -> list[tuple[LevelsTask, LevelsShard]]:
+    """Return the collected levels, in the order of their images."""
+    tasks = levels_tasks(subfolder.require_request(), folder.require_run())
+    known = subfolder.records.read()
+    there = [task for task in tasks if task.id in known and subfolder.shard_path(task.id).is_file()]
+    return [(task, LevelsShard.from_bytes(subfolder.shard_path(task.id).read_bytes())) for task in there]
+
+
+class LevelsPart(KeptPart):
+    """The levels of one request."""
+
+    def __init__(self, folder: CalibFolder, subfolder: KeptFolder[LevelsRequest]) -> None:
+        self.request = subfolder.require_request()
+        super().__init__(folder, subfolder, levels_tasks(self.request, folder.require_run()))
+
+    @property
+    def title(self) -> str:
+        return f"levels {self.request.settings.id}"
+
+    def keep(self, record: Record, shard: bytes) -> None:
+        levels = LevelsShard.from_bytes(shard)
+        check_layers(self.folder, len(levels.levels))
+        if levels.products.shape[1] != len(self.request.settings.candidates):
+            raise ShardCorruptError("levels with other candidates than were asked for")
+        super().keep(record, shard)

@@ -62,10 +62,7 @@ class Offers:
 
 def layer_bytes(shape: tuple[int, int], choice: Choice | None) -> int:
     """Return the bytes of a weight (outputs, inputs): packed, with scales and biases, or in 16 bits."""
-    weights = shape[0] * shape[1]
-    if choice is None:
-        return BYTES * weights
-    return weights * choice.bits // 8 + 2 * BYTES * (weights // choice.group_size)
+    return BYTES * shape[0] * shape[1] if choice is None else choice.stored_bytes(shape)
 
 
 def make_offers(

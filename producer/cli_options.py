@@ -1,0 +1,50 @@
+"""Options that several commands share."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from shared.choices import DEFAULT_BITS, check_bits
+from shared.errors import InputError
+
+DEFAULT_BITS_TEXT = ",".join(map(str, DEFAULT_BITS))
+
+
+class Bits(click.ParamType[list[int]]):
+    """Bit widths, separated by commas."""
+
+    name = "N,N,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
+        if isinstance(value, list):
+            return value
+        try:
+            return check_bits([int(part) for part in str(value).split(",")])
+        except ValueError:
+            self.fail(f"{value!r} is no list of whole numbers; write it as {DEFAULT_BITS_TEXT}", param, ctx)
+        except InputError as error:
+            self.fail(str(error), param, ctx)
+
+
+calib_dir_option = click.option(
+    "--calib-dir",
+    default="calibration_data",
+    show_default=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="The folder for samples, manifest, results and reports.",
+)
+store_option = click.option(
+    "--store",
+    metavar="URL",
+    envvar="BITFLEET_STORE",
+    show_envvar=True,
+    help="Where finished shards wait until they are collected: a folder that every machine can reach "
+    "(/Volumes/share/…, s3://…, sftp://…). [default: in Redis]",
+)
+relay_limit_option = click.option(
+    "--relay-limit",
+    metavar="SIZE",
+    help="How many bytes of shards may wait in Redis, such as 4GB. Workers pause when the limit is reached. "
+    "At least 1MB. [default: 1GB]",
+)

@@ -1,0 +1,137 @@
+"""Enqueue what plans are made of: weight errors and levels; and what predicts their errors: confirmations."""
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from producer.enqueue import Fleet
+from producer.folder.calib_folder import CalibFolder
+from producer.folder.kept_folder import ConfirmRequest, LevelsRequest, WeightsRequest
+from producer.jobs.reconcile import Reconciled, reconcile
+from producer.kinds.confirm import VARIANTS, confirm_tasks
+from producer.kinds.levels import levels_tasks
+from producer.kinds.weights import read_weights, weights_task
+from producer.plan.offers import make_offers
+from producer.plan.prompt_sets import PromptFile, images_of
+from producer.plan.rivals import uniform_that_fit
+from shared.choices import DEFAULT_GROUP_SIZE
+from shared.errors import InputError
+from shared.files import write_atomically
+from shared.identity import digest_of
+from shared.kinds.confirm import ConfirmSettings
+from shared.kinds.kind import Task
+from shared.kinds.levels import LevelsSettings
+from shared.plan import Choice, Variant, encode_variants, variants_digest
+from shared.plan_file import Plan
+
+PLAIN_BITS = (2, 3, 4)
+"""Bit widths, in groups of 64, of the candidates whose products with the gradient are measured, too."""
+MAX_PLANS = 4
+
+
+def enqueue_levels(
+    folder: CalibFolder, fleet: Fleet, *, candidates: Sequence[Choice], images: int, file: PromptFile
+) -> tuple[LevelsRequest | None, str, list[Reconciled]]:
+    """Enqueue the weight errors of all candidates, and the levels of so many images.
+
+    Images that were wanted before, with the same candidates, are still wanted.
+
+    Returns:
+        The request (None without images), the id of the weight errors, and what became of the tasks.
+
+    Raises:
+        InputError: there are too few prompts.
+    """
+    with folder.locked("enqueue-levels"):
+        return _enqueue_levels(folder, fleet, candidates, images, file)
+
+
+def _enqueue_levels(
+    folder: CalibFolder, fleet: Fleet, candidates: Sequence[Choice], images: int, file: PromptFile
+) -> tuple[LevelsRequest | None, str, list[Reconciled]]:
+    run = folder.require_run()
+    weights = WeightsRequest(candidates=tuple(sorted(candidates)))
+    weights_id = digest_of(weights.candidates)[:12]
+    prompts = images_of(run, file, images) if images else ()
+    folder.weights.open(weights_id).write_request(weights)
+    reconciled = [
+        _reconciled([weights_task(weights, run)], folder.weights.open(weights_id).records.read(), fleet)
+    ]
+    if not prompts:
+        return None, weights_id, reconciled
+    plain = tuple(
+        choice
+        for choice in weights.candidates
+        if choice.group_size == DEFAULT_GROUP_SIZE and choice.bits in PLAIN_BITS
+    )
+    settings = LevelsSettings(run_id=run.settings.id, candidates=plain)
+    subfolder = folder.levels.open(settings.id)
+    old = subfolder.read_request()
+    request = LevelsRequest(
+        settings=settings,
+        prompts=max(prompts, old.prompts if old else (), key=len),
+        weights_id=weights_id,
+    )
+    subfolder.write_request(request)
+    reconciled.append(_reconciled(levels_tasks(request, run), subfolder.records.read(), fleet))
+    return request, weights_id, reconciled
+
+
+def enqueue_confirm(
+    folder: CalibFolder, fleet: Fleet, plans: Sequence[Plan]
+) -> tuple[ConfirmRequest, Reconciled]:
+    """Enqueue the predicted errors of some plans, and of the uniform models that fit the largest budget.
+
+    Raises:
+        InputError: there are too many plans, they are of another run, or have other prompts for this.
+    """
+    with folder.locked("enqueue-confirm"):
+        return _enqueue_confirm(folder, fleet, plans)
+
+
+def _enqueue_confirm(
+    folder: CalibFolder, fleet: Fleet, plans: Sequence[Plan]
+) -> tuple[ConfirmRequest, Reconciled]:
+    run, card = folder.require_run(), folder.require_model()
+    if not 1 <= len(plans) <= MAX_PLANS:
+        raise InputError(f"{len(plans)} plans; give one to {MAX_PLANS}")
+    first = plans[0]
+    for plan in plans:
+        if plan.run != run.settings or plan.fingerprint != card.fingerprint:
+            raise InputError(f"plan {plan.id} is of another run or model than {folder.root} holds")
+        if plan.prompts.prediction != first.prompts.prediction or not plan.prompts.prediction:
+            raise InputError(
+                f"plans {first.id} and {plan.id} differ in the prompts for the prediction, or have none; "
+                "make them with the same --prompt-csv, --choosing and --prediction"
+            )
+    variants = confirm_variants(folder, plans)
+    data = encode_variants(variants)
+    settings = ConfirmSettings(run_id=run.settings.id, variants_sha256=variants_digest(data))
+    subfolder = folder.confirms.open(settings.id)
+    request = ConfirmRequest(
+        settings=settings,
+        prompts=first.prompts.prediction,
+        names=tuple(variant.name for variant in variants),
+        plans=tuple(plan.id for plan in plans),
+    )
+    write_atomically(subfolder.root / VARIANTS, data)
+    subfolder.write_request(request)
+    fleet.store.put_blob(settings.variants_sha256, data)
+    return request, _reconciled(confirm_tasks(request, run), subfolder.records.read(), fleet)
+
+
+def confirm_variants(folder: CalibFolder, plans: Sequence[Plan]) -> tuple[Variant, ...]:
+    """Return the plans' variants, then the uniform ones that fit the largest plan's budget."""
+    card, largest = folder.require_model(), max(plans, key=lambda plan: plan.budget_bytes)
+    offers = make_offers(card, read_weights(folder, largest.weights_id))
+    if len(plans) == 1:
+        chosen = [plans[0].variant]
+    else:
+        chosen = [msgspec.structs.replace(plan.variant, name=f"plan {plan.id}") for plan in plans]
+    return (*chosen, *uniform_that_fit(offers, largest.budget_bytes).values())
+
+
+def _reconciled(tasks: Sequence[Task], done: Mapping[str, object], fleet: Fleet) -> Reconciled:
+    return reconcile(
+        tasks, frozenset(done), connection=fleet.connection, store=fleet.store, retry_failed=True
+    )

@@ -1,0 +1,212 @@
+"""`producer plan`: from a folder with weight errors and levels to plan.json."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from producer.cli import main
+from producer.folder.calib_folder import CalibFolder
+from producer.kinds.weights import read_weights
+from producer.plan.offers import make_offers
+from producer.plan.planner import PlanOptions, make_plans
+from producer.plan.prompt_sets import PromptFile
+from producer.plan.rivals import rivals_of, uniform
+from producer.plan.scores import scores_of
+from producer.plan.targets import Target, like, max_error, target_bpw, target_mb
+from shared.errors import InputError
+from shared.plan import Choice, Variant
+from shared.plan_file import Plan, read_plan
+from tests.planned import CANDIDATES, PLAIN, TIED, card, levels_of, planned_folder, prompt_csv, weights_of
+
+CARD = card()
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("planned")
+    planned_folder(root / "calib", dead=("block.1.q",))
+    prompt_csv(root / "prompts.csv")
+    return root
+
+
+def make(root: Path, *targets: Target, **options: Any) -> list[Plan]:
+    file = PromptFile(root / "prompts.csv")
+    return make_plans(CalibFolder(root / "calib"), PlanOptions(targets=targets, prompts=file, **options))
+
+
+def call(root: Path, *arguments: str) -> Result:
+    where = ["--calib-dir", str(root / "calib"), "--prompt-csv", str(root / "prompts.csv")]
+    return CliRunner().invoke(main, ["plan", *where, *arguments])
+
+
+def error_of(layers: dict[str, Choice]) -> float:
+    """The sum of a model's scores, counted here anew."""
+    shards = [levels_of(CARD, image, dead=("block.1.q",)) for image in range(16)]
+    scores = scores_of(shards, PLAIN, weights_of(CARD))
+    return sum(
+        scores.error[row, CANDIDATES.index(layers[layer.path])]
+        for row, layer in enumerate(CARD.layers)
+        if layer.path in layers
+    )
+
+
+def bytes_of(layers: dict[str, Choice]) -> int:
+    return make_offers(CARD, weights_of(CARD)).variant_bytes(layers)
+
+
+def test_a_plan_fits_and_is_better_than_its_rivals(root: Path) -> None:
+    (plan,) = make(root, like("uniform:4"))
+    weights = read_weights(CalibFolder(root / "calib"), plan.weights_id)
+    assert plan.stored_bytes == bytes_of(plan.layers) <= plan.budget_bytes
+    assert plan.stored_bytes > 0.99 * plan.budget_bytes
+    assert plan.score == pytest.approx(error_of(plan.layers))
+    assert plan.gap < 1e-3
+    assert plan.scores.level == "products"
+    assert plan.scores.images == 16
+    for rival in rivals_of(plan, CARD, weights).variants():
+        tied = {rival.layers.get(path) for path in TIED}
+        assert len(tied) > 1 or error_of(rival.layers) > plan.score, rival.name
+    assert len({plan.layers[path] for path in TIED}) == 1
+    assert plan.layers["block.1.q"] == Choice(bits=2, group_size=128)
+    assert [image.image_index for image in plan.prompts.proof] == list(range(40, 136))
+
+
+def test_each_target_is_reached(root: Path) -> None:
+    plans = make(root, target_bpw(4.5), target_mb(0.7), like("uniform:3/32"), max_error(0.01))
+    bits, size, three, error = plans
+    assert 4.45 < bits.bits_per_weight <= 4.5
+    assert 0.69e6 < size.stored_bytes <= 0.7e6
+    like_three = uniform(make_offers(CARD, weights_of(CARD)), Choice(bits=3, group_size=32))
+    assert three.budget_bytes == bytes_of(like_three.layers)
+    assert error.score <= 0.01**2
+    (smaller,) = make(root, target_mb(error.stored_bytes / 1e6 - 0.02))
+    assert smaller.score > 0.01**2
+    assert len({plan.id for plan in plans}) == 4
+
+
+def test_a_larger_plan_is_never_worse(root: Path) -> None:
+    plans = make(root, *(target_bpw(2.5 + number / 10) for number in range(60)))
+    scores = [plan.score for plan in plans]
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_wishes_are_kept(root: Path) -> None:
+    keep = ["*adaLN*=8", "context_embedder=keep", "block.1.narrow=3/32", "block.0.q=5"]
+    (plan,) = make(root, target_bpw(8), keep=keep)
+    assert all(plan.layers[path].bits >= 8 for path in plan.layers if "adaLN" in path)
+    assert "context_embedder" in plan.kept
+    assert plan.layers["block.1.narrow"] == Choice(bits=3, group_size=32)
+    assert plan.layers["block.0.v"].bits >= 5, "tied to block.0.q"
+    assert plan.keep == tuple(keep)
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        (target_bpw(1.5), r"--target-bpw 1.5 can't be reached: .* (\S+) to 16 bits a weight; ask for more"),
+        (target_bpw(17), r"--target-bpw 17 can't be reached: .* (\S+) to 16 bits a weight; ask for less"),
+        (target_mb(0.001), r"--target-mb 0.001 can't be reached"),
+        (max_error(1e3), r"--max-error 1000 can't be reached: the predicted relative error goes from 0 with"),
+    ],
+)
+def test_what_can_not_be_reached_is_told_with_the_range(root: Path, target: Target, message: str) -> None:
+    with pytest.raises(InputError, match=message) as told:
+        make(root, target)
+    if found := re.search(r"(\S+) to 16 bits", str(told.value)):
+        (least,) = make(root, target_bpw(float(found[1])))
+        assert least.stored_bytes <= least.budget_bytes
+
+
+def test_velocity_plans_need_weight_errors_of_what_was_measured(root: Path) -> None:
+    with pytest.raises(InputError, match="no sensitivity in this folder yet; ask for one with `producer enq"):
+        make(root, target_bpw(4.5), scores="velocity")
+
+
+def test_the_command_writes_the_plan_and_tells_it(root: Path) -> None:
+    path = root / "out.json"
+    result = call(root, "--target-bpw", "4.5", "--keep", "*adaLN*=8", "--out", str(path))
+    assert result.exit_code == 0, result.output
+    plan = read_plan(path)
+    assert read_plan(root / "calib" / "plans" / plan.id / "plan.json") == plan
+    assert plan.id in result.output
+    assert f"{plan.bits_per_weight:.3f}" in result.output
+    assert "16 for the scores, 8 for choosing, 16 for the prediction, 96 for the proof" in result.output
+
+
+def test_several_targets_make_a_frontier(root: Path) -> None:
+    result = call(root, "--target-bpw", "3", "--target-bpw", "4", "--like", "uniform:6")
+    assert result.exit_code == 0, result.output
+    assert len(re.findall(r"^plan [0-9a-f]{12}: ", result.output, re.M)) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "say how large: --target-bpw 4.5"),
+        (["--like", "best:4"], "write uniform:4"),
+        (["--like", "uniform:7"], "'7/64' is no choice"),
+        (["--target-bpw", "4", "--target-bpw", "5", "--out", "x.json"], "--out takes one plan"),
+        (["--target-bpw", "4", "--max-step-time", "1"], "go together"),
+        (["--target-bpw", "4", "--buckets", "middle=1"], "write early=1,mid=1,late=2"),
+        (["--target-bpw", "4", "--scores", "nope"], "name the levels to use with --scores; there is"),
+        (["--target-bpw", "4", "--keep", "*=9"], "is no number of bits"),
+    ],
+)
+def test_bad_options_are_told_in_one_line(root: Path, arguments: list[str], message: str) -> None:
+    result = call(root, *arguments)
+    assert result.exit_code == 2
+    assert message in result.output
+    assert len(result.output.strip().splitlines()) == 1
+
+
+def test_time_is_a_limit_beside_bytes(root: Path, tmp_path: Path) -> None:
+    table = tmp_path / "times.csv"
+    rows = [f"{c.bits},{c.group_size},{1 + c.bits / 100 + (c.group_size == 32)}" for c in CANDIDATES]
+    table.write_text("bits,group_size,seconds\n" + "\n".join([*rows, "16,,0.9"]))
+    (free,) = make(root, target_bpw(4.5))
+    assert any(choice.group_size == 32 for choice in free.layers.values())
+    weights = {layer.path: layer.shape[0] * layer.shape[1] for layer in CARD.layers}
+    share = np.array(list(weights.values())) / sum(weights.values())
+
+    def step(plan: Plan) -> float:
+        seconds = {path: 1 + c.bits / 100 + (c.group_size == 32) for path, c in plan.layers.items()}
+        return float(sum(part * seconds.get(path, 0.9) for path, part in zip(weights, share, strict=True)))
+
+    limit = round(step(free) * 0.95, 4)
+    path = tmp_path / "fast.json"
+    times = ["--step-times", str(table), "--max-step-time"]
+    result = call(root, "--target-bpw", "4.5", *times, str(limit), "--out", str(path))
+    assert result.exit_code == 0, result.output
+    fast = read_plan(path)
+    assert step(fast) <= limit
+    assert fast.score > free.score
+    too_fast = call(root, "--target-bpw", "4.5", *times, "0.5")
+    assert "the fastest of what is offered takes 0.9 s" in too_fast.output
+    table.write_text("bits,group_size,seconds\n4,64,never\n")
+    assert "line 2: write bits, group_size and seconds" in call(root, "--target-bpw", "4", *times, "1").output
+
+
+def test_nothing_collected_is_told(tmp_path: Path) -> None:
+    folder = planned_folder(tmp_path / "calib")
+    prompt_csv(tmp_path / "prompts.csv")
+    (levels,) = folder.levels.all()
+    for record in list(levels.records.read())[3:]:
+        levels.records.drop(record)
+    result = call(tmp_path, "--target-bpw", "4.5")
+    assert "3 of 16 images of levels" in result.output
+    (weights,) = folder.weights.all()
+    for record in weights.records.read():
+        weights.records.drop(record)
+    assert "weight errors of 18 candidates" in call(tmp_path, "--target-bpw", "4.5").output
+    levels.request_path.unlink()
+    levels.records.root.rename(tmp_path / "elsewhere")
+    assert "there is no levels in this folder" in call(tmp_path, "--target-bpw", "4.5").output
+
+
+def test_variants_name_the_plan(root: Path) -> None:
+    (plan,) = make(root, target_bpw(4.5))
+    assert plan.variant == Variant(name="plan", layers=plan.layers)
