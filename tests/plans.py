@@ -1,101 +1,29 @@
-"""A small model for plans: layers of several sizes, three of them tied, and weight errors as of rounding."""
+"""Plans as `producer plan` writes them, without its measurements."""
 
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
-from producer.plan.offers import Offers, layer_bytes, make_offers
-from shared.kinds.weights import WeightsShard
-from shared.layer_place import LayerPlace
-from shared.model_card import LayerInfo, ModelCard
 from shared.plan import Choice
-from shared.plan_file import Plan, PromptSets, Scores, numbered
-from tests.tasks import SETTINGS
-
-CANDIDATES = tuple(
-    Choice(bits=bits, group_size=size) for bits in (2, 3, 4, 5, 6, 8) for size in (32, 64, 128)
-)
-SHAPES = {
-    "context_embedder": (256, 512),
-    "block.0.q": (256, 256),
-    "block.0.k": (256, 256),
-    "block.0.v": (256, 256),
-    "block.0.fc1": (1024, 256),
-    "block.0.fc2": (256, 1024),
-    "block.0.adaLN": (1536, 256),
-    "block.1.q": (256, 256),
-    "block.1.narrow": (256, 96),
-    "final_layer.adaLN": (512, 256),
-    "final_layer.linear": (64, 256),
-}
-TIED = ("block.0.q", "block.0.k", "block.0.v")
-PROMPTS = tuple(f"picture number {number}" for number in range(200))
+from shared.plan_file import Plan, PromptSets, Scores
+from shared.runs import RunSettings
 
 
-def card(other_parameters: int = 5000) -> ModelCard:
-    layers = tuple(
-        LayerInfo(
-            path=path,
-            shape=shape,
-            place=LayerPlace(
-                block="final layer" if path.startswith("final") else path.rpartition(".")[0] or "embedders",
-                stream=None,
-                role=path.rpartition(".")[2],
-                short=path,
-                tie="qkv" if path in TIED else None,
-            ),
-        )
-        for path, shape in SHAPES.items()
-    )
-    weights = sum(rows * inputs for rows, inputs in SHAPES.values())
-    return ModelCard(
-        model="tiny-sd3", fingerprint="f" * 64, parameters=weights + other_parameters, layers=layers
-    )
-
-
-def weights_of(card: ModelCard, candidates: tuple[Choice, ...] = CANDIDATES) -> WeightsShard:
-    """Each bit more quarters the squared error, as of uniform rounding; smaller groups round finer."""
-    rng = np.random.default_rng(7)
-    sizes = np.array([layer.shape[0] * layer.shape[1] for layer in card.layers])
-    norm = sizes * rng.uniform(0.5, 2, len(sizes)) * 1e-3
-    fits = np.array([[layer.shape[1] % c.group_size == 0 for c in candidates] for layer in card.layers])
-    rounding = np.array([4.0 ** (1 - c.bits) * (1 + np.log2(c.group_size / 32) / 4) for c in candidates])
-    noise = rng.uniform(0.9, 1.1, fits.shape)
-    stored = [[layer_bytes(layer.shape, choice) for choice in candidates] for layer in card.layers]
-    return WeightsShard(
-        bits=np.array([choice.bits for choice in candidates]),
-        group_size=np.array([choice.group_size for choice in candidates]),
-        measurable=fits,
-        squared_error=np.where(fits, norm[:, None] * rounding * noise, 0.0),
-        squared_norm=norm,
-        stored_bytes=np.where(fits, np.array(stored), 0),
-    )
-
-
-def offers_of(card: ModelCard, **options: Any) -> Offers:
-    return make_offers(card, weights_of(card), **options)
-
-
-def plan_of(card: ModelCard, **changes: Any) -> Plan:
-    """Any plan: what the plan itself chose does not matter to its rivals."""
-    layers = {layer.path: Choice(bits=4, group_size=32) for layer in card.layers}
-    stored = offers_of(card).variant_bytes(layers)
+def plan_of(run: RunSettings, fingerprint: str, layers: Mapping[str, Choice], **changes: Any) -> Plan:
+    """A plan of these layers; what it cost and was chosen by is made up."""
     values: dict[str, Any] = {
-        "run": SETTINGS,
-        "fingerprint": card.fingerprint,
-        "layers": layers,
+        "run": run,
+        "fingerprint": fingerprint,
+        "layers": dict(layers),
         "kept": (),
-        "stored_bytes": stored,
-        "budget_bytes": stored,
-        "parameters": card.parameters,
-        "target": "--target-bpw 5",
-        "candidates": CANDIDATES,
-        "weights_id": "0123456789ab",
-        "scores": Scores(target="image", source="abcdefabcdef", images=16, level="products"),
+        "stored_bytes": 1_000_000,
+        "budget_bytes": 1_100_000,
+        "parameters": 4_000_000,
+        "target": "--target-bpw 4.5",
+        "candidates": tuple(sorted(set(layers.values()))),
+        "weights_id": "w",
+        "scores": Scores(target="image", source="s", images=4, level="products"),
         "score": 0.01,
-        "gap": 0.0,
-        "prompts": PromptSets(
-            scores=numbered(PROMPTS, range(16), 0), proof=numbered(PROMPTS, range(40, 136), 0)
-        ),
+        "gap": 0.001,
+        "prompts": PromptSets(),
     }
     return Plan(**values | changes)

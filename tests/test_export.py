@@ -26,7 +26,7 @@ from shared.exported import ExportRequest, Origin
 from shared.plan import Choice, Variant
 from shared.plan_file import encode_plan, read_plan
 from shared.runs import RunSettings
-from tests.made_up_plan import plan_of
+from tests.plans import plan_of
 from tests.tiny_models import DEV, SCHNELL, SD3, SD35, tiny_tables, write_cache
 from worker.engine.trajectory import denoise
 from worker.engine.variants import as_variant
