@@ -18,10 +18,10 @@ from benchmarks.random_mmdit import (
 )
 from shared.errors import RunMismatchError, TaskRefusedError
 from shared.kinds.sensitivity import SensitivityShard
-from worker.engine.batches import text_tokens
 from worker.engine.exact import ExactEngine
 from worker.engine.layers import get_weight, set_weight
-from worker.engine.memory import memory_of_a_pass, memory_of_weights, memory_of_wide_weights
+from worker.engine.memory import memory_of_weights
+from worker.engine.pass_memory import PassMemory
 from worker.engine.replay import Replay
 from worker.families.diffusionkit.layers import linear_layers
 
@@ -56,16 +56,11 @@ def scarce_engine(name):
     """One with memory for a single sample's pass."""
     samples, cfg_weight = case(name)
     pipeline = random_pipeline(CASES[name][0]())
-    _, height, width, _ = samples.x.shape
-    one_pass = memory_of_a_pass(
-        as_family(pipeline).pass_size((height, width), text_tokens(samples)),
-        rows=2 if cfg_weight else 1,
-        itemsize=4,
-    )
-    family = as_family(pipeline)
-    # A quarter more, for what the model keeps of its first pass, as the positions of FLUX.
-    limit = memory_of_weights(pipeline.mmdit) + memory_of_wide_weights(family) + one_pass * 5 // 4
-    return ExactEngine(family, samples, cfg_weight, GROUP, limit), pipeline
+    one_pass = PassMemory(working=2**22, state=2**14, tokens=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("worker.engine.exact.measure_pass", lambda *_: one_pass)
+        limit = memory_of_weights(pipeline.mmdit) + one_pass.working * 3 // 2
+        return ExactEngine(as_family(pipeline), samples, cfg_weight, GROUP, limit), pipeline
 
 
 @cache
@@ -162,6 +157,7 @@ def test_jobs_out_of_order_and_small_memory_change_nothing(name):
 
 def test_a_state_is_advanced_not_computed_anew(monkeypatch):
     """Work is counted in blocks run, not in seconds."""
+    engine, _ = new_engine("sd3")
     ran, advance, run_from = [], Replay.advance, Replay.run_from
 
     def advanced(replay, forward, state, position):
@@ -174,7 +170,6 @@ def test_a_state_is_advanced_not_computed_anew(monkeypatch):
 
     monkeypatch.setattr(Replay, "advance", advanced)
     monkeypatch.setattr(Replay, "run_from", run)
-    engine, _ = new_engine("sd3")
     # Four embedders, two blocks, what follows them.
     whole, block = 4 + 2 + 1, f"{BLOCK}.image_transformer_block"
     engine.measure(f"{block}.attn.k_proj", 4)
@@ -258,8 +253,8 @@ def test_half_precision_weights_stay_half_precision():
 
 
 def test_until_stops_early_with_a_draw_of_the_samples(monkeypatch):
-    # Eight samples a pass, of two rows of 22 tokens.
-    monkeypatch.setattr("worker.engine.memory.MAX_TOKENS", 8 * 2 * 22)
+    # Eight samples a pass, of two rows of 23 tokens: the timestep's embedding counts as one.
+    monkeypatch.setattr("worker.engine.memory.MAX_TOKENS", 8 * 2 * 23)
     pipeline = random_pipeline(sd3_config())
     samples = draw_samples(pipeline, num_images=12, num_steps=3)
     engine = ExactEngine(as_family(pipeline), samples, 4.0, GROUP)

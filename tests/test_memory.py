@@ -7,16 +7,19 @@ import pytest
 
 from benchmarks.random_mmdit import as_family, draw_samples, random_pipeline, sd3_config
 from shared.errors import MachineTooSmallError
+from shared.layout.sample_set import SampleSet
+from tests.toy_families import ToyFamily
+from worker.engine.batches import Batch, batch_forward
+from worker.engine.block_gradients import record_states
 from worker.engine.exact import ExactEngine
 from worker.engine.limits import CACHE_SHARE, apply_limits, default_memory_limit
 from worker.engine.memory import (
-    memory_of_a_pass,
     memory_of_weights,
-    memory_of_wide_weights,
     plan_memory,
     spare_memory,
 )
-from worker.engine.replay import START, State
+from worker.engine.pass_memory import PassMemory, measure_pass
+from worker.engine.replay import START, Replay, State
 from worker.engine.sketch import SketchEngine
 from worker.engine.states import KeptStates
 
@@ -24,8 +27,9 @@ GIB = 1024**3
 
 
 FAMILY = as_family(random_pipeline(sd3_config()))
-SIZE = FAMILY.pass_size((64, 64), 154)
-A_PASS = memory_of_a_pass(SIZE, rows=2, itemsize=2)
+STATE = 2 * 1178 * 64 * 2
+A_PASS = PassMemory(working=40 * 2**20, state=STATE, tokens=2 * 1178)
+WORKING = A_PASS.working * 5 // 4 + STATE
 
 
 @pytest.fixture(autouse=True)
@@ -37,15 +41,15 @@ def no_garbage():
 
 def least():
     """What one sample's pass takes; other tests of this process may hold arrays, too."""
-    return memory_of_weights(FAMILY.transformer) + memory_of_wide_weights(FAMILY) + A_PASS
+    return memory_of_weights(FAMILY.transformer) + WORKING
 
 
 def plan(memory_limit, samples=1000):
-    return plan_memory(FAMILY, SIZE, samples=samples, rows=2, itemsize=2, memory_limit=memory_limit)
+    return plan_memory(FAMILY, A_PASS, samples=samples, memory_limit=memory_limit)
 
 
 def test_the_more_memory_the_more_samples_a_pass_up_to_a_bound():
-    sizes = [plan(limit).micro_batch for limit in (least(), least() + 2 * A_PASS, GIB, 64 * GIB)]
+    sizes = [plan(limit).micro_batch for limit in (least(), least() + 2 * WORKING, 2 * GIB, 64 * GIB)]
     assert sizes == sorted(sizes)
     assert sizes[0] == 1
     # 8,000 tokens a pass, of samples with two rows of 1,178.
@@ -56,7 +60,7 @@ def test_what_does_not_hold_one_pass_is_refused_and_not_tried_with_less():
     with pytest.raises(
         MachineTooSmallError, match=r"needs [\d.]+ MB of memory, this machine offers [\d.]+ MB"
     ):
-        plan(least() - A_PASS // 2)
+        plan(least() - WORKING // 2)
     with pytest.raises(MachineTooSmallError, match="to try all the same"):
         spare_memory(FAMILY.transformer, memory_of_weights(FAMILY.transformer) // 2)
 
@@ -66,7 +70,7 @@ def test_no_micro_batch_is_larger_than_the_sample_set():
 
 
 def test_states_that_take_more_than_half_of_the_memory_go_to_files():
-    kept = 1000 * 2 * 1178 * 64 * 2 * 2
+    kept = 1000 * STATE
     assert not plan(kept).keep_in_memory
     assert plan(GIB + 2 * kept).keep_in_memory
 
@@ -139,3 +143,47 @@ def test_exact_keeps_its_limit(dtype):
     block = "multimodal_transformer_blocks.0.image_transformer_block"
     layers = (f"{block}.adaLN_modulation.layers.1", f"{block}.mlp.fc1")
     assert taken_by(lambda: [engine.measure(layer, 4) for layer in layers]) <= limit
+
+
+class Greedy(ToyFamily):
+    """Its pass takes 16 MB a sample, of which its configuration says nothing."""
+
+    def velocity(self, x, sigma, conditioning):
+        wide = x.reshape(len(x), -1, 1) * mx.ones(4096)
+        return super().velocity(x, sigma, conditioning) + wide.mean(-1).reshape(x.shape)
+
+
+def test_a_pass_is_planned_with_what_it_really_takes():
+    family, rng = Greedy(), np.random.default_rng(0)
+    conditioning = family.encode("a red circle", 4.0)
+    samples = SampleSet(
+        x=rng.standard_normal((12, 8, 8, 8), np.float32),
+        timestep=np.ones(12, np.float32),
+        sigma=np.ones(12, np.float32),
+        x_next=np.zeros((12, 8, 8, 8), np.float32),
+        sigma_next=np.zeros(12, np.float32),
+        has_next=np.zeros(12, bool),
+        step_index=np.arange(12, dtype=np.int32),
+        image=np.zeros(12, np.int32),
+        image_index=np.zeros(1, np.int32),
+        conditioning={name: np.array(array)[None] for name, array in conditioning.items()},
+    )
+    limit = memory_of_weights(family.transformer) + 100 * 2**20
+    engine = ExactEngine(family, samples, 4.0, 32, limit)
+    assert 2 <= engine.micro_batch <= 6
+    assert 32 * 2**20 < taken_by(lambda: engine.measure("layers.1.up", 4)) <= limit
+    with pytest.raises(MachineTooSmallError, match="with one sample's pass"):
+        ExactEngine(family, samples, 4.0, 32, memory_of_weights(family.transformer) + 10 * 2**20)
+
+
+def test_what_a_state_takes_is_known_before_it_is_computed():
+    pipeline = random_pipeline(sd3_config())
+    samples, family = draw_samples(pipeline), as_family(pipeline)
+    batch = Batch(index=0, rows=np.array([0]))
+    forward = batch_forward(family, samples, batch, rows=2, dtype=mx.float32)
+    replay = Replay(family.stages, family.after_blocks, forward)
+    one_pass = measure_pass(family, replay, forward, mx.float32)
+    states, _ = record_states(replay, forward)
+    assert one_pass.state == max(sum(array.nbytes for array in state.arrays) for state in states)
+    # Image and text, and one token of the timestep.
+    assert one_pass.tokens == 2 * (16 + 6 + 1)

@@ -47,11 +47,6 @@ def rows_per_sample(samples: SampleSet, cfg_weight: float) -> int:
     return rows
 
 
-def text_tokens(samples: SampleSet) -> int:
-    """Tokens of text of a sample, at most: the length of the longest array of its conditioning."""
-    return max((array.shape[2] for array in samples.conditioning.values() if array.ndim > 3), default=0)
-
-
 def batch_forward(family: Family, samples: SampleSet, batch: Batch, *, rows: int, dtype: mx.Dtype) -> Forward:
     """The forward pass of S samples in `dtype`: S * `rows` rows, sample after sample.
 

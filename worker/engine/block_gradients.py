@@ -9,7 +9,9 @@ from typing import Any
 
 import mlx.core as mx
 
+from shared.model_card import LayerInfo
 from worker.engine.backward import Arrays, Function, pull_back
+from worker.engine.pass_memory import bytes_taken
 from worker.engine.replay import START, Forward, Replay, State
 
 Receive = Callable[[int, dict[str, mx.array]], None]
@@ -75,6 +77,40 @@ def pull_back_by_block(
             receive(start, gradients)
             before.append(pulled)
         cotangents = _joined(before)
+
+
+def memory_of_a_probe(
+    replay: Replay,
+    forward: Forward,
+    states: list[State],
+    *,
+    transformer: Any,
+    layers: Sequence[str],
+    position: int,
+) -> int:
+    """Measure how many bytes one cotangent takes on its way back through the block at `position`.
+
+    The arguments are those of `pull_back_by_block`. Counted is what is in use at the same time, gradients
+    included, beside the weights and the states.
+    """
+    state = states[position]
+    own = [layer for layer in layers if replay.block_of(layer) in (position, None)]
+    part = _part(replay, forward, state)
+    after = states[position + 1].arrays if position < len(replay) else part(state.arrays)
+    cotangents = [mx.zeros((1, *array.shape)) for array in after]
+
+    def run() -> None:
+        mx.eval(pull_back(transformer, part, state.arrays, own, cotangents))
+
+    return bytes_taken(run)
+
+
+def largest_position(replay: Replay, layers: Sequence[LayerInfo]) -> int:
+    """Position of the block whose layers have most weights together."""
+    weights = [0] * (len(replay) + 1)
+    for layer in layers:
+        weights[replay.entry_of(layer.path)] += layer.shape[0] * layer.shape[1]
+    return weights.index(max(weights))
 
 
 def _joined(parts: list[Arrays]) -> Arrays:

@@ -26,12 +26,12 @@ from worker.engine.batches import (
     guided_velocity,
     rows_per_sample,
     split_samples,
-    text_tokens,
 )
 from worker.engine.layers import get_weight
-from worker.engine.memory import plan_memory
+from worker.engine.memory import plan_memory, spare_memory
 from worker.engine.metrics import METRICS, compare, is_tight
 from worker.engine.noise import change_last_bit, floor_layers, part_of
+from worker.engine.pass_memory import measure_pass
 from worker.engine.quantize import Candidate, quantize_layer, swapped
 from worker.engine.reference import check_reference
 from worker.engine.replay import START, Forward, Replay
@@ -58,7 +58,7 @@ class ExactEngine:
         *,
         compute: Compute = "float32",
     ) -> None:
-        """Nothing is computed yet.
+        """Read the weights and run one pass of one sample, to measure its memory.
 
         Args:
             family: the loaded model; its transformer must not be quantized.
@@ -70,6 +70,7 @@ class ExactEngine:
 
         Raises:
             RunMismatchError: the samples were made with another kind of cfg_weight.
+            MachineTooSmallError: the limit doesn't hold the weights and one sample's pass.
         """
         self._family, self._transformer = family, family.transformer
         self._half = family.dtype.size == 2
@@ -80,15 +81,10 @@ class ExactEngine:
         self._replay = Replay(family.stages, family.after_blocks, one)
         # Where weights and activations differ in dtype MLX promotes, and all that follows is wider than x.
         self._computed = one().dtype
+        spare_memory(self._transformer, memory_limit)
+        one_pass = measure_pass(family, self._replay, one, self._computed)
         del one
-        plan = plan_memory(
-            family,
-            family.pass_size(samples.x.shape[1:3], text_tokens(samples)),
-            samples=len(samples),
-            rows=self._rows,
-            itemsize=self._computed.size,
-            memory_limit=memory_limit,
-        )
+        plan = plan_memory(family, one_pass, samples=len(samples), memory_limit=memory_limit)
         self.micro_batch = plan.micro_batch
         self._batches = split_samples(samples, plan.micro_batch)
         self._states = KeptStates(len(self._batches), in_memory=plan.keep_in_memory)

@@ -1,6 +1,8 @@
 """How much memory an engine may take, and how it spends it: samples a pass, and where states are kept.
 
-What passes hold is counted in `shared.costs`; tests/test_memory.py holds the engines to what is planned here.
+The exact engine and the sketch plan with what they have measured (`pass_memory.py`). Before any weight is
+read, and for backward trajectories, it is counted (`shared.costs`). tests/test_memory.py holds the engines to
+what is planned here.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,9 +12,10 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from shared.costs import Passing, forward_bytes, sketch_bytes, trajectory_bytes
+from shared.costs import Passing, forward_bytes, trajectory_bytes
 from shared.plan import Choice
 from worker.engine.limits import default_memory_limit, require_memory
+from worker.engine.pass_memory import PassMemory
 from worker.engine.replay import blocks_by_path
 from worker.families.family import Family, PassSize
 
@@ -96,7 +99,7 @@ def passing_of(family: Family, size: PassSize, *, rows: int) -> Passing:
         size,
         rows=rows,
         half=any(value.dtype.size == 2 for _, value in weights),
-        largest_layer=max(layer.shape[0] * layer.shape[1] for layer in family.layers),
+        largest_layer=max(_sizes(family)),
         largest_block=largest_block(family),
     )
 
@@ -116,58 +119,67 @@ def _passing(size: PassSize, *, rows: int, half: bool, largest_layer: int, large
 
 
 def plan_memory(
-    family: Family, size: PassSize, *, samples: int, rows: int, itemsize: int, memory_limit: int | None
+    family: Family, one_pass: PassMemory, *, samples: int, memory_limit: int | None
 ) -> MemoryPlan:
     """Divide the limit among weights, kept states and the pass under way.
 
     Args:
         family: the loaded model.
-        size: of a row.
+        one_pass: what a pass of one sample takes.
         samples: how many are kept.
-        rows: of a sample: 2 with CFG.
-        itemsize: bytes of an activation.
         memory_limit: bytes; None for `default_memory_limit()`.
 
     Raises:
         MachineTooSmallError: the limit doesn't hold the weights and one sample's pass.
     """
     limit = default_memory_limit() if memory_limit is None else memory_limit
-    working = memory_of_a_pass(size, rows=rows, itemsize=itemsize)
+    # A pass also holds the state that it started from. Before it, a candidate was made.
+    working = max(_with_margin(one_pass.working) + one_pass.state, memory_of_a_delta(family))
     weights = memory_of_weights(family.transformer)
-    wide = memory_of_wide_weights(family)
-    require_memory("the model with one sample's pass", weights + wide + working, limit)
-    # A kept state is the tokens; where lists of blocks take turns, the newest of each.
-    kept = 2 * samples * rows * size.tokens * size.width * itemsize
-    free = limit - weights - wide
+    require_memory("the model with one sample's pass", weights + working, limit)
+    kept = samples * one_pass.state
+    free = limit - weights
     keep_in_memory = kept <= min(free // 2, free - working)
     if keep_in_memory:
         free -= kept
     return MemoryPlan(
-        micro_batch=min(free // working, max(1, MAX_TOKENS // (rows * size.tokens)), samples),
+        # What of a pass doesn't grow with its samples is counted for each of them, to be on the safe side.
+        micro_batch=min(free // working, max(1, MAX_TOKENS // one_pass.tokens), samples),
         keep_in_memory=keep_in_memory,
     )
 
 
 def plan_sketch(
-    family: Family, size: PassSize, *, rows: int, probes: int, widths: int, spare_bytes: int
+    family: Family, *, states: int, cotangent: int, one_probe: int, probes: int, widths: int, spare_bytes: int
 ) -> SketchPlan:
     """Divide what the weights leave among states, dW and the probes that go back together; all is float32.
 
     Args:
         family: the loaded model.
-        size: of a row.
-        rows: of a sample: 2 with CFG.
+        states: bytes of the states of all blocks.
+        cotangent: bytes of the largest of these states: a probe's, between two blocks.
+        one_probe: bytes that one probe takes on its way back through a block.
         probes: of a sample, at once or not.
         widths: bit widths of each layer.
         spare_bytes: what the sketch may take.
     """
-    always, probe = sketch_bytes(passing_of(family, size, rows=rows), probes)
-    spare = spare_bytes - always
-    deltas = 4 * widths * sum(layer.shape[0] * layer.shape[1] for layer in family.layers)
+    # What the probes have come to before and after a block, and a dW while it is made.
+    spare = spare_bytes - states - 2 * probes * cotangent - memory_of_a_delta(family)
+    probe, deltas = _with_margin(one_probe), 4 * widths * sum(_sizes(family))
     keep_deltas = deltas <= spare - probes * probe
     if keep_deltas:
         spare -= deltas
     return SketchPlan(at_once=max(1, min(spare // probe, probes)), keep_deltas=keep_deltas)
+
+
+def memory_of_a_delta(family: Family) -> int:
+    """Bytes that are in use while the largest layer is quantized: six arrays in float32."""
+    return 24 * max(_sizes(family))
+
+
+def _with_margin(measured: int) -> int:
+    """A quarter more: how far MLX runs ahead, and so how much it holds, is not the same in each pass."""
+    return measured * 5 // 4
 
 
 def largest_block(family: Family) -> int:
@@ -216,3 +228,7 @@ def plan_trajectory(
         # Scales and biases have the dtype of the weights; with 2 bits and groups of 32 they are half of all.
         packed = 2 * packed
     return TrajectoryPlan(heads_at_once=passing.heads_at_once(), keep_packed=packed <= limit - needed)
+
+
+def _sizes(family: Family) -> list[int]:
+    return [layer.shape[0] * layer.shape[1] for layer in family.layers]

@@ -153,6 +153,18 @@ class Replay:
             return State(self._without_unread(outputs))
         raise AssertionError(f"the pass ended before block {position}")
 
+    def states(self, forward: Forward) -> list[State]:
+        """The state at the entry of each block and behind the last one; lazy, by one pass."""
+        outputs: list[Any] = []
+        states = [START]
+
+        def record(output: Any) -> None:
+            outputs.append(_copy(output))
+            states.append(State(self._without_unread(outputs)))
+
+        self._run(forward, START, record)
+        return states
+
     def run_from(self, forward: Forward, state: State) -> mx.array:
         """What `forward` returns, lazy, computed from the entry of `state` on."""
         return self._run(forward, state, lambda _: None)

@@ -23,14 +23,19 @@ from worker.engine.batches import (
     batch_forward,
     guided_velocity,
     rows_per_sample,
-    text_tokens,
     unguided_cotangent,
 )
-from worker.engine.block_gradients import pull_back_by_block, record_states
+from worker.engine.block_gradients import (
+    largest_position,
+    memory_of_a_probe,
+    pull_back_by_block,
+    record_states,
+)
 from worker.engine.deltas import Deltas
 from worker.engine.memory import plan_sketch, spare_memory
+from worker.engine.pass_memory import state_bytes
 from worker.engine.reference import check_reference
-from worker.engine.replay import Forward, Replay
+from worker.engine.replay import Forward, Replay, State
 from worker.families.family import Family
 
 Check = Callable[[str], None]
@@ -74,6 +79,8 @@ class SketchEngine:
         self._layers = [layer.path for layer in family.layers]
         self._replay = Replay(family.stages, family.after_blocks, self._forward(0))
         self._deltas = Deltas(self._transformer, self._layers, self._bits, group_size)
+        self._one_probe: int | None = None
+        """Bytes that one probe takes on its way back through a block; None before the first measurement."""
         self.at_once = 1
         """Probes that the last measurement sent back together."""
 
@@ -89,9 +96,9 @@ class SketchEngine:
         Raises:
             RunMismatchError: this model did not make these samples.
         """
-        self._plan(probes)
         forward = self._forward(sample)
         states, output = record_states(self._replay, forward)
+        self._plan(probes, forward, states)
         velocity = np.array(guided_velocity(output, self._cfg_weight))
         check_reference(self._samples, np.array([sample]), velocity, half_precision=self._half)
         # <G, dW> (B, P) of each layer, and a last row that is not 0 where G is not all zeros.
@@ -112,11 +119,23 @@ class SketchEngine:
         )
         return self._shard(sample, velocity, found)
 
-    def _plan(self, probes: int) -> None:
+    def _plan(self, probes: int, forward: Forward, states: list[State]) -> None:
+        """Plan with what one probe takes; that is measured once, on the block that has most weights."""
+        if self._one_probe is None:
+            self._one_probe = memory_of_a_probe(
+                self._replay,
+                forward,
+                states,
+                transformer=self._transformer,
+                layers=self._layers,
+                position=largest_position(self._replay, self._family.layers),
+            )
+        sizes = [state_bytes(state) for state in states]
         plan = plan_sketch(
             self._family,
-            self._family.pass_size(self._samples.x.shape[1:3], text_tokens(self._samples)),
-            rows=self._rows,
+            states=sum(sizes),
+            cotangent=max(sizes),
+            one_probe=self._one_probe,
             probes=probes,
             widths=len(self._bits),
             spare_bytes=self._spare,
