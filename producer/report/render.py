@@ -42,7 +42,7 @@ def render_report(results: Results, previews: Sequence[Preview] = ()) -> str:
     measured = sum(pair.standard_error is None for pair in results.measurements)
     colours = viridis(COLOURS)
     return (
-        _environment()
+        environment()
         .get_template("report.html.j2")
         .render(
             results=results,
@@ -82,8 +82,9 @@ def render_report(results: Results, previews: Sequence[Preview] = ()) -> str:
     )
 
 
-def _environment() -> Environment:
-    environment = Environment(
+def environment() -> Environment:
+    """Return the templates, with the filters that format numbers."""
+    made = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
@@ -92,10 +93,10 @@ def _environment() -> Environment:
         keep_trailing_newline=True,
     )
     for name in ("percent", "error_with_interval", "decibel", "duration", "significant", "cosine"):
-        environment.filters[name] = getattr(formatting, name)
-    environment.filters["breakable"] = _breakable
-    environment.filters["count"] = lambda number: f"{number:,}"
-    return environment
+        made.filters[name] = getattr(formatting, name)
+    made.filters["breakable"] = _breakable
+    made.filters["count"] = lambda number: f"{number:,}"
+    return made
 
 
 def _breakable(path: str) -> Markup:
