@@ -53,6 +53,12 @@ def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return decorate
 
 
+drop_finished_option = click.option(
+    "--drop-finished",
+    is_flag=True,
+    help="Drop finished images of a run with other settings that this folder held before, if none of them is "
+    "collected yet. Without this, the command refuses.",
+)
 calibration_options = _options(
     click.option(
         "--num-images",
@@ -219,20 +225,28 @@ def main() -> None:
 
 @main.command("enqueue-calibration")
 @calibration_options
+@drop_finished_option
 @calib_dir_option
 @store_option
 @relay_limit_option
 @redis_url_option
 @explain_errors
 def enqueue_calibration(
-    calib_dir: Path, store: str | None, relay_limit: str | None, redis_url: str, **options: Any
+    calib_dir: Path,
+    store: str | None,
+    relay_limit: str | None,
+    redis_url: str,
+    drop_finished: bool,
+    **options: Any,
 ) -> None:
     """Enqueue one task per image. Workers draw the image and keep every denoising step."""
     from producer import commands
 
     settings, prompts = commands.read_settings(**options)
     fleet = commands.open_fleet_for_run(calib_dir, redis_url, store, relay_limit)
-    commands.enqueue_calibration(calib_dir, settings, prompts, options["num_images"], fleet)
+    commands.enqueue_calibration(
+        calib_dir, settings, prompts, options["num_images"], fleet, drop_finished=drop_finished
+    )
     commands.say_if_nobody_works(fleet)
 
 
@@ -315,6 +329,7 @@ def report(calib_dir: Path) -> None:
 
 @main.command()
 @calibration_options
+@drop_finished_option
 @sensitivity_options
 @calib_dir_option
 @click.option(

@@ -22,9 +22,10 @@ from producer.prompts import COLUMN, default_prompts, read_prompts
 from producer.settings import run_settings
 from shared.choices import DEFAULT_MAX_IMAGES
 from shared.errors import InputError, WrongStoreError
-from shared.jobs.connection import connect, safe_url
+from shared.jobs.connection import connect
 from shared.models import Reference, model_spec
 from shared.runs import RunSettings
+from shared.safe_url import safe_url
 from shared.sizes import parse_size
 from shared.stores.open_store import open_store
 from shared.stores.relay_store import MIN_LIMIT_BYTES, RELAY_ID, RelayStore
@@ -84,7 +85,8 @@ def open_fleet(
 
 def absolute_store(store_url: str | None) -> str | None:
     """Return a relative folder as an absolute one, so that it means the same from every working directory."""
-    if store_url is None or "://" in store_url or "::" in store_url:
+    # A colon without a slash before it: a URL with a typo, which the store refuses.
+    if store_url is None or ":" in store_url.partition("/")[0]:
         return store_url
     return str(Path(store_url).absolute())
 
@@ -115,15 +117,28 @@ def open_fleet_for_run(
     folder.check_writable()
     run = folder.read_run()
     store_url = absolute_store(store_url)
-    known = run is not None and store_url is not None and run.store == safe_url(store_url)
+    # Folders that an earlier revision wrote name the user, too.
+    known = (
+        run is not None
+        and None not in (run.store, store_url)
+        and (safe_url(run.store or "") == safe_url(store_url or ""))
+    )
     return open_fleet(redis_url, store_url, relay_limit, create=not known)
 
 
 def enqueue_calibration(
-    calib_dir: Path, settings: RunSettings, prompts: Sequence[str], num_images: int, fleet: Fleet
+    calib_dir: Path,
+    settings: RunSettings,
+    prompts: Sequence[str],
+    num_images: int,
+    fleet: Fleet,
+    *,
+    drop_finished: bool = False,
 ) -> None:
     """Enqueue images and print the outcome."""
-    run, reconciled = ask_for_images(CalibFolder(calib_dir, _complain), settings, prompts, num_images, fleet)
+    run, reconciled = ask_for_images(
+        CalibFolder(calib_dir, _complain), settings, prompts, num_images, fleet, drop_finished=drop_finished
+    )
     guidance = "" if settings.guidance is None else f"guidance {settings.guidance:g}, "
     out.print(
         f"run {run.settings.id}: {len(run.prompts)} images of {settings.model}, {settings.num_steps} steps, "
@@ -192,9 +207,7 @@ def say_if_nobody_works(fleet: Fleet) -> None:
     """Print a hint if no worker is connected."""
     if not live_workers(fleet.connection, fleet.store.id):
         option = "" if fleet.store.id == RELAY_ID else f" --store {safe_url(fleet.store_url or '')}"
-        out.print(
-            f"no worker is connected yet; on every Mac: worker start --redis-url URL{option}", markup=False
-        )
+        out.print(f"no worker is connected yet; on every Mac: worker start --redis-url URL{option}")
 
 
 def status(calib_dir: Path, fleet: Fleet) -> None:
@@ -252,11 +265,11 @@ class _NobodyWorks:
             return
         self._passes += 1
         if self._passes == PATIENT_PASSES:
-            err.print("waiting, but no worker is connected; start some with `worker start`", markup=False)
+            err.print("waiting, but no worker is connected; start some with `worker start`")
 
 
 def _complain(problem: str) -> None:
-    err.print(problem, markup=False)
+    err.print(problem)
 
 
 def _say_collected(folder: CalibFolder, parts: Sequence[PartState]) -> None:
@@ -270,7 +283,7 @@ def _say_collected(folder: CalibFolder, parts: Sequence[PartState]) -> None:
         note = f" ({', '.join(detail)})" if detail else ""
         out.print(f"{part.title}: {part.done} of {part.total}{missing}{note}")
         print_missing(part)
-    out.print(f"manifest: {folder.manifest_path}", markup=False)
+    out.print(f"manifest: {folder.manifest_path}")
 
 
 def report(calib_dir: Path) -> None:
@@ -293,10 +306,10 @@ def report(calib_dir: Path) -> None:
 
 def _say_reports(folder: CalibFolder, reports: Sequence[Path]) -> None:
     for path in reports:
-        out.print(f"report: {path}", markup=False)
+        out.print(f"report: {path}")
     for part in parts_of(folder):
         if line := part.conclusion():
-            out.print(f"{part.title}: {line}", markup=False)
+            out.print(f"{part.title}: {line}")
 
 
 def check_store(store_id: str, label: str | None, fleet: Fleet) -> None:

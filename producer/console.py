@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Sequence
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -11,12 +12,27 @@ from rich.table import Table
 
 from producer.jobs.workers import WorkerInfo
 from producer.ledger import PartState
+from shared.printable import printable, printable_lines
 
 LINE_SECONDS = 10.0
 MAX_FAILURES = 10
 
-err = Console(stderr=True, highlight=False, soft_wrap=True)
-out = Console(highlight=False, soft_wrap=True)
+
+class PlainConsole(Console):
+    """Prints text as it is written: a bracket is a bracket, and a terminal obeys nothing in it."""
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, highlight=False, soft_wrap=True, markup=False, emoji=False)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print texts, or tables whose cells went through `printable`."""
+        super().print(
+            *(printable_lines(each) if isinstance(each, str) else each for each in objects), **options
+        )
+
+
+err = PlainConsole(stderr=True)
+out = PlainConsole()
 
 
 class Bars:
@@ -24,11 +40,11 @@ class Bars:
 
     def __init__(self) -> None:
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
             console=err,
             disable=not sys.stderr.isatty(),
         )
@@ -51,7 +67,9 @@ class Bars:
                 self._tasks[part.title] = self._progress.add_task(part.title, total=part.total, note="")
             running = [why for why in part.reasons.values() if why.startswith("running")]
             note = running[0] if running else (f"{len(part.failures)} failed" if part.failures else "")
-            self._progress.update(self._tasks[part.title], completed=part.done, total=part.total, note=note)
+            self._progress.update(
+                self._tasks[part.title], completed=part.done, total=part.total, note=printable(note)
+            )
         if not sys.stderr.isatty():
             self._print_line(parts)
 
@@ -59,7 +77,7 @@ class Bars:
         line = ", ".join(f"{part.title} {part.done}/{part.total}" for part in parts)
         settled = all(part.settled for part in parts)
         if line != self._last[0] and (settled or time.monotonic() - self._last[1] > LINE_SECONDS):
-            err.print(line, markup=False)
+            err.print(line)
             self._last = (line, time.monotonic())
 
 
@@ -93,7 +111,7 @@ def print_parts(parts: Sequence[PartState]) -> None:
         column.justify = "right"
     for part in parts:
         counts = (part.total, part.done, part.waiting, part.in_flight, len(part.failures))
-        table.add_row(part.title, *map(str, counts))
+        table.add_row(printable(part.title), *map(str, counts))
     out.print(table)
     for part in parts:
         print_missing(part)
@@ -102,9 +120,9 @@ def print_parts(parts: Sequence[PartState]) -> None:
 def print_missing(part: PartState) -> None:
     """Print which tasks failed, and why."""
     if part.trouble:
-        out.print(part.trouble, markup=False)
+        out.print(part.trouble)
     for failure in part.failures[:MAX_FAILURES]:
-        out.print(f"failed: {failure}", markup=False)
+        out.print(f"failed: {failure}")
     if len(part.failures) > MAX_FAILURES:
         out.print(f"... and {len(part.failures) - MAX_FAILURES} more failed")
     if part.failures:
@@ -114,7 +132,7 @@ def print_missing(part: PartState) -> None:
 def print_workers(workers: Sequence[WorkerInfo]) -> None:
     """Print one line per worker."""
     if not workers:
-        out.print("no worker is connected; start some with `worker start`", markup=False)
+        out.print("no worker is connected; start some with `worker start`")
     for worker in workers:
         silent = f", silent for {worker.seconds_silent:.0f} s" if worker.seconds_silent > 30 else ""
-        out.print(f"worker {worker.name} on {worker.host}: {worker.state}{silent}", markup=False)
+        out.print(f"worker {worker.name} on {worker.host}: {worker.state}{silent}")

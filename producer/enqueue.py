@@ -12,19 +12,20 @@ from redis import Redis
 
 from producer.folder.calib_folder import CalibFolder
 from producer.folder.request_file import RequestFile, SketchRequest, union_in_order
-from producer.folder.run_file import RunFile
+from producer.folder.run_file import RunFile, difference
 from producer.folder.sample_selection import select_parts
 from producer.folder.sample_sets import WrittenSet
 from producer.folder.tasks import calibration_tasks, exact_tasks, sketch_tasks
 from producer.jobs.reconcile import Reconciled, reconcile
 from shared.choices import DEFAULT_PROBES, check_bits
 from shared.errors import InputError, ShardCorruptError
-from shared.jobs.connection import safe_url
 from shared.jobs.task_queue import TaskQueue, queue_name
 from shared.layout.sample_parts import read_sample_set
 from shared.metrics import MIN_IMAGES
 from shared.model_card import ModelCard
 from shared.runs import Compute, RunSettings, SensitivitySettings
+from shared.safe_url import safe_url
+from shared.stores.relay_store import RELAY_ID, RelayStore
 from shared.stores.store import MAX_PORTABLE_BYTES, ShardStore
 
 
@@ -38,21 +39,34 @@ class Fleet:
 
 
 def enqueue_calibration(
-    folder: CalibFolder, settings: RunSettings, prompts: Sequence[str], num_images: int, fleet: Fleet
+    folder: CalibFolder,
+    settings: RunSettings,
+    prompts: Sequence[str],
+    num_images: int,
+    fleet: Fleet,
+    *,
+    drop_finished: bool = False,
 ) -> tuple[RunFile, Reconciled]:
     """Enqueue the first `num_images` images of a run. Images that were wanted before are still wanted.
 
     The folder's run continues if its prompts are the first of those given here, so prompts can be added.
+    Before the first image is collected, the settings may change; with `drop_finished` even if some are
+    finished.
 
     Raises:
-        InputError: the folder holds another run.
+        InputError: the folder holds another run, or images of one are finished and not to be dropped.
     """
     with folder.locked("enqueue-calibration"):
-        return _enqueue_calibration(folder, settings, prompts, num_images, fleet)
+        return _enqueue_calibration(folder, settings, prompts, num_images, fleet, drop_finished)
 
 
 def _enqueue_calibration(
-    folder: CalibFolder, settings: RunSettings, prompts: Sequence[str], num_images: int, fleet: Fleet
+    folder: CalibFolder,
+    settings: RunSettings,
+    prompts: Sequence[str],
+    num_images: int,
+    fleet: Fleet,
+    drop_finished: bool,
 ) -> tuple[RunFile, Reconciled]:
     old = folder.read_run()
     wanted = list(prompts[:num_images])
@@ -65,16 +79,47 @@ def _enqueue_calibration(
         store_id=fleet.store.id,
         store=safe_url(fleet.store_url) if fleet.store_url else None,
     )
-    folder.write_run(run)
+    folder.check_run(run)
     if old and old.settings != settings:
-        # Nothing of the old run was collected, or `write_run` would have refused. Nobody needs it any more.
-        queue = TaskQueue(queue_name(old.store_id), fleet.connection)
-        queue.withdraw([task.id for task in calibration_tasks(old)])
+        # Nothing of the old run was collected, or `check_run` would have refused. Before the new run is
+        # written: if this process is killed in between, the old one is enqueued again.
+        _replace_run(folder, old, run, fleet, drop_finished)
+    folder.write_run(run)
     tasks = calibration_tasks(run)
     whole, _ = folder.images.look(folder, tasks)
     return run, reconcile(
         tasks, frozenset(whole), connection=fleet.connection, store=fleet.store, retry_failed=True
     )
+
+
+def _replace_run(folder: CalibFolder, old: RunFile, new: RunFile, fleet: Fleet, drop_finished: bool) -> None:
+    """Take a run that nobody needs any more out of the queue and the store."""
+    store = _store_of(old, fleet)
+    ids = [task.id for task in calibration_tasks(old)]
+    finished = store.record_ids(old.settings.id).intersection(ids) if store else set()
+    if finished and not drop_finished:
+        raise InputError(
+            f"{len(finished)} images of run {old.settings.id} are finished and wait in "
+            f"{old.store or 'the Redis relay'}; these settings differ in {difference(old, new)}: use another "
+            "--calib-dir to keep both, or drop those images with --drop-finished"
+        )
+    TaskQueue(queue_name(old.store_id), fleet.connection).withdraw(ids)
+    if store is None:
+        folder.tell(f"what is finished of run {old.settings.id} stays in {old.store}; delete it there")
+        return
+    # Some may have been finished meanwhile.
+    finished = store.record_ids(old.settings.id).intersection(ids)
+    for task_id in finished:
+        store.discard(old.settings.id, task_id)
+    if finished:
+        folder.tell(f"{len(finished)} finished images of run {old.settings.id} were dropped")
+
+
+def _store_of(run: RunFile, fleet: Fleet) -> ShardStore | None:
+    """Return a run's store; None if this command was not given its URL."""
+    if run.store_id == fleet.store.id:
+        return fleet.store
+    return RelayStore(fleet.connection) if run.store_id == RELAY_ID else None
 
 
 def _goes_on(old: RunFile, settings: RunSettings, prompts: Sequence[str]) -> bool:
@@ -137,12 +182,37 @@ def _enqueue_sensitivity(
         compute=options.precision,
     )
     subfolder = folder.sensitivity(settings.id)
-    request = _request(subfolder.read_request(), settings, options, card, written.samples)
+    old = subfolder.read_request()
+    request = _request(old, settings, options, card, written.samples)
+    if old is not None:
+        _withdraw_sketch(folder, old, request, run, fleet)
     subfolder.write_request(request)
     folder.sample_sets.supply(settings.sample_set_sha256, fleet.store, old=subfolder.old_samples_path)
     tasks = [*sketch_tasks(request, run), *exact_tasks(request, run)]
     done = frozenset(subfolder.records.read())
     return request, reconcile(tasks, done, connection=fleet.connection, store=fleet.store, retry_failed=True)
+
+
+def _withdraw_sketch(
+    folder: CalibFolder, old: RequestFile, new: RequestFile, run: RunFile, fleet: Fleet
+) -> None:
+    """Take a sketch that is replaced by another one out of the queue and the store, verifications included.
+
+    What was collected of it stays in the folder.
+    """
+    wanted = {task.id for task in (*sketch_tasks(new, run), *exact_tasks(new, run))}
+    before = [task.id for task in (*sketch_tasks(old, run), *exact_tasks(old, run))]
+    ids = [task_id for task_id in before if task_id not in wanted]
+    if not ids:
+        return
+    TaskQueue(queue_name(run.store_id), fleet.connection).withdraw(ids)
+    finished = fleet.store.record_ids(old.settings.id).intersection(ids)
+    for task_id in finished:
+        fleet.store.discard(old.settings.id, task_id)
+    folder.tell(
+        f"the sketch that this one replaces is withdrawn: {len(ids)} tasks, of which {len(finished)} were "
+        "finished and not collected"
+    )
 
 
 def _check_room(written: WrittenSet, store: ShardStore) -> None:

@@ -26,8 +26,7 @@ def export(
     bits = 8 * inspection.nbytes / plan.parameters
     out.print(
         f"export: {target}: {format_size(inspection.nbytes)}, {bits:.2f} bits a parameter, "
-        f"{len(inspection.quantized)} quantized layers",
-        markup=False,
+        f"{len(inspection.quantized)} quantized layers"
     )
 
 
@@ -35,7 +34,7 @@ def inspect(path: Path, *, as_json: bool) -> bool:
     """Print what a checkpoint holds; return whether all is as it should be."""
     inspection = inspect_checkpoint(path)
     if as_json:
-        out.print(inspection_json(inspection), markup=False)
+        out.print(inspection_json(inspection))
     else:
         print_inspection(inspection)
     return not inspection.all_problems

@@ -86,6 +86,7 @@ def run(
     def collect_all() -> bool:
         return commands.collect(calib_dir, fleet, wait=True, interrupts=interrupts, alive=local.check)
 
+    drop_finished = calibration.pop("drop_finished")
     settings, prompts = commands.read_settings(**calibration)
     folder = CalibFolder(calib_dir)
     folder.check_writable()
@@ -96,7 +97,9 @@ def run(
         arguments += ["--checkpoint", str(calibration["checkpoint"])]
     with local_redis(redis_url, folder.state_dir / "redis", RELAY_ID) as (url, connection):
         fleet = Fleet(connection=connection, store=open_store(None, connection), store_url=None)
-        commands.enqueue_calibration(calib_dir, settings, prompts, calibration["num_images"], fleet)
+        commands.enqueue_calibration(
+            calib_dir, settings, prompts, calibration["num_images"], fleet, drop_finished=drop_finished
+        )
         with LocalWorkers(url, arguments) as local:
             try:
                 if not collect_all():
@@ -171,6 +174,5 @@ def _prompts_for_a_proof(
     out.print(
         f"no proof: it needs {least} prompts beyond the {images} of the levels, and {file.path} has {left}; "
         "add some, and give the same command again",
-        markup=False,
     )
     return 0

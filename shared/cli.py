@@ -9,6 +9,8 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from shared.printable import printable
+
 REDIS_URL_HELP = (
     "URL of Redis: redis://[USER:PASSWORD@]HOST:PORT, or rediss://… for TLS. Other users of this machine can "
     "see the options of a running command, so set REDIS_URL instead if the URL holds a password."
@@ -20,7 +22,7 @@ class OneLineError(click.ClickException):
     """An error that is printed in one line and ends the command with the given exit code."""
 
     def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(" ".join(message.split()))
+        super().__init__(printable(" ".join(message.split())))
         self.exit_code = exit_code  # type: ignore[misc]
 
 

@@ -8,6 +8,9 @@ from shared.errors import BitfleetError
 
 Value = TypeVar("Value")
 
+UNDECODABLE = (msgspec.DecodeError, UnicodeError, RecursionError)
+"""What msgspec raises; the last one over JSON that is nested too deeply, even in a field that is ignored."""
+
 
 def decode(
     decoder: msgspec.json.Decoder[Value],
@@ -28,7 +31,7 @@ def decode(
     """
     try:
         return decoder.decode(data)
-    except (msgspec.DecodeError, UnicodeError) as reason:
+    except UNDECODABLE as reason:
         raise error(f"{problem}: {reason}{remedy}") from None
 
 
@@ -36,5 +39,5 @@ def decode_or_none(decoder: msgspec.json.Decoder[Value], data: bytes | str) -> V
     """Return the decoded value, or None where `data` is no JSON of the wanted type."""
     try:
         return decoder.decode(data)
-    except (msgspec.DecodeError, UnicodeError):
+    except UNDECODABLE:
         return None

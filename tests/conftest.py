@@ -149,6 +149,7 @@ def redis_url(_shared_redis: RedisProcess) -> str:
         client.flushall()
         # A test may have changed what the next one takes for granted.
         client.config_set("maxmemory", 0)
+        client.config_set("maxmemory-policy", "noeviction")
     return _shared_redis.url
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks.calibration import compare_loops
 from benchmarks.jobs import compare_workers
+from benchmarks.plan_solver import compare
 from benchmarks.recovery import measure_recovery
 from benchmarks.report import Report, print_report
 from benchmarks.sensitivity import compare_engines, spearman, top_in_common
@@ -55,3 +56,9 @@ def test_ranks_and_overlap():
     swapped = a.copy()
     swapped[[9, 10]] = a[[10, 9]]
     assert top_in_common(a, swapped) == 0.9
+
+
+def test_plans_are_solved_to_the_gap_that_is_promised():
+    figures = compare(layers=20, models=1)
+    assert figures["one plan, largest gap"] <= 1e-4
+    assert figures["its gaps, median"] < 0.05

@@ -12,7 +12,7 @@ import pytest
 
 from tests.tasks import SETTINGS
 from worker.service.blas import THREAD_VARIABLES, all_fast_blas, find_fast_blas, limit_threads
-from worker.service.canary import TOLERANCES
+from worker.service.canary_votes import TOLERANCES
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="a Mac has Accelerate")
 

@@ -129,11 +129,19 @@ def test_defaults_in_the_readme_are_the_code_s() -> None:
         (["--checkpoint", "nowhere.safetensors"], "does not exist"),
         (["--seed", "-1"], "not in the range"),
         (["--redis-url", "http://localhost"], "not a Redis URL"),
-        (["--redis-url", "redis://:secret@localhost:1"], "no Redis at redis://:***@localhost:1"),
+        (["--redis-url", "redis://:secret@localhost:1"], "no Redis at redis://***@localhost:1"),
+        (["--redis-url", "redis://:7/secret@localhost"], "not a Redis URL: redis://***"),
+        (["--store", "s3:/KEY:secret@bucket"], "neither a folder nor a URL"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(prompts: str, arguments: list[str], says: str) -> None:
+def test_bad_input_is_one_line_and_exit_code_2(
+    redis_url: str, prompts: str, arguments: list[str], says: str
+) -> None:
+    folder = Path(prompts).parent / "data"
     base = ["producer", "enqueue-calibration", "--prompt-csv", prompts, "--num-images", "1"]
+    base += ["--calib-dir", str(folder)]
+    if "--store" in arguments:
+        base += ["--redis-url", redis_url]
     code, text = invoke(*base, *arguments)
     assert code == 2
     assert says in text
@@ -177,9 +185,9 @@ def test_the_url_may_stand_in_a_file_that_is_its_users_alone(tmp_path: Path) -> 
     path.write_text("redis://:secret@localhost:1\n")
     path.chmod(0o600)
     code, text = invoke("producer", "status", "--redis-url-file", str(path))
-    assert (code, "no Redis at redis://:***@localhost:1" in text) == (2, True), text
+    assert (code, "no Redis at redis://***@localhost:1" in text) == (2, True), text
     code, text = invoke("worker", "start", "--redis-url-file", str(path))
-    assert (code, "no Redis at redis://:***@localhost:1" in text) == (2, True), text
+    assert (code, "no Redis at redis://***@localhost:1" in text) == (2, True), text
     code, text = invoke("producer", "status", "--redis-url-file", str(path), "--redis-url", "redis://x")
     assert (code, "not both" in text) == (2, True), text
     path.chmod(0o644)

@@ -113,7 +113,7 @@ def test_from_levels_to_a_plan_and_its_prediction(bench: Bench) -> None:
     bench.work()
     output = bench.call("collect")
     assert "16 of 16" in output
-    assert "prediction.json" in output
+    assert "report.html" in output
     assert not bench.store.has_blob(digest)
     (plan_path,) = bench.folder.root.glob("plans/*/prediction.json")
     predictions = read_predictions(plan_path)

@@ -13,7 +13,7 @@ import trustme
 from redis import Redis
 
 from shared.errors import InputError, RedisUnavailableError
-from shared.jobs.connection import connect, safe_url
+from shared.jobs.connection import connect
 from tests.redis_process import RedisProcess
 from tests.tasks import wait_until
 
@@ -107,6 +107,12 @@ def test_something_else_answers(closed_port: int) -> None:
         "redis://user:secret@host:99999999",
         "redis://user:secret@[::1",
         "redis://host/notanumber?x=%zz&db=x",
+        "redis://:7/secret@host",
+        "redis://:7#secret@host",
+        "redis://:7?secret@host",
+        "redis://secret/x@localhost:1",
+        "redis:/:secret@host",
+        ":secret@host:6379",
     ],
     ids=repr,
 )
@@ -115,29 +121,6 @@ def test_no_redis_url(url: str) -> None:
         connect(url)
     assert "secret" not in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("url", "safe"),
-    [
-        ("redis://host:6379/0", "redis://host:6379/0"),
-        ("redis://user:secret@host:6379/0", "redis://user:***@host:6379/0"),
-        ("redis://:secret@host", "redis://:***@host"),
-        ("rediss://user:@host", "rediss://user:***@host"),
-        ("redis://user@host", "redis://user@host"),
-        ("redis://:secret@[::1]:6379", "redis://:***@[::1]:6379"),
-        ("redis://:se@cret@host", "redis://:***@host"),
-        ("redis://host?password=secret&db=1", "redis://host?password=***&db=1"),
-        ("https://host/x?X-Amz-Signature=secret&a=b", "https://host/x?X-Amz-Signature=***&a=b"),
-        ("unix:///run/redis.sock", "unix:///run/redis.sock"),
-        ("unix://:secret@/run/redis.sock?db=1", "unix://:***@/run/redis.sock?db=1"),
-        ("redis://:secret@host:99999999", "(unreadable URL)"),
-        ("sftp://me:secret@nas/volume", "sftp://me:***@nas/volume"),
-        ("/Volumes/share", "/Volumes/share"),
-    ],
-)
-def test_passwords_are_not_shown(url: str, safe: str) -> None:
-    assert safe_url(url) == safe
 
 
 def test_a_password_that_is_refused(own_redis: RedisProcess) -> None:

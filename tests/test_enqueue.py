@@ -11,6 +11,8 @@ from producer.folder.tasks import calibration_tasks
 from shared.jobs.connection import connect
 from shared.jobs.task_queue import TaskQueue, queue_name
 from shared.stores.folder_store import FolderStore
+from shared.stores.relay_store import RelayStore
+from shared.stores.store import ShardStore
 from tests.calibration_shards import calibration_shard
 from tests.tasks import record_of
 
@@ -112,6 +114,56 @@ def test_other_prompts_or_settings_are_another_run(producer: Producer) -> None:
     producer.write_prompts("a red circle", "a blue square")
     assert producer.enqueue().split()[1] == before
     assert producer.enqueue("--seed", "1").split()[1] != before
+
+
+def finish(producer: Producer, index: int, store: ShardStore) -> str:
+    """Finish an image of the folder's run, as a worker would; return its task's id."""
+    task = calibration_tasks(CalibFolder(producer.calib).require_run())[index]
+    data = calibration_shard(task.image_index, steps=3).to_bytes()
+    assert store.put(record_of(task, data), data) == "stored"
+    TaskQueue(queue_name(store.id), connect(producer.redis_url)).withdraw([task.id])
+    return task.id
+
+
+@pytest.mark.parametrize("where", ["relay", "share"])
+def test_finished_images_of_other_settings_are_dropped_only_when_told_so(
+    producer: Producer, where: str
+) -> None:
+    share = producer.store("share")
+    options = () if where == "relay" else ("--store", share)
+    before = producer.enqueue(*options).split()[1].rstrip(":")
+    redis = connect(producer.redis_url)
+    store = RelayStore(redis) if where == "relay" else FolderStore.open(share)
+    done = finish(producer, 0, store)
+    refused = producer.enqueue("--seed", "1", *options, code=2)
+    assert f"1 images of run {before} are finished and wait in " in refused
+    assert "these settings differ in seed (0, now 1): use another --calib-dir to keep both" in refused
+    run = CalibFolder(producer.calib).require_run()
+    assert run.settings.id == before
+    assert store.record_ids(before) == {done}
+    assert len(TaskQueue(queue_name(store.id), redis).in_flight().queued) == 1
+    told = producer.enqueue("--seed", "1", "--drop-finished", *options)
+    assert f"1 finished images of run {before} were dropped" in told
+    assert "2 images enqueued" in told
+    assert store.record_ids(before) == set()
+    assert len(TaskQueue(queue_name(store.id), redis).in_flight().queued) == 2
+    if isinstance(store, RelayStore):
+        assert store.used_bytes == 0
+
+
+def test_a_run_with_collected_images_can_be_extended(producer: Producer) -> None:
+    producer.enqueue()
+    store = RelayStore(connect(producer.redis_url))
+    finish(producer, 0, store)
+    producer("collect", code=3)
+    producer.write_prompts("a red circle", "a blue square", "a green triangle")
+    assert "1 images enqueued, 1 already queued or running, 1 collected" in producer.enqueue(
+        "--num-images", "3"
+    )
+    for index in (1, 2):
+        finish(producer, index, store)
+    assert "calibration: 3 of 3" in producer("collect", code=0)
+    assert "0 images enqueued, 3 collected" in producer.enqueue("--num-images", "3")
 
 
 def test_a_relative_store_is_the_same_from_another_folder(

@@ -260,3 +260,15 @@ def test_a_redis_that_is_killed_and_comes_back(own_redis: RedisProcess, tmp_path
         wait_until(lambda: fleet.is_done(later))
     finally:
         fleet.close()
+
+
+def test_a_withdrawn_job_leaves_no_result_and_its_worker_lives_on(fleet: Fleet) -> None:
+    _, task = fleet.begin("one", "deaf")
+    fleet.queue.withdraw([task.id])
+    following = image_task(1)
+    fleet.queue.enqueue_tasks([following])
+    fleet.redis.set("wake", 1)
+    wait_until(lambda: fleet.is_done(following))
+    assert not fleet.redis.exists(f"rq:job:{task.id}")
+    assert fleet.queue.in_flight().ids == frozenset()
+    assert "the lease was lost while computing; the result is dropped" in fleet.log("one")

@@ -23,6 +23,7 @@ pytestmark = pytest.mark.slow
 MODEL = """MODELS["toy"] = ModelSpec(
     id="toy", family="toy", num_steps=3, image_size=64, cfg_weight=2.0, shift=1.0, precision="float32",
     text_encoder_t5="none", parameters=50_000, built_in=True,
+    transformer=TransformerShape(width=64, heads=2, double_blocks=2),
 )
 """
 LAYERS = "image_blocks.1.up,text_blocks.0.qkv,image_out"

@@ -10,6 +10,7 @@ from click.testing import CliRunner, Result
 
 from producer.cli import main
 from producer.folder.calib_folder import CalibFolder
+from producer.folder.request_file import RequestFile
 from producer.kinds.weights import read_weights
 from producer.plan.offers import make_offers
 from producer.plan.planner import PlanOptions, make_plans
@@ -17,10 +18,16 @@ from producer.plan.prompt_sets import PromptFile
 from producer.plan.rivals import rivals_of, uniform
 from producer.plan.scores import scores_of
 from producer.plan.targets import Target, like, max_error, target_bpw, target_mb
+from producer.results.merge import merge_results
+from producer.results.results import encode_results
 from shared.errors import InputError
+from shared.files import write_atomically
 from shared.plan import Choice, Variant
 from shared.plan_file import Plan, read_plan
+from shared.runs import SensitivitySettings
+from tests.conftest import Example
 from tests.planned import CANDIDATES, PLAIN, TIED, card, levels_of, planned_folder, prompt_csv, weights_of
+from tests.tasks import SETTINGS
 
 CARD = card()
 
@@ -124,6 +131,43 @@ def test_what_can_not_be_reached_is_told_with_the_range(root: Path, target: Targ
 def test_velocity_plans_need_weight_errors_of_what_was_measured(root: Path) -> None:
     with pytest.raises(InputError, match="no sensitivity in this folder yet; ask for one with `producer enq"):
         make(root, target_bpw(4.5), scores="velocity")
+
+
+def measured(folder: CalibFolder) -> str:
+    """Leave the results of an exact measurement at groups of 64; return its id."""
+    example = Example(num_steps=SETTINGS.num_steps)
+    sensitivity = SensitivitySettings(run_id=SETTINGS.id, sample_set_sha256="b" * 64, group_size=64)
+    for name, value in (("card", CARD), ("run", SETTINGS), ("sensitivity", sensitivity)):
+        object.__setattr__(example, name, value)
+    finished = [pair for pair in example.finished() if pair.task.layer != "block.1.narrow"]
+    results = merge_results(finished, run=SETTINGS, sensitivity=sensitivity, card=CARD, missing=[])
+    subfolder = folder.sensitivity(sensitivity.id)
+    request = RequestFile(
+        settings=sensitivity, layers=(), bits=(2, 4, 8), samples=24, max_images=4, step_stride=1
+    )
+    subfolder.write_request(request)
+    write_atomically(subfolder.results_path, encode_results(results))
+    return sensitivity.id
+
+
+def test_a_plan_by_velocity_takes_what_was_measured(tmp_path: Path) -> None:
+    folder = planned_folder(tmp_path / "calib")
+    prompt_csv(tmp_path / "prompts.csv")
+    source = measured(folder)
+    result = call(tmp_path, "--target-bpw", "4.6", "--target", "velocity", "--out", str(tmp_path / "v.json"))
+    assert result.exit_code == 0, result.output
+    plan = read_plan(tmp_path / "v.json")
+    assert plan.scores.source == source
+    assert (plan.scores.target, plan.scores.level, plan.scores.images) == ("velocity", "measured", 4)
+    assert plan.kept == ("block.1.narrow",), "its inputs are no multiple of 64"
+    assert {choice.group_size for choice in plan.layers.values()} == {64}
+    assert {choice.bits for choice in plan.layers.values()} <= {2, 4, 8}
+    assert len(plan.prompts.scores) == 4
+    for weights in folder.weights.all():
+        weights.request_path.unlink()
+        weights.records.root.rename(tmp_path / "elsewhere")
+    result = call(tmp_path, "--target-bpw", "4.6", "--target", "velocity")
+    assert "enqueue-levels --images 0 --bits 2,4,8" in result.output
 
 
 def test_the_command_writes_the_plan_and_tells_it(root: Path) -> None:

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from producer.folder.calib_folder import CalibFolder
-from producer.plan.prediction import another_picture, predict, read_predictions, write_predictions
+from producer.plan.prediction import another_picture, predict, read_predictions
+from producer.plan.write import write_plan, write_predictions
 from shared.kinds.confirm import ConfirmShard
+from tests.planned import card, plan_of
 
 SINGLE = np.linspace(0.2, 3.0, 60)
 """Size of each layer's single error."""
@@ -42,7 +44,7 @@ def true_error(common: float) -> float:
 
 @pytest.mark.parametrize("common", [0.0, 0.02])
 def test_predictions_are_right_on_average(common: float) -> None:
-    first = [predict(shards(32, seed, common=common), ["plan", "uniform"])[0] for seed in range(60)]
+    first = [predict(shards(32, seed, common=common), ["plan", "uniform"])[0] for seed in range(30)]
     errors = np.array([prediction.median_squared_error for prediction in first])
     assert np.median(errors) == pytest.approx(true_error(common), rel=0.15)
     joint = np.mean([prediction.joint for prediction in first])
@@ -51,7 +53,7 @@ def test_predictions_are_right_on_average(common: float) -> None:
 
 def test_the_interval_holds_as_often_as_it_says() -> None:
     truth = -10 * np.log10(true_error(0.0))
-    first = [predict(shards(24, seed), ["plan", "uniform"])[0] for seed in range(100)]
+    first = [predict(shards(24, seed), ["plan", "uniform"])[0] for seed in range(50)]
     inside = [prediction.median_db.low <= truth <= prediction.median_db.high for prediction in first]
     assert 0.82 <= np.mean(inside) <= 1.0
 
@@ -89,9 +91,18 @@ def test_images_that_became_another_picture_are_counted() -> None:
     assert another_picture(plan, measured) == pytest.approx(0.4)
 
 
-def test_predictions_are_written_beside_each_plan(tmp_path: Path) -> None:
-    folder, predictions = CalibFolder(tmp_path), predict(shards(8, 1), ["plan", "uniform"])
-    path = write_predictions(folder, tmp_path / "confirms" / "x", ["aaa", "bbb"], predictions)
-    assert read_predictions(path) == predictions
-    assert read_predictions(folder.plan_path("bbb").parent / "prediction.json") == predictions
+def test_predictions_are_written_beside_each_plan_with_its_page(tmp_path: Path) -> None:
+    folder, predictions = CalibFolder(tmp_path), predict(shards(8, 1), ["plan", "uniform 4/64"])
+    folder.write_model(card())
+    plan = plan_of(card())
+    write_plan(folder, plan)
+    page = folder.plan_path(plan.id).parent / "report.html"
+    assert "which is too good" in page.read_text()
+    assert write_predictions(folder, tmp_path / "confirms" / "x", [plan.id, "gone"], predictions) == page
+    assert read_predictions(tmp_path / "confirms" / "x" / "prediction.json") == predictions
+    assert read_predictions(page.parent / "prediction.json") == predictions
     assert read_predictions(tmp_path / "missing.json") == []
+    text = page.read_text().replace("<wbr>", "")
+    assert f"{predictions[0].median_db.value:.1f} dB" in text
+    for words in ("uniform 4/64", "final_layer.linear", "--target-bpw 5", plan.fingerprint):
+        assert words in text

@@ -29,6 +29,8 @@ from tests.tasks import SETTINGS, record_of, wait_until
 from tests.tls_redis import PASSWORDS, ROOT, TlsRedis
 from worker.jobs.lease_worker import LeaseWorker
 from worker.jobs.maintenance import return_lost_jobs
+from worker.jobs.set_aside import SetAside
+from worker.service.canary_votes import Canary, compare_with_others, note_work
 
 QUEUE = queue_name("relay")
 USERS = ["worker", "producer"]
@@ -62,7 +64,20 @@ FORBIDDEN = [
     ["LMOVE", "rq:x", "others", "LEFT", "LEFT"],
     ["RENAME", "rq:x", "others"],
     ["COPY", "others", "rq:x"],
+    # Another application's jobs in the same Redis.
+    ["RPUSH", "rq:queue:default", "x"],
+    ["ZADD", "rq:wip:default", "1", "x"],
+    ["EVAL", "return redis.call('DEL', KEYS[1])", "1", "rq:queue:default"],
 ]
+FORBIDDEN_TO = {
+    # A stolen worker's password stops no producer, and a producer's says nothing about machines.
+    "worker": [["SET", f"bitfleet:reconcile:{QUEUE}", "x"], ["DEL", f"bitfleet:reconcile:{QUEUE}"]],
+    "producer": [
+        ["HSET", "bitfleet:canary:x", "a", "b"],
+        ["SET", f"bitfleet:grace:{QUEUE}", "1"],
+        ["DEL", "rq:execution:x"],
+    ],
+}
 
 
 @pytest.fixture(scope="module")
@@ -80,13 +95,18 @@ def admin(server: TlsRedis) -> Iterator[Redis]:
 
 
 def refusals(admin: Redis) -> list[str]:
-    """Who was refused what; redis-py takes a refused CLIENT SETINFO (of Redis 7.2) as it is."""
+    """Who was refused what; redis-py takes a refused CLIENT SETINFO as it is."""
     entries = admin.acl_log()
     said = [f"{entry['username']}: {entry['reason']} {entry['object']}" for entry in entries]
-    return [line for line in said if not line.endswith("client|setinfo")]
+    return [line for line in said if not line.endswith(("client|setinfo", "command client"))]
 
 
 class TestTls:
+    @pytest.fixture(autouse=True)
+    def only_with_tls(self, server: TlsRedis) -> None:
+        if not server.tls:
+            pytest.skip("no redis-server on PATH was built with TLS (Debian's and Homebrew's are)")
+
     def test_a_private_authority_is_named_in_the_url(self, server: TlsRedis) -> None:
         for patient in (True, False):
             assert connect(server.url("worker"), patient=patient).ping()
@@ -124,8 +144,8 @@ class TestUsers:
     def test_may_not(self, server: TlsRedis, admin: Redis, user: str) -> None:
         admin.set("others", "untouched")
         with Redis.from_url(server.url(user)) as client:
-            for command in FORBIDDEN:
-                with pytest.raises(RedisError, match=r"no permissions|can't (run|access)"):
+            for command in [*FORBIDDEN, *FORBIDDEN_TO[user]]:
+                with pytest.raises(RedisError, match=r"no permissions|can't (run|access)|unknown command"):
                     client.execute_command(*command)
         assert admin.get("others") == b"untouched"
 
@@ -170,6 +190,16 @@ class TestUsers:
         # The blocking pop is another command than a burst's.
         with connect(server.url("worker")) as client, pytest.raises(DequeueTimeout):
             TaskQueue.lmove(client, f"rq:queue:{QUEUE}", 1)
+        assert refusals(admin) == []
+
+    def test_joining_a_run_and_leaving_one_to_others(self, server: TlsRedis, admin: Redis) -> None:
+        admin.set(f"bitfleet:canary:{SETTINGS.id}", "damaged")
+        canary = Canary(fingerprint="f" * 64, host="here", worker="w", versions={}, output=[1.0])
+        with connect(server.url("worker")) as client:
+            compare_with_others(client, SETTINGS, canary)
+            note_work(client, SETTINGS, canary)
+            SetAside(client, QUEUE, host="here", start_id="x").add("cal-0123456789ab-00000", "no disk")
+            assert SetAside(client, QUEUE, host="here", start_id="x").prefixes()
         assert refusals(admin) == []
 
     def test_missing_rights_are_told(self, server: TlsRedis, admin: Redis) -> None:

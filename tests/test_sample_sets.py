@@ -12,13 +12,14 @@ from redis import Redis
 from producer.folder import sample_selection
 from producer.folder.calib_folder import SensitivityFolder
 from producer.folder.sample_selection import select_parts, select_samples
+from producer.folder.tasks import sketch_tasks
 from shared.errors import SampleError, ShardCorruptError
 from shared.layout.sample_parts import SampleIndex, join, read_sample_set
 from shared.layout.sample_set import SampleSet
 from tests.calibration_shards import calibration_shard
 from tests.folders import Folder
 from tests.tasks import SETTINGS
-from tests.test_collect_sensitivity import exact_shard
+from tests.test_collect_sensitivity import exact_shard, sketch_shard
 from worker.service.sample_cache import fetch_samples
 
 STEPS = SETTINGS.num_steps
@@ -167,6 +168,29 @@ def test_a_full_relay_is_waited_for(folder: Folder) -> None:
     folder.store.discard_blob(stranger)
     assert folder.call("collect").exit_code == 3
     assert len(folder.queue.in_flight().queued) == 1
+
+
+def test_a_sketch_that_is_replaced_leaves_queue_and_relay(folder: Folder) -> None:
+    enqueue(folder, "--method", "sketch", "--bits", "4", "--probes", "2", "--max-images", "1")
+    tasks = sketch_tasks(only(folder).require_request(), folder.run_file)
+    assert len(tasks) == STEPS
+    folder.queue.withdraw([tasks[0].id])
+    folder.leave(tasks[0], sketch_shard(tasks[0]).to_bytes())
+    blobs_only = folder.store.used_bytes - len(sketch_shard(tasks[0]).to_bytes())
+    result = folder.call(
+        "enqueue-sensitivity", "--method", "sketch", "--bits", "4", "--probes", "3", "--max-images", "1"
+    )
+    assert result.exit_code == 0, result.output
+    assert f"is withdrawn: {STEPS} tasks, of which 1 were finished and not collected" in result.output
+    new = sketch_tasks(only(folder).require_request(), folder.run_file)
+    assert set(folder.queue.in_flight().queued) == {task.id for task in new}
+    assert folder.store.record_ids(only(folder).root.name) == set()
+    assert folder.store.used_bytes == blobs_only
+    # The same one again replaces nothing.
+    again = folder.call(
+        "enqueue-sensitivity", "--method", "sketch", "--bits", "4", "--probes", "3", "--max-images", "1"
+    )
+    assert "withdrawn" not in again.output
 
 
 class TestOlderRevision:

@@ -111,7 +111,7 @@ def test_garbage_sets_nothing_aside(redis: Redis, name: bytes, value: bytes) -> 
 def test_a_reason_is_told_without_what_a_terminal_would_obey(redis: Redis) -> None:
     forged = Aside(host="x", reason="\x1b[2Jgone\n", until=time.time() + 60)
     redis.hset(KEY, "one:cal-0-", msgspec.json.encode(forged))
-    assert SetAside(redis, QUEUE, host="air", start_id="one").reasons() == ["[2Jgone"]
+    assert SetAside(redis, QUEUE, host="air", start_id="one").reasons() == [r"\u001b[2Jgone "]
 
 
 def test_a_key_of_another_kind_is_no_trouble(redis: Redis, aside: SetAside) -> None:

@@ -8,6 +8,7 @@ from worker.launch import require_own_shared
 
 require_own_shared()
 
+from shared.choices import DEFAULT_MODEL  # noqa: E402
 from shared.cli import explain_errors, redis_url_option  # noqa: E402
 
 
@@ -104,6 +105,7 @@ def start(
     from shared.errors import InputError
     from shared.jobs.connection import connect
     from shared.jobs.task_queue import queue_name
+    from shared.printable import log_to_stderr
     from shared.sizes import parse_size
     from shared.stores.open_store import open_store
     from worker.service.machine import host_name, require_mlx
@@ -117,11 +119,7 @@ def start(
     require_mlx()
     # Checked here once, so that a wrong URL gives one error and not one per process.
     queue = queue_name(open_store(store, connect(redis_url)).id)
-    logging.basicConfig(
-        level=logging.WARNING if quiet else logging.INFO,
-        format=f"%(asctime)s {host_name()} %(message)s",
-        datefmt="%H:%M:%S",
-    )
+    log_to_stderr(logging.WARNING if quiet else logging.INFO, host_name())
     options = WorkerOptions(
         redis_url=redis_url,
         store=store,
@@ -139,6 +137,56 @@ def start(
         log_level="WARNING" if quiet else "INFO",
     )
     sys.exit(Supervisor(options, workers, queue_name=queue, with_parent=with_parent).run())
+
+
+@main.command()
+@click.option(
+    "--full",
+    is_flag=True,
+    help="Use transformers as wide as published ones. Takes minutes and 4 GB of memory.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON with every figure, to compare machines by.")
+@click.option(
+    "--redis-url",
+    envvar="REDIS_URL",
+    show_envvar=True,
+    help="Check this Redis, too. [default: none is checked]",
+)
+@click.option(
+    "--store",
+    metavar="URL",
+    envvar="BITFLEET_STORE",
+    show_envvar=True,
+    help="Check this store, too. [default: the relay in Redis]",
+)
+@click.option(
+    "--model", default=DEFAULT_MODEL, show_default=True, metavar="ID", help="Whose files to look for."
+)
+@explain_errors
+def doctor(full: bool, as_json: bool, redis_url: str | None, store: str | None, model: str) -> None:
+    """Check whether this machine can be trusted with work: Python, MLX, what its GPU computes, Redis, disk.
+
+    Nothing is downloaded. Each step of small random models is computed on the GPU and on the CPU and
+    compared. Prints a line per check, with its cure; the exit code is 2 if one fails.
+    """
+    import sys
+
+    from shared.models import model_spec
+    from shared.printable import printable
+    from worker.doctor.examine import examine, line_of, to_json
+
+    model_spec(model)
+    checks = []
+    for check in examine(full=full, redis_url=redis_url, store=store, model=model):
+        checks.append(check)
+        if not as_json:
+            click.echo(printable(line_of(check)))
+    if as_json:
+        click.echo(to_json(checks, full=full))
+    failed = sum(check.outcome == "failed" for check in checks)
+    if failed:
+        click.echo(f"{failed} of {len(checks)} checks failed", err=True)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -39,8 +39,9 @@ class CalibFolder:
     """The paths of a calibration folder. It also reads and writes all files but the samples."""
 
     def __init__(self, root: Path, tell: Callable[[str], None] = lambda line: None) -> None:
-        """`tell` is called with one line about what this process waits for."""
+        """`tell` is called with a line about what this process waits for, or gives up on its own account."""
         self.root = root
+        self.tell = tell
         self.run_path = root / "run.json"
         self.model_path = root / "model.json"
         self.model_copy_path = root / "records" / "model.card"
@@ -151,7 +152,17 @@ class CalibFolder:
         return run
 
     def write_run(self, run: RunFile) -> None:
-        """Write the run file.
+        """Write the run file, after `check_run`.
+
+        Raises:
+            InputError: as there.
+        """
+        self.check_run(run)
+        if self.read_run() != run:
+            self._run.write(run)
+
+    def check_run(self, run: RunFile) -> None:
+        """Check whether a run can be this folder's.
 
         Raises:
             InputError: the folder holds images of another run, or samples without a run file.
@@ -171,8 +182,6 @@ class CalibFolder:
                 f"run {old.settings.id} was enqueued with {old.store or 'the Redis relay'} as its store; "
                 "give the same --store"
             )
-        if old != run:
-            self._run.write(run)
 
     def require_model(self) -> ModelCard:
         """Return the model card.

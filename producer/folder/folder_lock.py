@@ -24,6 +24,7 @@ from msgspec import Struct
 
 from shared.decoding import decode_or_none
 from shared.errors import FolderLostError
+from shared.printable import printable
 
 BEAT_SECONDS = 5.0
 STALE_SECONDS = 30.0
@@ -52,7 +53,7 @@ class Holder(Struct, frozen=True, kw_only=True):
 
     def __str__(self) -> str:
         text = f"`producer {self.command}` on {self.host}, process {self.pid}, since {self.since}"
-        return "".join(letter if letter.isprintable() else " " for letter in text[:300])
+        return printable(text, 300)
 
 
 _decoder = msgspec.json.Decoder(Holder)

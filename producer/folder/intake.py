@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from shared.errors import RunMismatchError, ShardCorruptError, StoreTroubleError
 from shared.kinds.kind import Task
+from shared.printable import printable
 from shared.stores.records import Record
 from shared.stores.store import ShardStore
 
@@ -72,13 +73,13 @@ def take_in(
                 intake.merged.append(task.id)
                 told(task)
             except (ShardCorruptError, RunMismatchError) as error:
-                line = f"{task.label}: dropped, to be computed again: {_printable(str(error))}"
+                line = f"{task.label}: dropped, to be computed again: {printable(str(error), MAX_REASON)}"
                 intake.problems.append(line)
-                intake.dropped.append(Dropped(task.id, _printable(host), _cause(error), line))
+                intake.dropped.append(Dropped(task.id, printable(host, MAX_REASON), _cause(error), line))
             except StoreTroubleError as error:
                 # This raises if the whole store is unreadable, and not this file alone.
                 store.record_ids(namespace)
-                intake.unreadable[task.id] = _printable(str(error))
+                intake.unreadable[task.id] = printable(str(error), MAX_REASON)
                 continue
         store.discard(namespace, task.id)
     return intake
@@ -92,8 +93,3 @@ def _take_one(task: Task, record: Record, store: ShardStore, keep: Callable[[Rec
 
 def _cause(error: Exception) -> str:
     return "damaged" if isinstance(error, ShardCorruptError) else "of other settings or model files"
-
-
-def _printable(text: str) -> str:
-    """Return a text, cut short and without control characters: it may quote a hostile shard."""
-    return "".join(letter if letter.isprintable() else " " for letter in text[:MAX_REASON])

@@ -19,12 +19,12 @@ def print_inspection(inspection: Inspection) -> None:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for first, *others in rows:
         cells = (cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))
-        out.print("  ".join((first.ljust(widths[0]), *cells)), markup=False)
+        out.print("  ".join((first.ljust(widths[0]), *cells)))
     out.print()
     for line in _totals(inspection):
-        out.print(line, markup=False)
+        out.print(line)
     for problem in inspection.all_problems:
-        out.print(f"wrong: {problem}", markup=False)
+        out.print(f"wrong: {problem}")
 
 
 def _row(layer: Layer) -> tuple[str, str, str, str, str]:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from redis import Redis
+from redis.lock import Lock
 
 from shared.jobs.history import forget_events
 from shared.jobs.task_queue import TaskQueue, queue_name
@@ -43,6 +44,17 @@ class Reconciled:
         return len(self.in_store) + len(self.in_flight) + len(self.enqueued)
 
 
+def _lock(connection: Redis, queue: TaskQueue) -> Lock:
+    """Return the lock without which two producers could enqueue the same missing tasks."""
+    key = f"bitfleet:reconcile:{queue.name}"
+    left = connection.pttl(key)
+    # Every lock of ours ends by itself. One that does not would be waited for in vain.
+    if left == -1 or left > 1000 * LOCK_SECONDS:
+        connection.delete(key)
+    lock: Lock = connection.lock(key, timeout=LOCK_SECONDS)
+    return lock
+
+
 def reconcile(
     tasks: Sequence[Task],
     done: frozenset[str],
@@ -59,8 +71,7 @@ def reconcile(
     """
     queue = TaskQueue(queue_name(store.id), connection)
     wanted = {task.id for task in tasks}
-    # Without a lock, two producers could enqueue the same missing tasks.
-    with connection.lock(f"bitfleet:reconcile:{queue.name}", timeout=LOCK_SECONDS) as lock:
+    with _lock(connection, queue) as lock:
         # Read in this order, a task that changes its state meanwhile is seen in its old or its new state.
         on_their_way = queue.in_flight()
         in_flight = on_their_way.ids & wanted

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from typing import cast
 
 from redis import Redis
-from rq import worker_registration
 from rq.utils import now, utcparse
 
 from shared.jobs.task_queue import TaskQueue, queue_name
+from shared.jobs.worker_keys import worker_keys
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,12 +24,16 @@ def live_workers(connection: Redis, store_id: str) -> list[WorkerInfo]:
     """Return the registered workers by name. A crashed worker stays in the list for about a minute."""
     queue = TaskQueue(queue_name(store_id), connection)
     workers = []
-    for key in sorted(worker_registration.get_keys(queue)):
+    for key in worker_keys(queue):
         raw = cast(dict[bytes, bytes], connection.hgetall(key))
-        fields = {name.decode(): value.decode("utf-8", "replace") for name, value in raw.items()}
-        if "last_heartbeat" not in fields or "death" in fields:
+        fields = {_text(name): _text(value) for name, value in raw.items()}
+        try:
+            silent = (now() - utcparse(fields["last_heartbeat"])).total_seconds()
+        except (KeyError, ValueError):
+            # No worker of ours.
             continue
-        silent = (now() - utcparse(fields["last_heartbeat"])).total_seconds()
+        if "death" in fields:
+            continue
         workers.append(
             WorkerInfo(
                 name=key.rpartition(":")[2],
@@ -39,3 +43,7 @@ def live_workers(connection: Redis, store_id: str) -> list[WorkerInfo]:
             )
         )
     return workers
+
+
+def _text(value: bytes) -> str:
+    return value.decode("utf-8", "replace")

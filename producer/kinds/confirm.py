@@ -8,7 +8,8 @@ from producer.folder.kept_folder import ConfirmRequest, KeptFolder
 from producer.folder.run_file import RunFile
 from producer.kinds.kept import KeptPart, check_layers, parts_or_troubles
 from producer.kinds.part import Part
-from producer.plan.prediction import predict, write_predictions
+from producer.plan.prediction import predict
+from producer.plan.write import write_predictions
 from shared.errors import ShardCorruptError
 from shared.kinds.confirm import ConfirmShard, ConfirmTask
 from shared.stores.records import Record

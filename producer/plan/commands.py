@@ -19,11 +19,13 @@ from producer.plan.prompt_sets import prompt_file
 from producer.plan.scores import Thirds
 from producer.plan.step_time import read_times
 from producer.plan.targets import Target, like, max_error, target_bpw, target_mb
+from producer.plan.write import write_plan
 from shared.errors import InputError
 from shared.files import write_atomically
 from shared.metrics import BUCKETS
 from shared.plan import Choice
 from shared.plan_file import Plan, encode_plan, read_plan
+from shared.printable import printable
 
 
 def enqueue_levels(
@@ -58,7 +60,7 @@ def enqueue_levels(
 
 
 def _tell(line: str) -> None:
-    err.print(line, markup=False)
+    err.print(line)
 
 
 def targets_of(
@@ -111,12 +113,12 @@ def plan(
     )
     with folder.locked("plan"):
         for made in plans:
-            write_atomically(folder.plan_path(made.id), encode_plan(made))
+            write_plan(folder, made)
     if out_file is not None:
         write_atomically(out_file, encode_plan(plans[0]))
     print_plans(plans)
     for made in plans:
-        out.print(f"plan {made.id}: {out_file or folder.plan_path(made.id)}", markup=False)
+        out.print(f"plan {made.id}: {out_file or folder.plan_path(made.id)}")
     sets = plans[0].prompts
     out.print(
         f"prompts: {len(sets.scores)} for the scores, {len(sets.choosing)} for choosing, "
@@ -153,8 +155,8 @@ def print_plans(plans: Sequence[Plan]) -> None:
         column.justify = "right"
     for made in plans:
         table.add_row(
-            made.id,
-            made.target,
+            printable(made.id),
+            printable(made.target),
             f"{made.bits_per_weight:.3f}",
             format_size(made.stored_bytes),
             f"{100 * made.score**0.5:.3g}%",
@@ -169,8 +171,5 @@ def enqueue_confirm(calib_dir: Path, fleet: Fleet, paths: Sequence[Path]) -> Non
     run = folder.require_run()
     check_store(run.store_id, run.store, fleet)
     request, reconciled = ask_for_predictions(folder, fleet, [read_plan(path) for path in paths])
-    out.print(
-        f"confirm {request.settings.id}: {', '.join(request.names)} on {len(request.prompts)} prompts",
-        markup=False,
-    )
+    out.print(f"confirm {request.settings.id}: {', '.join(request.names)} on {len(request.prompts)} prompts")
     say_enqueued(reconciled, "images")

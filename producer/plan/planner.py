@@ -1,6 +1,7 @@
 """Make plans of what a folder holds: weight errors and scores, for one target or several."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -23,6 +24,7 @@ from shared.errors import InputError
 from shared.kinds.weights import WeightsShard
 from shared.metrics import Floats
 from shared.model_card import ModelCard
+from shared.plan import Choice
 from shared.plan_file import Plan, PlanPrompt, PromptSets, Scores, numbered
 from shared.plan_file import Target as ScoreTarget
 
@@ -210,16 +212,14 @@ def _velocity(folder: CalibFolder, options: PlanOptions) -> Material:
         raise InputError(f"{subfolder.results_path} is missing; run `producer collect`")
     results = decode_results(subfolder.results_path.read_bytes())
     scores = velocity_scores(results, card, thirds=options.thirds)
-    for weights_id in (weights.root.name for weights in folder.weights.all()):
-        weights = read_weights(folder, weights_id)
-        if set(scores.candidates) <= set(candidates_of(weights)):
-            break
-    else:
+    found_weights = _weights_with(folder, scores.candidates)
+    if found_weights is None:
         bits = ",".join(str(choice.bits) for choice in scores.candidates)
         raise InputError(
             "the weight errors of what was measured are missing; run `producer enqueue-levels --images 0 "
-            f"--bits {bits}`, then `producer collect --wait`"
+            f"--bits {bits} --group-sizes {scores.candidates[0].group_size}`, then `producer collect --wait`"
         )
+    weights_id, weights = found_weights
     images = min(subfolder.require_request().max_images, len(run.prompts))
     return Material(
         card=card,
@@ -235,3 +235,13 @@ def _velocity(folder: CalibFolder, options: PlanOptions) -> Material:
         ),
         images=numbered(run.prompts, range(images), run.settings.seed),
     )
+
+
+def _weights_with(folder: CalibFolder, candidates: Sequence[Choice]) -> tuple[str, WeightsShard] | None:
+    """Return collected weight errors of all these candidates, with their id; None if there are none."""
+    for weights_id in (subfolder.root.name for subfolder in folder.weights.all()):
+        with suppress(InputError):
+            weights = read_weights(folder, weights_id)
+            if set(candidates) <= set(candidates_of(weights)):
+                return weights_id, weights
+    return None

@@ -17,8 +17,6 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from producer.folder.calib_folder import CalibFolder
-from shared.files import write_atomically
 from shared.kinds.confirm import ConfirmShard
 from shared.metrics import Floats
 
@@ -108,16 +106,6 @@ def another_picture(predicted: Prediction, measured: Floats) -> float:
 
 
 _decoder = msgspec.json.Decoder(list[Prediction])
-
-
-def write_predictions(
-    folder: CalibFolder, root: Path, plans: Sequence[str], predictions: Sequence[Prediction]
-) -> Path:
-    """Write all predictions into the request's folder, and beside each plan; return the first path."""
-    data = msgspec.json.format(msgspec.json.encode(predictions), indent=1) + b"\n"
-    for path in (root, *(folder.plan_path(plan).parent for plan in plans)):
-        write_atomically(path / "prediction.json", data)
-    return root / "prediction.json"
 
 
 def read_predictions(path: Path) -> list[Prediction]:

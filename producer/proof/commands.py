@@ -28,7 +28,6 @@ def enqueue_verification(calib_dir: Path, fleet: Fleet, plans: Sequence[Path], *
         f"{what} {settings.id}: {', '.join(request.names)} on {request.wanted} prompts, at most "
         f"{len(request.prompts)}; {settings.num_steps} steps, cfg {settings.cfg_weight:g}, "
         f"{settings.image_size} px",
-        markup=False,
     )
     say_enqueued(reconciled, "prompts")
     return settings.id

@@ -8,6 +8,9 @@ from msgspec import Meta, Struct
 from redis import Redis
 from redis.exceptions import ResponseError
 
+from shared.decoding import decode_or_none
+from shared.printable import printable
+
 ASIDE_SECONDS = 600.0
 """For how long, at most. Then it is tried again: files may have come, memory may be free."""
 
@@ -19,6 +22,9 @@ class Aside(Struct, frozen=True, kw_only=True):
     reason: Annotated[str, Meta(max_length=2000)]
     until: float
     """Seconds since 1970, by Redis' clock."""
+
+
+_decoder = msgspec.json.Decoder(Aside)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,15 +59,10 @@ def read_asides(connection: Redis, queue_name: str, now: float) -> list[Entry]:
 
 def _decode(name: bytes, line: bytes, now: float) -> Entry | None:
     start_id, _, kind = name.decode("utf-8", "replace").partition(":")
-    try:
-        aside = msgspec.json.decode(line, type=Aside)
-    except (msgspec.DecodeError, UnicodeError):
-        return None
+    aside = decode_or_none(_decoder, line)
     # Nothing that stands there may send a machine home for longer than its own word would.
-    if not now < aside.until <= now + ASIDE_SECONDS + 1 or kind != kind_of_job(kind):
+    if aside is None or not now < aside.until <= now + ASIDE_SECONDS + 1 or kind != kind_of_job(kind):
         return None
     # It will be shown, and a terminal obeys what it is shown.
-    host, reason = (
-        "".join(letter for letter in text if letter.isprintable()) for text in (aside.host, aside.reason)
-    )
-    return Entry(start_id, kind, msgspec.structs.replace(aside, host=host, reason=reason))
+    shown = msgspec.structs.replace(aside, host=printable(aside.host), reason=printable(aside.reason))
+    return Entry(start_id, kind, shown)

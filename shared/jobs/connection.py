@@ -2,7 +2,7 @@
 
 import re
 import sys
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 from redis import Redis
 from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
@@ -18,6 +18,8 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
 from shared.errors import InputError, RedisUnavailableError
+from shared.jobs.mending import MendingRedis
+from shared.safe_url import PERCENT_ENCODE, is_readable, safe_url, without_secrets
 
 WAYS_ON = (
     "start one with `docker compose up -d`, or install and start redis-server, "
@@ -36,7 +38,13 @@ TRUST = (
     ", and write HOST as the server's certificate has it"
 )
 
-_SECRET = re.compile(r"([^&=]*(?:pass|secret|token|key|credential|signature)[^&=]*)=[^&]*", re.IGNORECASE)
+# Stricter than redis-py, which takes a part of a password with / # or ? in it for a host or a port, and
+# connects there.
+_URL = re.compile(
+    r"(?:rediss?://(?:[^/?#]*@)?(?:(?:[\w.~-]+|\[[0-9A-Fa-f:.%]+\])(?::[0-9]{1,5})?)?(?:/[0-9]*)?"
+    r"|unix://(?:[^/?#]*@)?/[^?#]*)"
+    r"(?:\?[a-z_]+=[^&#]*(?:&[a-z_]+=[^&#]*)*)?"
+)
 
 
 def connect(url: str, *, patient: bool = True) -> Redis:
@@ -47,7 +55,7 @@ def connect(url: str, *, patient: bool = True) -> Redis:
     (`?ssl_ca_certs=/path/ca.crt`).
 
     A `patient` client retries for about two minutes while Redis is down or frozen. Other clients fail at
-    once, which is what a heartbeat needs.
+    once, which is what a heartbeat needs. Both reset keys that hold a value of a wrong type.
 
     Raises:
         InputError: `url` is not a Redis URL.
@@ -58,25 +66,25 @@ def connect(url: str, *, patient: bool = True) -> Redis:
         client.ping()
     except (AuthenticationError, NoPermissionError) as error:
         raise RedisUnavailableError(
-            f"Redis at {safe_url(url)} refuses us ({error}); put user and password into the URL: "
-            "redis://USER:PASSWORD@HOST:6379"
+            f"Redis at {safe_url(url)} refuses us ({_reason(error, url)}); put user and password into the "
+            "URL: redis://USER:PASSWORD@HOST:6379"
         ) from None
     except TypeError as error:
         # redis-py passes everything after the question mark to its connections without checking it.
-        option = str(error).rpartition("argument ")[2]
+        option = f" {str(error).rpartition('argument ')[2]}" if is_readable(url) else " of that name"
         raise InputError(
-            f"{safe_url(url)}: redis-py knows no option {option}; an authority's certificate is named by "
+            f"{safe_url(url)}: redis-py knows no option{option}; an authority's certificate is named by "
             "?ssl_ca_certs=/path/ca.crt"
         ) from None
     except ResponseError as error:
-        reason = _reason(error)
         raise RedisUnavailableError(
-            f"Redis at {safe_url(url)} can't be used ({reason}); {_cure(reason)}"
+            f"Redis at {safe_url(url)} can't be used ({_reason(error, url)}); {_cure(str(error))}"
         ) from None
     except (RedisError, OSError) as error:
-        reason = _reason(error)
-        way_on = _advice(url, reason)
-        raise RedisUnavailableError(f"no Redis at {safe_url(url)} ({reason}); {way_on}") from None
+        way_on = _advice(url, str(error) or type(error).__name__)
+        raise RedisUnavailableError(
+            f"no Redis at {safe_url(url)} ({_reason(error, url)}); {way_on}"
+        ) from None
     if not patient:
         return client
     client.close()
@@ -84,8 +92,10 @@ def connect(url: str, *, patient: bool = True) -> Redis:
 
 
 def _client(url: str, retry: Retry) -> Redis:
+    if not _URL.fullmatch(url):
+        raise _no_url(url, "")
     try:
-        return Redis.from_url(
+        return MendingRedis.from_url(
             url,
             retry=retry,
             # Without this, redis-py retries nothing on a client made from a URL.
@@ -95,36 +105,22 @@ def _client(url: str, retry: Retry) -> Redis:
             health_check_interval=30,
         )
     except (ValueError, TypeError) as error:
-        # An unreadable URL is not quoted, because a part of a password may be in it.
-        said = "" if safe_url(url) == UNREADABLE else f" ({_reason(error)})"
-        raise InputError(
-            f"not a Redis URL: {safe_url(url)}{said}; it looks like redis://[USER:PASSWORD@]HOST:6379 or "
-            "rediss://…, and in a password / is written %2F, # %23, ? %3F, @ %40"
-        ) from None
+        raise _no_url(url, f" ({_reason(error, url)})") from None
+
+
+def _no_url(url: str, said: str) -> InputError:
+    return InputError(
+        f"not a Redis URL: {safe_url(url)}{said}; it looks like redis://[USER:PASSWORD@]HOST:6379 or "
+        f"rediss://…; {PERCENT_ENCODE}"
+    )
 
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
-UNREADABLE = "(unreadable URL)"
 
 
-def safe_url(url: str) -> str:
-    """Return `url` without passwords, for messages and logs."""
-    try:
-        parts = urlsplit(url)
-        _ = parts.port
-    except ValueError:
-        return UNREADABLE
-    netloc = parts.netloc
-    if parts.password is not None:
-        netloc = f"{parts.username or ''}:***@{netloc.rpartition('@')[2]}"
-    # The query may hold a password for Redis, and keys and tokens for other stores.
-    query = _SECRET.sub(r"\1=***", parts.query)
-    safe = parts._replace(netloc=netloc, query=query)
-    return url if safe == parts else urlunsplit(safe)
-
-
-def _reason(error: Exception) -> str:
-    text = str(error) or type(error).__name__
+def _reason(error: Exception, url: str) -> str:
+    """Return the first line of what is said about `url`, without secrets."""
+    text = without_secrets(str(error), url) or type(error).__name__
     return text.splitlines()[0].rstrip(".")
 
 

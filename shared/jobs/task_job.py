@@ -16,6 +16,7 @@ from rq.job import Job
 from shared.errors import TaskRefusedError, UnknownKindError
 from shared.kinds.kind import Task
 from shared.kinds.registry import KINDS, decode_task, kind_of
+from shared.printable import printable
 
 JOB_TIMEOUT = int(timedelta(hours=12).total_seconds())
 RESULT_TTL = int(timedelta(days=7).total_seconds())
@@ -130,7 +131,7 @@ def _text(value: bytes | str) -> str:
 
 
 def _printable(text: str | None) -> str | None:
-    return text and "".join(letter if letter.isprintable() else " " for letter in text[:MAX_TEXT])
+    return printable(text, MAX_TEXT) if text else text
 
 
 def _inflate(data: bytes) -> bytes:

@@ -166,11 +166,20 @@ class TaskQueue(Queue):
         return len(batch)
 
     def withdraw(self, job_ids: Iterable[str]) -> None:
-        """Remove waiting jobs from the queue. Running jobs are left alone."""
+        """Remove jobs that wait, and end the leases of those that run: their workers drop the results."""
+        ids = list(job_ids)
         with self.connection.pipeline() as pipeline:
-            for job_id in job_ids:
+            for job_id in ids:
                 pipeline.lrem(self.key, 0, job_id)
                 pipeline.zrem(self.delayed_key, job_id)
+            pipeline.execute()
+            # Only now: a worker may have just taken one.
+            wanted, key = set(ids), self.started_job_registry.key
+            for entry in cast(list[bytes], self.connection.zrange(key, 0, -1)):
+                if _text(entry).partition(":")[0] in wanted:
+                    pipeline.zrem(key, entry)
+            for job_id in ids:
+                pipeline.delete(self.job_class.key_for(job_id), avoid_key(job_id))
             pipeline.execute()
 
     def in_flight(self) -> InFlight:

@@ -11,7 +11,7 @@ import msgspec
 
 from shared.decoding import decode_or_none
 from shared.errors import BitfleetError, ShardCorruptError, StoreError, StoreTroubleError, WrongStoreError
-from shared.jobs.connection import safe_url
+from shared.safe_url import PERCENT_ENCODE, is_readable, safe_url, without_secrets
 from shared.stores.filesystems import open_filesystem
 from shared.stores.records import MAX_SHARD_BYTES, Record, decode_record, encode_record
 from shared.stores.store import PutOutcome, ShardStore, require_portable
@@ -42,10 +42,15 @@ class FolderStore(ShardStore):
             WrongStoreError: there is no store, and `create` is False.
         """
         label = safe_url(url)
-        with _explained(label):
+        if "://" not in url and "::" not in url and not is_readable(url):
+            raise StoreError(
+                f"store {label} is neither a folder nor a URL such as s3://BUCKET/FOLDER or "
+                f"sftp://USER@HOST/FOLDER; {PERCENT_ENCODE}; begin the path of a folder with /"
+            )
+        with _explained(url):
             filesystem, root = open_filesystem(url, label)
         marker = f"{root.rstrip('/')}/{MARKER}"
-        with _explained(label):
+        with _explained(url):
             content = _content(filesystem, marker)
             if content is None:
                 if not create:
@@ -63,7 +68,7 @@ class FolderStore(ShardStore):
         require_portable(f"the shard of {record.task.label}", len(shard))
         self._check_marker()
         name = self._record_path(record.task.namespace, record.id)
-        with _explained(self.label):
+        with _explained(self._url):
             if self._fs.exists(name):
                 return "exists"
             self._write(self._shard_path(record), shard)
@@ -72,12 +77,12 @@ class FolderStore(ShardStore):
 
     def has_record(self, namespace: str, task_id: str) -> bool:
         self._check_marker()
-        with _explained(self.label):
+        with _explained(self._url):
             return bool(self._fs.exists(self._record_path(namespace, task_id)))
 
     def record_ids(self, namespace: str) -> set[str]:
         self._check_marker()
-        with _explained(self.label):
+        with _explained(self._url):
             names = self._listing(namespace)
         stems = (name.rsplit("/", 1)[-1].removesuffix(".json") for name in names if name.endswith(".json"))
         return {stem for stem in stems if _NAME.fullmatch(stem)}
@@ -95,7 +100,7 @@ class FolderStore(ShardStore):
         return data
 
     def discard(self, namespace: str, task_id: str) -> None:
-        with _explained(self.label):
+        with _explained(self._url):
             self._remove(self._record_path(namespace, task_id))
             # Not with glob, which would misread a bracket in the folder's own name.
             for path in self._listing(namespace):
@@ -106,12 +111,12 @@ class FolderStore(ShardStore):
     def put_blob(self, digest: str, data: bytes) -> None:
         require_portable(f"blob {digest[:12]}", len(data))
         self._check_marker()
-        with _explained(self.label):
+        with _explained(self._url):
             self._write(self._blob_path(digest), data)
 
     def has_blob(self, digest: str) -> bool:
         self._check_marker()
-        with _explained(self.label):
+        with _explained(self._url):
             return bool(self._fs.exists(self._blob_path(digest)))
 
     def missing_blobs(self, digests: Sequence[str]) -> list[str]:
@@ -123,7 +128,7 @@ class FolderStore(ShardStore):
     def blob(self, digest: str) -> bytes:
         self._check_marker()
         path = self._blob_path(digest)
-        with _explained(self.label):
+        with _explained(self._url):
             if not self._fs.exists(path):
                 raise StoreTroubleError(
                     f"{self.label} has no blob {digest[:12]}; `producer collect` puts it there again"
@@ -134,7 +139,7 @@ class FolderStore(ShardStore):
         return data
 
     def discard_blob(self, digest: str) -> None:
-        with _explained(self.label):
+        with _explained(self._url):
             self._remove(self._blob_path(digest))
 
     def _check_marker(self) -> None:
@@ -143,14 +148,14 @@ class FolderStore(ShardStore):
             content = self._marker()
         except StoreTroubleError:
             # The connection may have died while this machine slept, so connect again.
-            with _explained(self.label):
+            with _explained(self._url):
                 self._fs, _ = open_filesystem(self._url, self.label)
             content = self._marker()
         if _store_id(content, self.label) != self.id:
             raise WrongStoreError(f"{self.label} is another store now: is the right share mounted?")
 
     def _marker(self) -> bytes:
-        with _explained(self.label):
+        with _explained(self._url):
             return _content(self._fs, f"{self._root}/{MARKER}") or b""
 
     def _write(self, path: str, data: bytes) -> None:
@@ -176,7 +181,7 @@ class FolderStore(ShardStore):
         return list(self._fs.ls(folder, detail=False)) if self._fs.isdir(folder) else []
 
     def _read(self, path: str, limit: int, label: str) -> bytes:
-        with _explained(self.label, path):
+        with _explained(self._url, path):
             try:
                 size = self._fs.info(path)["size"]
                 if size > limit:
@@ -230,13 +235,20 @@ def _protocols(filesystem: Any) -> tuple[str, ...]:
 
 
 @contextlib.contextmanager
-def _explained(label: str, path: str | None = None) -> Any:
-    """Turn all errors into one line that names the store, and the file if given."""
+def _explained(url: str, path: str | None = None) -> Any:
+    """Turn all errors into one line that names the store, and the file if given. No password is in it."""
     try:
         yield
     except BitfleetError:
         raise
     except Exception as error:
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        what = f"{path} in store {label} can't be read" if path else f"store {label} can't be used"
-        raise StoreTroubleError(f"{what}: {reason}") from error
+        said = str(getattr(error, "strerror", None) or error)
+        reason = without_secrets(said, url) or type(error).__name__
+        store = f"store {safe_url(url)}"
+        what = f"{without_secrets(path, url)} in {store} can't be read" if path else f"{store} can't be used"
+        cure = "" if is_readable(url) else f"; {PERCENT_ENCODE}"
+        trouble = StoreTroubleError(f"{what}: {reason}{cure}")
+        if without_secrets(str(error), url) != str(error):
+            # A traceback would tell all that the library said.
+            raise trouble from None
+        raise trouble from error

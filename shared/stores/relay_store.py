@@ -42,13 +42,12 @@ class RelayStore(ShardStore):
     def used_bytes(self) -> int:
         """Bytes of all shards and blobs in the relay, as counted."""
         counts = cast(dict[bytes, bytes], self._redis.hgetall(_USED_KEY))
-        return sum(int(count) for count in counts.values() if count.isdigit())
+        return sum(_number(count) or 0 for count in counts.values())
 
     @property
     def limit_bytes(self) -> int:
         """The largest allowed value of `used_bytes`."""
-        limit = cast(bytes | None, self._redis.get(_LIMIT_KEY)) or b""
-        return int(limit) if limit.isdigit() else DEFAULT_LIMIT_BYTES
+        return _number(cast(bytes | None, self._redis.get(_LIMIT_KEY)) or b"") or DEFAULT_LIMIT_BYTES
 
     def recount(self, namespaces: Iterable[str] = ()) -> None:
         """Count what is there, in these namespaces and all that are known, and put the count right.
@@ -78,7 +77,10 @@ class RelayStore(ShardStore):
         return bool(self._redis.hexists(_records_key(namespace), task_id))
 
     def record_ids(self, namespace: str) -> set[str]:
-        return {key.decode() for key in cast(list[bytes], self._redis.hkeys(_records_key(namespace)))}
+        return {
+            key.decode("utf-8", "replace")
+            for key in cast(list[bytes], self._redis.hkeys(_records_key(namespace)))
+        }
 
     def record(self, namespace: str, task_id: str) -> Record:
         data = cast(bytes | None, self._redis.hget(_records_key(namespace), task_id))
@@ -149,6 +151,11 @@ def _outcome(script: Callable[..., Any], **call: Any) -> PutOutcome:
             raise
         return "full"
     return cast(PutOutcome, outcome.decode())
+
+
+def _number(text: bytes) -> int | None:
+    # Python refuses to read numbers of thousands of digits.
+    return int(text) if text.isdigit() and len(text) < 20 else None
 
 
 def _records_key(namespace: str) -> str:

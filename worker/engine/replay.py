@@ -110,6 +110,11 @@ class Replay:
         """Position of the first block that lies in a list; embedders in the stages come before."""
         return next((position for position, block in enumerate(self._order) if block in self._in_lists), 0)
 
+    def path_at(self, position: int) -> str:
+        """Dotted path of the block that a pass calls at this position."""
+        block = self._order[position]
+        return next(path.removesuffix(".") for path, known in self._paths.items() if known == block)
+
     def block_of(self, layer: str) -> int | None:
         """Position of the block that a layer lies in; `len(self)` after the last block.
 

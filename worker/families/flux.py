@@ -4,11 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
+
 from shared.models import Part
 from shared.runs import RunSettings
 from worker.export.folder import ExportFolder
 from worker.families.diffusionkit.loading import LoadedModel, load_model
 from worker.families.diffusionkit.mmdit_family import MMDiTFamily
+from worker.families.diffusionkit.random_model import flux_config, random_pipeline
 from worker.families.diffusionkit.sd3_layout import mmdit_to_flux
 from worker.families.family import Family
 
@@ -24,6 +27,11 @@ def load(settings: RunSettings, checkpoint: Path | None, parts: Sequence[Part]) 
     """See `Load`."""
     model = load_model(settings, checkpoint, parts)
     return Flux(model.pipeline, model)
+
+
+def trial(*, full: bool) -> Family:
+    """See `registry.trial_family`."""
+    return Flux(random_pipeline(flux_config(full=full), mx.bfloat16))
 
 
 def load_exported(

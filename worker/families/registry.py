@@ -42,6 +42,19 @@ def load_family_named(
     return family
 
 
+def trial_family(name: str, *, full: bool) -> Family | None:
+    """Return a small random model of a family, of the shape of its published ones; nothing is downloaded.
+
+    With `full` it has their width, and one or two blocks of each sort. None for a family whose module has no
+    function `trial`.
+    """
+    module = import_module(FAMILIES[name])
+    if not hasattr(module, "trial"):
+        return None
+    family: Family = module.trial(full=full)
+    return family
+
+
 def load_exported_family(
     exported: ExportFolder, checkpoint: Path | None = None, parts: Sequence[Part] = PARTS
 ) -> Family:

@@ -14,6 +14,7 @@ from shared.jobs.history import Event, Outcome, read_events
 from shared.jobs.redis_time import redis_time
 from shared.jobs.task_job import TaskJob
 from shared.jobs.task_queue import TaskQueue, is_job_id
+from shared.jobs.worker_keys import forget_odd_workers
 from worker.jobs.lease_scripts import end_lease
 from worker.jobs.outcome import end_attempt, hand_back
 
@@ -33,7 +34,9 @@ if now - last > lease then
   redis.call('SET', KEYS[2], string.format('%.6f', now + lease / 2), 'EX', ARGV[2])
   return 1
 end
-if now < (tonumber(redis.call('GET', KEYS[2]) or '') or 0) then
+local grace = tonumber(redis.call('GET', KEYS[2]) or '') or 0
+-- None of ours is longer.
+if now < grace and grace <= now + lease then
   return 1
 end
 return 0
@@ -70,6 +73,7 @@ def return_lost_jobs(connection: Redis, queue_name: str) -> None:
             return_job(queue, lease, "silent", SILENT, over=True)
     for registry in (FinishedJobRegistry, FailedJobRegistry):
         registry(queue_name, connection=connection, job_class=TaskJob, serializer=JSONSerializer).cleanup(now)
+    forget_odd_workers(queue)
     worker_registration.clean_worker_registry(queue)
 
 

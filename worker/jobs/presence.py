@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from typing import cast
 
 from redis import Redis
-from rq import worker_registration
 
 from shared.jobs.asides import kind_of_job, read_asides
 from shared.jobs.redis_time import redis_time
 from shared.jobs.task_queue import TaskQueue
+from shared.jobs.worker_keys import worker_keys
 
 HOST_FIELD = "bitfleet_host"
 """In a worker's hash: only workers of ours have it."""
@@ -29,7 +29,7 @@ def able_hosts(queue: TaskQueue, job_id: str) -> set[str]:
 
 def _hosts(queue: TaskQueue) -> Iterator[str]:
     with queue.connection.pipeline(transaction=False) as pipeline:
-        for key in worker_registration.get_keys(queue):
+        for key in worker_keys(queue):
             pipeline.hgetall(key)
         answers = cast(list[dict[bytes, bytes]], pipeline.execute(raise_on_error=False))
     for fields in answers:

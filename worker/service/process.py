@@ -15,6 +15,7 @@ from shared.errors import BitfleetError, RedisUnavailableError, StoreTroubleErro
 from shared.jobs.connection import connect
 from shared.jobs.redis_time import redis_time
 from shared.jobs.task_queue import queue_name
+from shared.printable import log_to_stderr
 from shared.stores.open_store import open_store
 from worker.jobs.failures import REDIS_IS_FULL
 from worker.jobs.lease_worker import LeaseWorker
@@ -35,12 +36,7 @@ PARENT_POLL_SECONDS = 1.0
 def main() -> int:
     """Work until told to stop; return the exit code."""
     options = WorkerOptions.from_environment()
-    logging.basicConfig(
-        level=logging.WARNING,
-        format=f"%(asctime)s {host_name()}[{os.getpid()}] %(message)s",
-        datefmt="%H:%M:%S",
-        stream=sys.stderr,
-    )
+    log_to_stderr(logging.WARNING, f"{host_name()}[{os.getpid()}]")
     logger.setLevel(options.log_level)
     try:
         return _work(options)

@@ -24,6 +24,7 @@ from worker.service.task_folders import TaskFolders
 
 if TYPE_CHECKING:
     from worker.families.family import Family
+    from worker.service.canary_votes import Canary
 
 logger = logging.getLogger("bitfleet.worker")
 
@@ -65,6 +66,8 @@ class Runtime:
         self._canary_tolerance = canary_tolerance
         self._agreed: set[str] = set()
         """Runs whose canary was compared."""
+        self._unproven: dict[str, Canary] = {}
+        """Canaries of runs of which no task is finished here yet, by run id."""
         self._model: tuple[str, Family] | None = None
         self._engine = EngineSlot()
         self._used = 0.0
@@ -108,6 +111,7 @@ class Runtime:
         context.confirm()
         record = self._record(task, shard, model.fingerprint, time.monotonic() - started)
         outcome = self._put(record, shard, context)
+        self._note_work(task.run)
         self._task_folders.remove(task.id, model.fingerprint)
         return {"outcome": outcome, "seconds": record.seconds, "bytes": record.size}
 
@@ -153,7 +157,8 @@ class Runtime:
         """On joining a run, before its first real task."""
         if self._connection is None or run.id in self._agreed:
             return
-        from worker.service.canary import Canary, compare_with_first, measure_canary
+        from worker.service.canary import measure_canary
+        from worker.service.canary_votes import Canary, compare_with_others
         from worker.service.machine import versions
 
         context.check("measuring the canary")
@@ -164,9 +169,19 @@ class Runtime:
             versions=versions(),
             output=measure_canary(model, run).tolist(),
         )
-        difference = compare_with_first(self._connection, run, canary, self._canary_tolerance)
-        logger.info("run %s: the canary differs by %.2g from the first worker's", run.id, difference)
+        difference = compare_with_others(self._connection, run, canary, self._canary_tolerance)
+        logger.info("run %s: the canary differs by at most %.2g from those that agree", run.id, difference)
         self._agreed.add(run.id)
+        self._unproven[run.id] = canary
+
+    def _note_work(self, run: RunSettings) -> None:
+        """After the first task of a run: this machine's canary counts from now on, here or not."""
+        canary = self._unproven.pop(run.id, None)
+        if canary is None or self._connection is None:
+            return
+        from worker.service.canary_votes import note_work
+
+        note_work(self._connection, run, canary)
 
     def _run_task(self, task: Task, model: "Family", context: JobContext) -> bytes:
         def samples(sensitivity: SensitivitySettings) -> SampleSet:

@@ -1,0 +1,1 @@
+"""`worker doctor`: shows what this machine can be trusted with, before it joins a fleet."""

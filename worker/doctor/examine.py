@@ -1,0 +1,81 @@
+"""The whole examination, and how it is shown."""
+
+import os
+import platform
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from shared import __version__
+from worker.doctor.check import Check, CheckFunction, run_checks
+from worker.doctor.surroundings import check_disk, check_model_files, check_redis
+from worker.doctor.system import check_mlx_version, check_python, check_system
+
+MARKS = {"ok": "ok     ", "warning": "WARNING", "failed": "FAILED ", "skipped": "skipped"}
+
+
+class Examination(Struct, frozen=True, kw_only=True):
+    """What `worker doctor --json` prints."""
+
+    bitfleet: str
+    machine: str
+    at: str
+    """UTC, ISO 8601."""
+    full: bool
+    checks: list[Check]
+
+
+def examine(*, full: bool, redis_url: str | None, store: str | None, model: str) -> Iterator[Check]:
+    """Yield one check after the other. The first ones that fail explain those that come after."""
+    functions: list[tuple[str, CheckFunction]] = [
+        ("Python", check_python),
+        ("System", check_system),
+        ("MLX", check_mlx_version),
+    ]
+    yield from run_checks(functions)
+    yield from run_checks([("MLX", lambda: _numbers(full=full))])
+    yield from run_checks(
+        [
+            ("Redis", lambda: check_redis(redis_url, store)),
+            ("Disk", lambda: check_disk(Path.home())),
+            ("Model files", lambda: check_model_files(model, _downloads())),
+        ]
+    )
+
+
+def _numbers(*, full: bool) -> Iterator[Check]:
+    # Imports MLX, which the checks before explain if it fails.
+    os.environ.setdefault("MLX_ENABLE_TF32", "0")
+    from worker.service.blas import use_fast_blas
+
+    use_fast_blas(1)
+    from worker.doctor.numerics import numeric_checks
+
+    yield from run_checks(numeric_checks(full=full))
+
+
+def _downloads() -> Path:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return Path(HF_HUB_CACHE)
+
+
+def line_of(check: Check) -> str:
+    """Return a check as one line of text."""
+    cure = f"; {check.cure}" if check.cure else ""
+    return f"{MARKS[check.outcome]}  {check.name}: {check.found}{cure}"
+
+
+def to_json(checks: list[Check], *, full: bool) -> str:
+    """Return the whole examination as JSON, with every figure."""
+    examination = Examination(
+        bitfleet=__version__,
+        machine=f"{platform.system()} {platform.release()} {platform.machine()}",
+        at=datetime.now(UTC).isoformat(timespec="seconds"),
+        full=full,
+        checks=checks,
+    )
+    return msgspec.json.format(msgspec.json.encode(examination), indent=2).decode()
