@@ -22,6 +22,7 @@ import click
 import mlx.core as mx
 
 from benchmarks.report import Report, print_report
+from benchmarks.settings import run_settings
 from shared.kinds.calibration import CalibrationTask
 from shared.runs import RunSettings
 from worker.engine.calibrate import calibrate
@@ -47,17 +48,7 @@ def compare_loops(*, images: int, steps: int, hidden: int, depth: int, image_siz
         depth=depth,
         max_latent_resolution=image_size // 8,
     )
-    run = RunSettings(
-        model="tiny-sd3",
-        num_steps=steps,
-        cfg_weight=7.5,
-        image_size=image_size,
-        seed=0,
-        shift=3.0,
-        use_t5=False,
-        precision="float32",
-        prompts_sha256="0" * 64,
-    )
+    run = run_settings(num_steps=steps, image_size=image_size)
     seconds: dict[str, list[float]] = {"task": [], "bare": [], "reload": []}
     with tempfile.TemporaryDirectory() as folder:
         write_random_checkpoint(Path(folder), small)

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from benchmarks.settings import run_settings
 from shared.identity import digest_of
 from shared.models import model_spec
-from shared.runs import RunSettings
 from training.grammar import Scene, sample_scenes
 from training.judge import Verdict, judge
 from training.render import IMAGE_SIZE, Array, render_all
@@ -29,16 +29,11 @@ _TILE, _CAPTION = 2 * IMAGE_SIZE, 34
 
 def draw(scenes: list[Scene], *, steps: int, cfg_weight: float) -> tuple[Array, float]:
     """Pictures (n, 64, 64, 3) in [0, 1], and seconds a picture."""
-    spec = model_spec("demo")
-    settings = RunSettings(
-        model="demo",
+    settings = run_settings(
+        "demo",
         num_steps=steps,
         cfg_weight=cfg_weight,
-        image_size=IMAGE_SIZE,
         seed=SEED,
-        shift=spec.shift,
-        use_t5=False,
-        precision=spec.precision,
         prompts_sha256=digest_of([scene.prompt for scene in scenes]),
     )
     loaded = load_model(settings)

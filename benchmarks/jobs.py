@@ -19,27 +19,17 @@ from rq import Queue, SimpleWorker
 from rq.serializers import JSONSerializer
 
 from benchmarks.report import Report, print_report
+from benchmarks.settings import run_settings
 from producer.jobs.redis_server import RedisServer
 from shared.jobs.connection import connect
 from shared.jobs.task_queue import TaskQueue, queue_name
 from shared.kinds.calibration import CalibrationTask
 from shared.kinds.kind import Task
 from shared.kinds.registry import encode_task
-from shared.runs import RunSettings
 from worker.jobs.job_context import JobContext
 from worker.jobs.lease_worker import LeaseWorker
 
-RUN = RunSettings(
-    model="tiny-sd3",
-    num_steps=8,
-    cfg_weight=7.5,
-    image_size=64,
-    seed=0,
-    shift=3.0,
-    use_t5=False,
-    precision="float32",
-    prompts_sha256="0" * 64,
-)
+RUN = run_settings(num_steps=8)
 
 
 def nothing(text: str) -> dict[str, Any]:

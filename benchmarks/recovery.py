@@ -121,7 +121,7 @@ def _wait(condition: Any) -> None:
 class _EndlessRuntime(Runtime):
     """Every image takes for ever."""
 
-    def _model_of(self, run: Any) -> Any:
+    def _model_of(self, task: Task) -> Any:
         return SimpleNamespace(fingerprint="0" * 64)
 
     def _compare_canary(self, *_: Any) -> None:

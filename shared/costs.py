@@ -6,6 +6,7 @@ tests hold the engines to them.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from shared.models import ModelSpec
 from shared.plan import Choice
@@ -13,9 +14,9 @@ from shared.runs import RunSettings
 
 SCORES_BYTES = 2**30
 """What the attention scores of the heads that go back together may take; one head goes in any case."""
-SCORE_ARRAYS = 8
+SCORE_ARRAYS = 4
 """Arrays of scores that a group of heads holds at once, going back."""
-BACKWARD_STATES = 27
+BACKWARD_STATES = 48
 """States that a block's differentiated pass holds at once, beside attention scores."""
 READING_LAYERS = 7
 """Copies of the largest gradient, in float32, while it is sketched or multiplied with dW."""
@@ -75,13 +76,14 @@ def forward_bytes(passing: Passing, *, itemsize: int, fused_attention: bool) -> 
 def trajectory_bytes(passing: Passing) -> int:
     """What one step of a backward trajectory works in, beside all weights; all is float32.
 
-    The state at each block's entry, gradients of a block and its widened weights, and the larger of two: what
-    the block's differentiated pass holds, or what reading the largest gradient holds.
+    The state at each block's entry, a block's widened weights, and the larger of two: what the block's
+    differentiated pass holds half way, or all its gradients while the largest of them is read.
     """
     state, block = passing.state_bytes(4), 4 * passing.largest_block
     going_back = BACKWARD_STATES * state + SCORE_ARRAYS * passing.scores_bytes(passing.heads_at_once())
-    reading = READING_LAYERS * 4 * passing.largest_layer
-    return (passing.blocks + 1) * state + (2 if passing.half else 1) * block + max(going_back, reading)
+    reading = block + READING_LAYERS * 4 * passing.largest_layer
+    widened = block if passing.half else 0
+    return (passing.blocks + 1) * state + widened + max(going_back, reading)
 
 
 def sketch_bytes(passing: Passing, probes: int) -> tuple[int, int]:
@@ -105,6 +107,8 @@ class TaskSize:
     """2 with CFG, else 1."""
     text_tokens: int
     """Of a row."""
+    text_encoder_bytes: int = 0
+    """Of the text encoders' weights."""
     samples: int = 1
     """Of an exact measurement's sample set."""
     probes: int = 1
@@ -117,13 +121,15 @@ class TaskSize:
     """As on Metal; on a CPU the scores are held."""
 
     @classmethod
-    def of(cls, run: RunSettings, spec: ModelSpec) -> "TaskSize":
-        """That of a run's tasks, apart from what only some kinds know."""
+    def of(cls, run: RunSettings, spec: ModelSpec, **more: Any) -> "TaskSize":
+        """That of a run's tasks; `more` is what only some kinds know."""
         return cls(
             image_size=run.image_size,
             num_steps=run.num_steps,
             rows=2 if run.cfg_weight > 0 else 1,
             text_tokens=spec.text_tokens(use_t5=run.use_t5),
+            text_encoder_bytes=spec.text_encoder_bytes(use_t5=run.use_t5),
+            **more,
         )
 
 
@@ -157,8 +163,13 @@ def cost_of(kind: str, model: ModelSpec, size: TaskSize) -> Cost:
         ),
         shard_bytes=_SHARDS[kind](model, size),
         blob_bytes=_blob_bytes(kind, model, size),
-        peak_bytes=model.weight_bytes + _MEMORY[kind](model, size),
+        peak_bytes=peak_bytes(kind, model, size),
     )
+
+
+def peak_bytes(kind: str, model: ModelSpec, size: TaskSize) -> int:
+    """Return what a worker holds at most; for a kind that isn't counted here, weights and a float32 pass."""
+    return model.weight_bytes + _MEMORY.get(kind, _exact_memory)(model, size)
 
 
 def passing_of(model: ModelSpec, size: TaskSize) -> Passing:
@@ -207,7 +218,7 @@ def _exact_passes(model: ModelSpec, size: TaskSize) -> float:
 def _drawing(model: ModelSpec, size: TaskSize) -> int:
     """Memory of drawing: the text encoders are held beside the transformer."""
     one_pass = _forward(model, size, model.itemsize)
-    return model.text_encoder_bytes + one_pass
+    return size.text_encoder_bytes + one_pass
 
 
 def _forward(model: ModelSpec, size: TaskSize, itemsize: int) -> int:

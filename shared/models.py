@@ -77,14 +77,12 @@ class ModelSpec:
         """Size of the transformer's weights in bytes."""
         return self.parameters * self.itemsize
 
-    @property
-    def text_encoder_bytes(self) -> int:
-        """Size of the text encoders' weights in bytes, as they are held; T5 only where it is required."""
+    def text_encoder_bytes(self, *, use_t5: bool) -> int:
+        """Size of the text encoders' weights in bytes, in 16 bits; 0 for built-in models."""
         if self.built_in:
             return 0
         clip_l, clip_g, t5 = 123_060_480, 694_659_840, 4_762_310_656
-        encoders = clip_l + t5 if self.text_encoder_t5 == "required" else clip_l + clip_g
-        return 2 * encoders
+        return 2 * (clip_l + (clip_g if self.family == "sd3" else 0) + (t5 if use_t5 else 0))
 
     def text_tokens(self, *, use_t5: bool) -> int:
         """Tokens of text in a row of conditioning."""

@@ -16,7 +16,7 @@ class Linear:
     inputs: int
     reads: Reads
     block: int | None
-    """Position of its block; None outside of all blocks."""
+    """Position of its block; that behind the last one for the final layer, None for embedders."""
 
     @property
     def weights(self) -> int:
@@ -110,8 +110,8 @@ class TransformerShape:
             yield Linear(outputs=outputs, inputs=inputs, reads=reads, block=block)
 
     def _final(self) -> Iterator[Linear]:
-        yield Linear(outputs=2 * self.width, inputs=self.width, reads="vector", block=None)
-        yield Linear(outputs=self._patch_size, inputs=self.width, reads="image", block=None)
+        yield Linear(outputs=2 * self.width, inputs=self.width, reads="vector", block=self.blocks)
+        yield Linear(outputs=self._patch_size, inputs=self.width, reads="image", block=self.blocks)
 
     @property
     def _patch_size(self) -> int:

@@ -45,7 +45,7 @@ def shard_of(task: Task) -> bytes:
 class FakeRuntime(Runtime):
     """Computes nothing, and takes its time for it."""
 
-    def _model_of(self, run: Any) -> Any:
+    def _model_of(self, task: Task) -> Any:
         return SimpleNamespace(fingerprint="f" * 64)
 
     def _compare_canary(self, run: Any, model: Any, context: JobContext) -> None:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import settings
 from redis import Redis
 
+from benchmarks.settings import run_settings
 from producer.results.merge import FinishedTask
 from shared.kinds.kind import Task
 from shared.kinds.sensitivity import SensitivityShard, SensitivityTask
@@ -63,17 +64,7 @@ class Example:
             for path in layer_paths(self.blocks)
         )
         card = ModelCard(model="tiny-sd3", fingerprint="f" * 64, parameters=12345, layers=layers)
-        run = RunSettings(
-            model="tiny-sd3",
-            num_steps=self.num_steps,
-            cfg_weight=7.5,
-            image_size=64,
-            seed=0,
-            shift=3.0,
-            use_t5=False,
-            precision="float32",
-            prompts_sha256="a" * 64,
-        )
+        run = run_settings(num_steps=self.num_steps, prompts_sha256="a" * 64)
         sensitivity = SensitivitySettings(run_id=run.id, sample_set_sha256="b" * 64, group_size=64)
         for name, value in (("card", card), ("run", run), ("sensitivity", sensitivity)):
             object.__setattr__(self, name, value)

@@ -5,23 +5,14 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from benchmarks.settings import run_settings
 from shared.kinds.calibration import CalibrationTask
 from shared.kinds.kind import Task
 from shared.kinds.sensitivity import SensitivityTask
-from shared.runs import RunSettings, SensitivitySettings
+from shared.runs import SensitivitySettings
 from shared.stores.records import Record
 
-SETTINGS = RunSettings(
-    model="tiny-sd3",
-    num_steps=4,
-    cfg_weight=7.5,
-    image_size=64,
-    seed=0,
-    shift=3.0,
-    use_t5=False,
-    precision="float32",
-    prompts_sha256="a" * 64,
-)
+SETTINGS = run_settings(num_steps=4, prompts_sha256="a" * 64)
 SENSITIVITY = SensitivitySettings(run_id=SETTINGS.id, sample_set_sha256="b" * 64, group_size=64)
 
 

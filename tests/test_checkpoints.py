@@ -12,6 +12,7 @@ from diffusionkit.mlx.config import FLUX_DEV, FLUX_SCHNELL, SD3_2b, SD3_8b
 from diffusionkit.mlx.mmdit import MMDiT
 from safetensors.numpy import load_file, save_file
 
+from benchmarks.settings import run_settings
 from shared.errors import ModelUnavailableError
 from shared.kinds.calibration import CalibrationTask
 from shared.models import MODELS
@@ -46,22 +47,15 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def settings(model: str, checkpoint: Path | None = None, **changes: object) -> RunSettings:
-    spec = MODELS[model]
-    values = {
-        "model": model,
+    values: dict[str, object] = {
         "checkpoint_sha256": file_sha256(checkpoint) if checkpoint else None,
         "num_steps": 2,
-        "cfg_weight": spec.cfg_weight,
         "image_size": 64,
-        "seed": 0,
         "shift": 3.0,
-        "use_t5": spec.text_encoder_t5 == "required",
-        "precision": spec.precision,
-        "prompts_sha256": "0" * 64,
         "reference": "published",
-        "guidance": spec.guidance,
+        "guidance": MODELS[model].guidance,
     }
-    return RunSettings(**values | changes)  # type: ignore[arg-type]
+    return run_settings(model, **values | changes)
 
 
 def weights_of(home: Path, model: str) -> Weights:

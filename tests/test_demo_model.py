@@ -4,8 +4,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from benchmarks.settings import run_settings
 from shared.models import model_spec
-from shared.runs import RunSettings
 from training.export import MAX_BYTES
 from training.grammar import sample_scenes
 from training.judge import find_things, judge
@@ -15,17 +15,7 @@ from worker.families.diffusionkit.small_models import DEMO, demo_folder
 from worker.families.diffusionkit.vocabulary import byte_pair_merges, vocabulary
 
 SPEC = model_spec("demo")
-SETTINGS = RunSettings(
-    model="demo",
-    num_steps=8,
-    cfg_weight=SPEC.cfg_weight,
-    image_size=SPEC.image_size,
-    seed=0,
-    shift=SPEC.shift,
-    use_t5=False,
-    precision=SPEC.precision,
-    prompts_sha256="0" * 64,
-)
+SETTINGS = run_settings("demo", num_steps=8)
 
 
 def test_files_fit_into_the_repository() -> None:

@@ -8,11 +8,11 @@ import pytest
 from msgspec.structs import replace
 
 from benchmarks.random_mmdit import flux_config, random_pipeline, sd3_config
+from benchmarks.settings import run_settings
 from shared.errors import InputError
 from shared.kinds.calibration import CalibrationShard, CalibrationTask
 from shared.layout.sample_set import SampleSet
 from shared.model_card import decode_model_card
-from shared.runs import RunSettings
 from tests.toy_families import ToyFamily, TwoStreamFamily
 from worker.engine.exact import ExactEngine
 from worker.engine.quantize import quantize_layer, swapped
@@ -29,17 +29,7 @@ from worker.kinds.registry import run_task
 
 MULTI, UNIFIED = "multimodal_transformer_blocks", "unified_transformer_blocks"
 DOUBLE, SINGLE = f"{MULTI}.1", f"{UNIFIED}.1.transformer_block"
-SETTINGS = RunSettings(
-    model="tiny-sd3",
-    num_steps=2,
-    cfg_weight=7.5,
-    image_size=64,
-    seed=3,
-    shift=3.0,
-    use_t5=False,
-    precision="float32",
-    prompts_sha256="a" * 64,
-)
+SETTINGS = run_settings(num_steps=2, seed=3, prompts_sha256="a" * 64)
 
 
 @cache

@@ -310,5 +310,7 @@ def test_nothing_of_ours_can_read_a_pickle_or_run_text(path: Path) -> None:
                 assert "allow_pickle" in words, "say it, whatever its default"
             if ast.unparse(node.func) == "torch.load":
                 assert getattr(words.get("weights_only"), "value", None) is True
-            assert called not in ("eval", "exec", "loads_pickle") or ast.unparse(node.func) == "mx.eval"
+            if called in ("eval", "exec", "loads_pickle"):
+                # torch's eval takes no argument: it is no text that is run.
+                assert ast.unparse(node.func) == "mx.eval" or not (node.args or node.keywords)
             assert "shell" not in words

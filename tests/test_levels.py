@@ -1,5 +1,8 @@
 """Kinds that go back through a trajectory: what travels, what comes back, and tasks taken up again."""
 
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ from shared.kinds.registry import KINDS, decode_task, encode_task, kind_of
 from shared.kinds.weights import WeightsShard, WeightsTask
 from shared.plan import Choice, Variant, encode_variants, variants_digest
 from shared.stores.relay_store import RelayStore
+from tests.fleet import ROOT
 from tests.tasks import SETTINGS
 from tests.toy_families import ToyFamily
 from worker.engine.memory import memory_of_weights
@@ -142,6 +146,32 @@ def test_what_the_machine_can_not_hold_is_refused() -> None:
 
 class Stopped(BaseException):
     pass
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from tests.test_levels import lent, levels_task, run_task
+
+def check(progress):
+    if progress.startswith("step 2/4 backward, 3 "):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+run_task(levels_task(), lent(Path(sys.argv[1]), check=check))
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_process_leaves_what_the_next_one_goes_on_from(tmp_path: Path) -> None:
+    folder, told = tmp_path / "task", list[str]()
+    done = subprocess.run([sys.executable, "-c", KILLED, str(folder)], cwd=ROOT, check=False)
+    assert done.returncode == -signal.SIGKILL
+    shard = LevelsShard.from_bytes(run_task(levels_task(), lent(folder, check=told.append)))
+    assert told[0].startswith("step 2/4 backward")
+    # Two processes may round differently.
+    expected = LevelsShard.from_bytes(run_task(levels_task(), lent()))
+    for name in shard._layout:
+        np.testing.assert_allclose(getattr(shard, name), getattr(expected, name), rtol=1e-4, err_msg=name)
 
 
 def test_a_task_that_was_stopped_draws_nothing_again_and_says_the_same(tmp_path: Path) -> None:

@@ -4,21 +4,28 @@ from dataclasses import replace
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlx.utils import tree_flatten
 
-from benchmarks.random_mmdit import as_family, draw_samples, random_pipeline, sd3_config
+from benchmarks.random_mmdit import as_family, draw_samples, draw_trajectory, random_pipeline, sd3_config
+from shared.costs import TaskSize, cost_of
 from shared.errors import MachineTooSmallError
 from shared.layout.sample_set import SampleSet
+from shared.models import MODELS
+from shared.plan import Choice
+from shared.transformer_shape import TransformerShape
 from tests.toy_families import ToyFamily
 from worker.engine.batches import Batch, batch_forward
 from worker.engine.block_gradients import record_states
 from worker.engine.exact import ExactEngine
 from worker.engine.limits import CACHE_SHARE, apply_limits, default_memory_limit
 from worker.engine.memory import (
+    TrajectoryPlan,
     memory_of_weights,
     plan_memory,
     spare_memory,
 )
 from worker.engine.pass_memory import PassMemory, measure_pass
+from worker.engine.probed_trajectory import ProbedTrajectory
 from worker.engine.replay import START, Replay, State
 from worker.engine.sketch import SketchEngine
 from worker.engine.states import KeptStates
@@ -132,6 +139,50 @@ def test_the_sketch_keeps_its_limit_whatever_the_number_of_probes(dtype):
     assert at_once[0] == 1
     # The limit mattered: without it all would have gone at once.
     assert 1 < at_once[2] < 32
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "latent"), [(mx.float16, 24), (mx.float32, 32), (mx.float32, 4)])
+def test_a_backward_trajectory_takes_what_its_cost_says(dtype, latent):
+    """Within a tenth: with many tokens, where the pass decides, and with few, where reading does."""
+    width, heads, depth, text_tokens = 256, 4, 2, 16
+    pipeline = random_pipeline(sd3_config(depth=depth, hidden=width, heads=heads))
+    pipeline.mmdit.set_dtype(dtype)
+    mx.eval(pipeline.mmdit.parameters())
+    family = as_family(pipeline)
+    weights = sum(value.nbytes for _, value in tree_flatten(pipeline.mmdit.parameters()))
+    trajectory = draw_trajectory(
+        family, num_steps=1, cfg_weight=4.0, latent_size=(latent, latent), text_tokens=text_tokens
+    )
+    candidates = dict.fromkeys([layer.path for layer in family.layers], (Choice(bits=3, group_size=64),))
+    engine = ProbedTrajectory(
+        family,
+        candidates,
+        cfg_weight=4.0,
+        buckets=512,
+        plan=TrajectoryPlan(heads_at_once=heads, keep_packed=False),
+    )
+    spec = replace(
+        MODELS["tiny-sd3"],
+        precision=str(dtype).removeprefix("mlx.core."),
+        parameters=weights // dtype.size,
+        transformer=TransformerShape(
+            width=width,
+            heads=heads,
+            double_blocks=depth,
+            text_width=64,
+            pooled_width=64,
+            frequencies=64,
+        ),
+    )
+    size = TaskSize(
+        image_size=8 * latent, num_steps=1, rows=2, text_tokens=text_tokens, fused_attention=False
+    )
+    gc.collect()
+    mx.clear_cache()
+    held = mx.get_active_memory() - weights
+    taken = taken_by(lambda: engine.measure(trajectory, probe_seed=0, image_index=0)) - held
+    assert taken == pytest.approx(cost_of("levels", spec, size).peak_bytes, rel=0.1)
 
 
 @pytest.mark.parametrize("dtype", [mx.float16, mx.float32], ids=["float16", "float32"])

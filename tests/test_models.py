@@ -18,6 +18,7 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from mlx import nn
 from safetensors.numpy import load_file, save_file
 
+from benchmarks.settings import run_settings
 from shared.errors import InputError, ModelUnavailableError, RunMismatchError
 from shared.runs import RunSettings
 from tests.tiny_flux import load_tiny_flux
@@ -31,17 +32,7 @@ from worker.families.diffusionkit.tiny_checkpoint import tiny_sd3_folder, write_
 from worker.families.diffusionkit.vocabulary import WORDS, byte_pair_merges, vocabulary
 
 PROMPT = "a large red circle left of a small blue square on a grey background"
-SETTINGS = RunSettings(
-    model="tiny-sd3",
-    num_steps=2,
-    cfg_weight=7.5,
-    image_size=64,
-    seed=0,
-    shift=3.0,
-    use_t5=False,
-    precision="float32",
-    prompts_sha256="0" * 64,
-)
+SETTINGS = run_settings(num_steps=2)
 
 
 @pytest.fixture(autouse=True)

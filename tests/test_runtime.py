@@ -39,7 +39,7 @@ def test_what_does_not_fit_is_refused_before_its_weights_are_read(runtime: Any) 
     before = mx.get_active_memory()
     with pytest.raises(MachineTooSmallError) as caught:
         runtime(memory_limit=1_000_000).run(image_task(), CONTEXT)
-    assert str(caught.value).startswith("tiny-sd3 needs ")
+    assert str(caught.value).startswith("tiny-sd3 for images needs ")
     assert " MB of memory, this machine offers 1 MB; --memory-limit (or BITFLEET" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert mx.get_active_memory() - before < 100_000
@@ -65,10 +65,10 @@ def test_an_idle_worker_gives_the_model_back_and_takes_it_again(
 
 def test_mlx_is_told_what_the_machine_offers_each_time(runtime: Any) -> None:
     one = runtime(workers_here=2)
-    one._model_of(SETTINGS)
+    one._model_of(image_task())
     share = mx.set_memory_limit(2**40)
     assert 0.3 * default_memory_limit() < share < 0.7 * default_memory_limit()
-    one._model_of(SETTINGS)
+    one._model_of(image_task())
     assert mx.set_memory_limit(2**40) == share
     assert mx.set_cache_limit(2**40) == share // CACHE_SHARE
 

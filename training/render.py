@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from training.grammar import Scene, Thing
+from training.grammar import Scene
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -72,8 +72,3 @@ def coverage(shape: str, x: float, y: float, radius: float) -> Array:
         raise ValueError(f"no shape named {shape!r}")
     covered: Array = np.clip(0.5 - distance, 0, 1).astype(np.float32)
     return covered
-
-
-def thing_coverage(thing: Thing, x: float, y: float) -> Array:
-    """Template of a thing at a place."""
-    return coverage(thing.shape, x, y, RADIUS[thing.size])

@@ -75,7 +75,7 @@ def reset_misfits(redis: Redis, keys: Iterable[str]) -> list[str]:
     if not wanted:
         return []
     names = list(wanted)
-    places = cast(list[int], redis.eval(_RESET, len(names), *names, *wanted.values()))
+    places = cast(list[int], redis.register_script(_RESET)(keys=names, args=[*wanted.values()]))
     misfits = [names[place - 1] for place in places]
     for name in misfits:
         say_reset(name)

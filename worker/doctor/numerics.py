@@ -14,9 +14,10 @@ import numpy as np
 from humanfriendly import format_size
 
 from shared.choices import BITS, GROUP_SIZES
+from shared.costs import forward_bytes
 from worker.doctor.check import Check, CheckFunction, ok
 from worker.engine.block_gradients import pull_back_by_block, record_states
-from worker.engine.memory import memory_of_a_pass, memory_of_weights, memory_of_wide_weights
+from worker.engine.memory import memory_of_weights, passing_of
 from worker.engine.replay import Forward, Replay, State
 from worker.families.family import Family
 from worker.families.registry import FAMILIES, trial_family
@@ -110,7 +111,9 @@ def check_passes(name: str, *, full: bool) -> Iterator[Check]:
             cure=RETRY_CURE,
         )
     size = family.pass_size(LATENT_SIZE, TEXT_TOKENS)
-    planned = memory_of_a_pass(size, rows=2, itemsize=family.dtype.size) + memory_of_wide_weights(family)
+    passing = passing_of(family, size, rows=2)
+    one_pass = forward_bytes(passing, itemsize=family.dtype.size, fused_attention=mx.metal.is_available())
+    planned = one_pass + 4 * passing.largest_block
     found = f"a pass took {format_size(took)}, planned were {format_size(planned)}"
     figures = {"took_bytes": float(took), "planned_bytes": float(planned)}
     yield Check(

@@ -110,7 +110,7 @@ def _rights(client: Redis) -> Check:
         commands.zrem(f"{key}:set", "member")
         commands.delete(key)
         commands.execute()
-    client.eval("return 1", 0)
+    client.register_script("return 1")()
     return ok("Redis rights", "keys can be written, read and deleted, and scripts run")
 
 

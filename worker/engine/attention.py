@@ -85,6 +85,7 @@ def _attend(
         pulled: list[list[mx.array]] = []
         for group in groups:
             some = [array[:, group] for array in (*primals, cotangent, output)]
+            # Evaluated here, all that came before would be held until the end: ten times the memory.
             pulled.append(_pull_back_heads(_after(some, pulled[-1] if pulled else []), scale))
         return tuple(mx.concatenate(list(parts), axis=1) for parts in zip(*pulled, strict=True))
 

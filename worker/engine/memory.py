@@ -12,7 +12,7 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from shared.costs import Passing, forward_bytes, trajectory_bytes
+from shared.costs import Passing, trajectory_bytes
 from shared.plan import Choice
 from worker.engine.limits import default_memory_limit, require_memory
 from worker.engine.pass_memory import PassMemory
@@ -75,36 +75,9 @@ def memory_of_weights(transformer: Any) -> int:
     return max(weights, mx.get_active_memory())
 
 
-def memory_of_wide_weights(family: Family) -> int:
-    """Bytes of a block's weights in float32: what MLX widens ahead of products, or a candidate takes."""
-    return 4 * largest_block(family)
-
-
-def memory_of_a_pass(size: PassSize, *, rows: int, itemsize: int) -> int:
-    """Bytes that one sample's forward pass works in, beside all weights.
-
-    Args:
-        size: of a row.
-        rows: of a sample: 2 with CFG.
-        itemsize: bytes of an activation.
-    """
-    passing = _passing(size, rows=rows, half=itemsize == 2, largest_layer=0, largest_block=0)
-    return forward_bytes(passing, itemsize=itemsize, fused_attention=mx.metal.is_available())
-
-
 def passing_of(family: Family, size: PassSize, *, rows: int) -> Passing:
     """What the memory of a loaded model's passes depends on; its weights are counted as they are stored."""
     weights: Any = tree_flatten(family.transformer.parameters())
-    return _passing(
-        size,
-        rows=rows,
-        half=any(value.dtype.size == 2 for _, value in weights),
-        largest_layer=max(_sizes(family)),
-        largest_block=largest_block(family),
-    )
-
-
-def _passing(size: PassSize, *, rows: int, half: bool, largest_layer: int, largest_block: int) -> Passing:
     return Passing(
         tokens=size.tokens,
         rows=rows,
@@ -112,9 +85,9 @@ def _passing(size: PassSize, *, rows: int, half: bool, largest_layer: int, large
         heads=size.heads,
         blocks=size.blocks,
         mlp_ratio=size.mlp_ratio,
-        largest_layer=largest_layer,
-        largest_block=largest_block,
-        half=half,
+        largest_layer=max(_sizes(family)),
+        largest_block=largest_block(family),
+        half=any(value.dtype.size == 2 for _, value in weights),
     )
 
 

@@ -84,12 +84,12 @@ class SketchEngine:
         self.at_once = 1
         """Probes that the last measurement sent back together."""
 
-    def measure(self, sample: int, probe_group: int, probes: int, check: Check = _no_check) -> SketchShard:
+    def measure(self, sample: int, probe_batch: int, probes: int, check: Check = _no_check) -> SketchShard:
         """<G, dW> of every layer and bit width for the probes of one group.
 
         Args:
             sample: place in the sample set.
-            probe_group: seeds the probes, with the sample.
+            probe_batch: seeds the probes, with the sample.
             probes: P, how many.
             check: told the progress between blocks; may raise to stop.
 
@@ -111,7 +111,7 @@ class SketchEngine:
             transformer=self._transformer,
             layers=self._layers,
             cotangent=unguided_cotangent(
-                probe_signs(sample, probe_group, probes, velocity.shape[1:]), self._cfg_weight
+                probe_signs(sample, probe_batch, probes, velocity.shape[1:]), self._cfg_weight
             ),
             at_once=self.at_once,
             receive=lambda first, gradients: self._contract(first, gradients, found),
@@ -176,7 +176,7 @@ class SketchEngine:
         )
 
 
-def probe_signs(sample: int, probe_group: int, probes: int, shape: Sequence[int]) -> mx.array:
+def probe_signs(sample: int, probe_batch: int, probes: int, shape: Sequence[int]) -> mx.array:
     """(P, *shape) of +-1 in float32, the same on every machine."""
-    signs = np.random.default_rng([sample, probe_group]).integers(0, 2, (probes, *shape), np.int8)
+    signs = np.random.default_rng([sample, probe_batch]).integers(0, 2, (probes, *shape), np.int8)
     return mx.array(2 * signs - 1).astype(mx.float32)

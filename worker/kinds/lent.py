@@ -3,15 +3,27 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from shared.layout.sample_set import SampleSet
-from shared.runs import SensitivitySettings
+from shared.runs import RunSettings, SensitivitySettings
 
 if TYPE_CHECKING:
     from worker.families.family import Family
 
 T = TypeVar("T")
+
+
+class SampledTask(Protocol):
+    """A task that measures on the samples of a sensitivity run."""
+
+    @property
+    def run(self) -> RunSettings:
+        """Settings of the run that made the samples."""
+
+    @property
+    def sensitivity(self) -> SensitivitySettings:
+        """What is measured, and on which samples."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +45,28 @@ class Lent:
     """The task's own, for what it goes on from when it is taken up again; removed once it is done.
 
     None: nothing is kept."""
+
+    def engine(self, key: str, engine: Callable[..., T], task: SampledTask, **options: object) -> T:
+        """Return the engine at hand, or a new one for the model and the task's samples.
+
+        Args:
+            key: what the engine is for: its kind, the sensitivity run, and whatever else decides about it.
+            engine: its class.
+            task: of a sensitivity run.
+            options: of this class alone.
+        """
+
+        def new() -> T:
+            return engine(
+                self.family,
+                self.samples(task.sensitivity),
+                cfg_weight=task.run.cfg_weight,
+                group_size=task.sensitivity.group_size,
+                memory_limit=self.memory_share,
+                **options,
+            )
+
+        return self.engine_slot.get(key, new)
 
 
 class EngineSlot:

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from redis import Redis
 
+from shared.costs import TaskSize, peak_bytes
 from shared.errors import WrongStoreError
 from shared.jobs.history import utc_now
 from shared.kinds.kind import Task
-from shared.kinds.registry import KINDS
+from shared.kinds.registry import KINDS, kind_of
 from shared.layout.sample_set import SampleSet
+from shared.models import model_spec
 from shared.runs import RunSettings, SensitivitySettings
 from shared.stores.records import Record
 from shared.stores.store import ShardStore
@@ -31,8 +33,6 @@ logger = logging.getLogger("bitfleet.worker")
 RELAY_POLL_SECONDS = 2.0
 IDLE_SECONDS = 300.0
 """After so long without a job the model is given back: the Mac is somebody's."""
-TEXT_TOKENS = {False: 154, True: 589}
-"""Of a row of conditioning, at most, without and with T5."""
 
 
 class Runtime:
@@ -105,7 +105,7 @@ class Runtime:
     def _run(self, task: Task, context: JobContext) -> dict[str, Any]:
         started = time.monotonic()
         context.check("loading the model")
-        model = self._model_of(task.run)
+        model = self._model_of(task)
         self._compare_canary(task.run, model, context)
         shard = self._run_task(task, model, context)
         context.confirm()
@@ -121,12 +121,14 @@ class Runtime:
                 f"{task.label} belongs into store {task.store_id}, this worker has {self._store.label}"
             )
 
-    def _model_of(self, run: RunSettings) -> "Family":
+    def _model_of(self, task: Task) -> "Family":
         if self._model is None:
             use_fast_blas(self._workers_here)
+        self._require_memory(task)
         from worker.engine.limits import apply_limits
         from worker.families.registry import load_family
 
+        run = task.run
         # Steps, prompts and seeds may change without loading anything again.
         key = (
             f"{run.model} {run.checkpoint_sha256} {run.shift} {run.use_t5} {run.precision} "
@@ -137,21 +139,21 @@ class Runtime:
             self._engine.clear()
             logger.info("loading %s", run.model)
             model = load_family(run, self._checkpoint, ("transformer",))
-            self._require_memory(run, model)
             self._model = (key, model)
         # Each time: DiffusionKit's T5 sets a limit of its own.
         apply_limits(self._memory_share())
         return self._model[1]
 
-    def _require_memory(self, run: RunSettings, model: "Family") -> None:
-        """Before any weight is read: the transformer and one sample's pass must fit."""
-        from worker.engine.limits import require_memory
-        from worker.engine.memory import memory_of_a_pass, memory_of_weights, memory_of_wide_weights
+    def _require_memory(self, task: Task) -> None:
+        """Before anything is loaded: what tasks of this kind hold, by their count."""
+        import mlx.core as mx
 
-        size = model.pass_size(run.latent_size, TEXT_TOKENS[run.use_t5])
-        one_pass = memory_of_a_pass(size, rows=2 if run.cfg_weight > 0 else 1, itemsize=4)
-        needed = memory_of_weights(model.transformer) + memory_of_wide_weights(model) + one_pass
-        require_memory(run.model, needed, self._memory_share())
+        from worker.engine.limits import require_memory
+
+        kind, spec = kind_of(task), model_spec(task.run.model)
+        size = TaskSize.of(task.run, spec, fused_attention=mx.metal.is_available())
+        needed = peak_bytes(kind.name, spec, size)
+        require_memory(f"{spec.id} for {kind.tasks}", needed, self._memory_share())
 
     def _compare_canary(self, run: RunSettings, model: "Family", context: JobContext) -> None:
         """On joining a run, before its first real task."""
