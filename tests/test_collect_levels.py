@@ -148,6 +148,21 @@ def test_what_does_not_fit_the_model_is_dropped(bench: Bench) -> None:
     assert {task.id for task in bench.tasks()} == {weights.id, levels.id}, "enqueued again"
 
 
+def test_other_prompts_than_before_are_refused(bench: Bench) -> None:
+    bench.call("enqueue-levels", "--images", "2")
+    bench.prompts.write_text("prompt\nanother\nand another\n")
+    assert "was asked for with other prompts" in bench.call("enqueue-levels", "--images", "2", code=2)
+
+
+def test_bytes_that_the_model_does_not_take_are_dropped(bench: Bench) -> None:
+    bench.call("enqueue-levels", "--images", "0")
+    (task,) = bench.tasks()
+    wrong = weights_of(CARD)
+    wrong.stored_bytes[2, 3] -= 8
+    bench.finish(task, wrong)
+    assert "block.0.k at 3/32 does not take" in bench.call("collect", code=3)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -50,10 +50,13 @@ class ConfirmPart(KeptPart):
         return f"confirm {self.request.settings.id}"
 
     def keep(self, record: Record, shard: bytes) -> None:
-        variants, layers = ConfirmShard.from_bytes(shard).products.shape
+        confirmed = ConfirmShard.from_bytes(shard)
+        variants, layers = confirmed.products.shape
         check_layers(self.folder, layers)
         if variants != len(self.request.names):
             raise ShardCorruptError(f"products of {variants} variants, not {len(self.request.names)}")
+        if confirmed.squared_reference <= 0:
+            raise ShardCorruptError("a final latent of zeros")
         super().keep(record, shard)
 
     def supply(self, store: ShardStore) -> None:

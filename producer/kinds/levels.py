@@ -58,4 +58,6 @@ class LevelsPart(KeptPart):
         check_layers(self.folder, len(levels.levels))
         if levels.products.shape[1] != len(self.request.settings.candidates):
             raise ShardCorruptError("levels with other candidates than were asked for")
+        if (levels.levels < 0).any() or levels.squared_reference <= 0:
+            raise ShardCorruptError("negative levels, or a final latent of zeros")
         super().keep(record, shard)

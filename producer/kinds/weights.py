@@ -55,4 +55,18 @@ class WeightsPart(KeptPart):
         if list(zip(weights.bits.tolist(), weights.group_size.tolist(), strict=True)) != asked:
             raise ShardCorruptError("weight errors of other candidates than were asked for")
         check_layers(self.folder, len(weights.squared_norm))
+        self._check_table(weights)
         super().keep(record, shard)
+
+    def _check_table(self, weights: WeightsShard) -> None:
+        """Check what the model card says, too; plans count bytes by it."""
+        card = self.folder.read_model()
+        if (weights.squared_error < 0).any() or (weights.squared_norm < 0).any():
+            raise ShardCorruptError("negative weight errors")
+        for row, layer in enumerate(card.layers if card else ()):
+            for column, choice in enumerate(self.request.candidates):
+                fits = layer.unmeasurable(choice.group_size) is None
+                stored = choice.stored_bytes(layer.shape) if fits else 0
+                told = bool(weights.measurable[row, column]), int(weights.stored_bytes[row, column])
+                if told != (fits, stored):
+                    raise ShardCorruptError(f"{layer.path} at {choice.label} does not take {told[1]} bytes")

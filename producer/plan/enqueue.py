@@ -22,7 +22,7 @@ from shared.kinds.confirm import ConfirmSettings
 from shared.kinds.kind import Task
 from shared.kinds.levels import LevelsSettings
 from shared.plan import Choice, Variant, encode_variants, variants_digest
-from shared.plan_file import Plan
+from shared.plan_file import Plan, PlanPrompt
 
 PLAIN_BITS = (2, 3, 4)
 """Bit widths, in groups of 64, of the candidates whose products with the gradient are measured, too."""
@@ -69,7 +69,7 @@ def _enqueue_levels(
     old = subfolder.read_request()
     request = LevelsRequest(
         settings=settings,
-        prompts=max(prompts, old.prompts if old else (), key=len),
+        prompts=_with_earlier(prompts, old.prompts if old else (), f"levels {settings.id}"),
         weights_id=weights_id,
     )
     subfolder.write_request(request)
@@ -108,9 +108,10 @@ def _enqueue_confirm(
     data = encode_variants(variants)
     settings = ConfirmSettings(run_id=run.settings.id, variants_sha256=variants_digest(data))
     subfolder = folder.confirms.open(settings.id)
+    old = subfolder.read_request()
     request = ConfirmRequest(
         settings=settings,
-        prompts=first.prompts.prediction,
+        prompts=_with_earlier(first.prompts.prediction, old.prompts if old else (), f"confirm {settings.id}"),
         names=tuple(variant.name for variant in variants),
         plans=tuple(plan.id for plan in plans),
     )
@@ -118,6 +119,22 @@ def _enqueue_confirm(
     subfolder.write_request(request)
     fleet.store.put_blob(settings.variants_sha256, data)
     return request, _reconciled(confirm_tasks(request, run), subfolder.records.read(), fleet)
+
+
+def _with_earlier(
+    prompts: tuple[PlanPrompt, ...], earlier: tuple[PlanPrompt, ...], what: str
+) -> tuple[PlanPrompt, ...]:
+    """Return the longer list of images; the other must be its beginning.
+
+    Raises:
+        InputError: it is not.
+    """
+    if any(before != now for before, now in zip(earlier, prompts, strict=False)):
+        raise InputError(
+            f"{what} was asked for with other prompts; give the same --prompt-csv (and for plans the same "
+            "--choosing), or delete its folder"
+        )
+    return max(prompts, earlier, key=len)
 
 
 def confirm_variants(folder: CalibFolder, plans: Sequence[Plan]) -> tuple[Variant, ...]:

@@ -3,7 +3,8 @@
 To first order a variant's squared error of the final latent is, in expectation over the probe, the square of
 its summed products. One probe's square is off by 140%. The sum of the squares of the products is not, since
 many layers add up in it: it is the sum of the single errors. So an image's error is its sum of single errors
-times a factor for all images: how much larger the joint error is, on average.
+times a factor for all images: how much larger the joint error is, on average. With few images that factor is
+mostly the one of all variants together, with many the variant's own.
 
 The joint form predicts. It must never be optimised: with as few probes as there are, a choice made by it
 predicts a hundredth of its own error.
@@ -18,10 +19,13 @@ import numpy as np
 from msgspec import Struct
 
 from shared.kinds.confirm import ConfirmShard
-from shared.metrics import Floats
+from shared.metrics import Floats, Integers
 
 RESAMPLES = 2000
 LEVEL = 0.95
+TOGETHER_IMAGES = 90
+"""The factor of all variants together counts like so many images: factors differ by 15% from one variant to
+another, and one image's says the true one to 140%."""
 ANOTHER_PICTURE = 4.0
 """An image whose measured error is over so many times the predicted one has become another picture."""
 
@@ -59,31 +63,39 @@ def predict(shards: Sequence[ConfirmShard], names: Sequence[str]) -> list[Predic
     # (V, n)
     single = np.stack([(shard.products**2).sum(axis=1) for shard in ordered], axis=1) / reference
     joint = np.stack([shard.products.sum(axis=1) ** 2 for shard in ordered], axis=1) / reference
+    # (V, n): by how much the joint error of an image is larger than its single errors.
+    ratio = np.divide(joint, single, out=np.ones_like(joint), where=single > 0)
+    changed = ratio[single.sum(axis=1) > 0]
+    together = changed.mean(axis=0) if len(changed) else np.ones(len(ordered))
     draws = np.random.default_rng(0).integers(len(ordered), size=(RESAMPLES, len(ordered)))
-    return [_prediction(name, single[row], joint[row], draws, images) for row, name in enumerate(names)]
+    return [
+        _prediction(name, single[row], ratio[row], together, draws, images) for row, name in enumerate(names)
+    ]
 
 
 def _prediction(
-    name: str,
-    single: Floats,
-    joint: Floats,
-    draws: np.ndarray[tuple[int, int], np.dtype[np.int64]],
-    images: tuple[int, ...],
+    name: str, single: Floats, ratio: Floats, together: Floats, draws: Integers, images: tuple[int, ...]
 ) -> Prediction:
-    ratio = np.divide(joint, single, out=np.ones_like(joint), where=single > 0)
-    factor = float(ratio.mean())
+    factor = _factor(ratio, together)
     error = factor * single
-    resampled = ratio[draws].mean(axis=1, keepdims=True) * single[draws]
+    resampled = _factor(ratio[draws], together[draws])[:, None] * single[draws]
     return Prediction(
         name=name,
         images=len(images),
         median_db=_interval(_db(np.median(error)), _db(np.median(resampled, axis=1))),
         mean_db=_interval(_db(error).mean(), _db(resampled).mean(axis=1)),
         median_squared_error=float(np.median(error)),
-        joint=factor,
+        joint=float(factor),
         squared_error=tuple(error.tolist()),
         image_index=images,
     )
+
+
+def _factor(ratio: Floats, together: Floats) -> Floats:
+    """Return the mean over images (..., n) of a variant's ratio, drawn to that of all variants together."""
+    own = ratio.shape[-1] / (ratio.shape[-1] + TOGETHER_IMAGES)
+    factor: Floats = own * ratio.mean(axis=-1) + (1 - own) * together.mean(axis=-1)
+    return factor
 
 
 def _db(error: Any) -> Floats:
