@@ -39,7 +39,7 @@ $(VENV)/.dev: $(VENV)/.pip pyproject.toml constraints.txt
 
 demo: $(VENV)/.local
 	$(BIN)/producer run --model demo --num-images 4 --num-steps 10 --max-images 2 --step-stride 2 \
-		--bits 2,4,8 --level-images 4 --max-prompts 8 --rivals uniform --workers 2 --calib-dir demo_data
+		--bits 2,4,8 --level-images 4 --max-prompts 8 --workers 2 --calib-dir demo_data
 
 # Types beside the tests, many of which wait for something.
 test: install lint

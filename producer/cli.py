@@ -364,10 +364,11 @@ def report(calib_dir: Path) -> None:
 )
 @click.option(
     "--rivals",
-    default="all",
+    default="uniform",
     show_default=True,
     type=click.Choice(["all", "uniform"]),
-    help="What to compare the plan with; see `producer enqueue-verification`.",
+    help="What to compare the plan with: the uniform models of its size, which decide, or more besides; see "
+    "`producer enqueue-verification`.",
 )
 @click.option(
     "--export",

@@ -270,8 +270,10 @@ def test_a_predicate_quantizes_the_same_layers_in_the_same_way(exported: Exporte
     for source in (exported.folder, exported.plan, exported.layers):
         said = predicate(source)
         choice = exported.layers["final_layer.linear"]
-        assert said("final_layer.linear", None) == {"group_size": choice.group_size, "bits": choice.bits}
-        assert said("x_pos_embedder.pos_embed", None) is False
+        linear, patches = nn.Linear(64, 64), nn.Conv2d(16, 64, 2, 2)
+        assert said("final_layer.linear", linear) == {"group_size": choice.group_size, "bits": choice.bits}
+        assert said("x_pos_embedder.pos_embed", nn.Embedding(64, 64)) is False
+        assert said(PATCHES, patches) is False
 
 
 def test_large_models_lie_in_several_files(tmp_path: Path) -> None:
