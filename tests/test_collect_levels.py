@@ -1,5 +1,6 @@
 """From `producer enqueue-levels` to a plan and its prediction, through a real Redis; fakes do the work."""
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -195,33 +196,23 @@ def fleet(tmp_path: Path, redis_url: str) -> Iterator[Fleet]:
 
 @pytest.mark.slow
 def test_real_workers_make_a_plan_and_predict_its_error(fleet: Fleet) -> None:
-    prompts = prompt_csv(fleet.folder / "prompts.csv", 16)
+    prompts = prompt_csv(fleet.folder / "prompts.csv", 14)
     fleet.enqueue(1, "--num-steps", "2")
-    fleet.producer(
-        "enqueue-levels",
-        "--images",
-        "3",
-        "--bits",
-        "2,4,8",
-        "--group-sizes",
-        "32,64",
-        "--prompt-csv",
-        str(prompts),
-    )
-    fleet.work()
-    output = fleet.producer("collect")
-    assert "3 of 3" in output
-    sets = ("--prompt-csv", str(prompts), "--choosing", "2", "--prediction", "2")
+    few = ("--bits", "2,4,8", "--group-sizes", "32,64", "--prompt-csv", str(prompts))
+    fleet.producer("enqueue-levels", "--images", "2", *few)
+    worker = fleet.start("worker", "start")
+    assert "2 of 2" in fleet.producer("collect", "--wait")
+    sets = ("--prompt-csv", str(prompts), "--choosing", "2", "--prediction", "1")
     output = fleet.producer("plan", "--like", "uniform:4", *sets, "--out", "plan.json")
-    assert "3 for the scores, 2 for choosing, 2 for the prediction, 9 for the proof" in output
+    assert "2 for the scores, 2 for choosing, 1 for the prediction, 9 for the proof" in output
     plan = read_plan(fleet.folder / "plan.json")
     card = CalibFolder(fleet.calib).require_model()
     assert plan.fingerprint == card.fingerprint
     assert set(plan.layers) | set(plan.kept) == {layer.path for layer in card.layers}
     assert len(set(plan.layers.values())) > 1
     fleet.producer("enqueue-confirm", "--plan", "plan.json")
-    fleet.work()
-    fleet.producer("collect")
+    fleet.producer("collect", "--wait")
+    worker.send_signal(signal.SIGTERM)
     predictions = read_predictions(fleet.calib / "plans" / plan.id / "prediction.json")
     assert predictions[0].name == "plan"
     errors = {prediction.name: np.array(prediction.squared_error) for prediction in predictions}

@@ -150,19 +150,21 @@ def parse_buckets(text: str | None) -> Thirds:
 
 def print_plans(plans: Sequence[Plan]) -> None:
     """Print a line for each plan."""
-    table = Table("plan", "for", "bits a weight", "size", "by its scores", "gap", box=None, pad_edge=False)
-    for column in table.columns[2:]:
+    names = ("plan", "bits a weight", "size", "error", "gap", "for")
+    table = Table(*names, box=None, pad_edge=False)
+    for column in table.columns[1:-1]:
         column.justify = "right"
     for made in plans:
         table.add_row(
             printable(made.id),
-            printable(made.target),
             f"{made.bits_per_weight:.3f}",
             format_size(made.stored_bytes),
             f"{100 * made.score**0.5:.3g}%",
-            f"{100 * made.gap:.2g}%",
+            "< 0.01%" if made.gap < 1e-4 else f"{100 * made.gap:.2f}%",
+            printable(made.target),
         )
     out.print(table)
+    out.print("error: of the output, relative, by the scores that the plans were chosen by, and so too good")
 
 
 def enqueue_confirm(calib_dir: Path, fleet: Fleet, paths: Sequence[Path]) -> None:
