@@ -5,15 +5,19 @@ from types import FrameType, TracebackType
 
 
 class Interrupts:
-    """Makes SIGINT and SIGTERM raise KeyboardInterrupt, at once or at the next `check`. A context manager."""
+    """Makes SIGINT, SIGTERM and SIGHUP raise KeyboardInterrupt, at once or at the next `check`.
+
+    A context manager. SIGHUP comes when a terminal is closed; one that is ignored, as under nohup, stays so.
+    """
 
     def __init__(self) -> None:
         self._seen = False
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> "Interrupts":
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._interrupt)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+                self._before[number] = signal.signal(number, self._interrupt)
         return self
 
     def __exit__(

@@ -86,6 +86,8 @@ class Chaos:
                 [*prefix, sys.executable, "-m", "tests.chaos_worker", *arguments],
                 cwd=ROOT,
                 env=options.to_environment() | values,
+                # Its other end closes with us.
+                stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
             )

@@ -53,7 +53,8 @@ class LocalWorkers:
         self._process = subprocess.Popen(
             [sys.executable, "-P", str(LAUNCHER), "worker.cli", "start", "--with-parent", *self._arguments],
             env={**os.environ, "REDIS_URL": self._url},
-            stdin=subprocess.DEVNULL,
+            # Its other end closes with us, and the workers leave.
+            stdin=subprocess.PIPE,
             # Keep a terminal's Ctrl-C from the workers: we stop them ourselves.
             start_new_session=True,
         )

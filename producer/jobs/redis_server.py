@@ -1,14 +1,18 @@
 """Our own Redis for one machine: on a private Unix socket, with its data in the calibration folder."""
 
+import ctypes
 import fcntl
 import hashlib
 import importlib.util
 import os
 import re
 import shutil
+import signal
 import subprocess
+import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -23,6 +27,7 @@ from shared.files import fsync_folder
 
 MIN_VERSION = (6, 2)
 START_SECONDS = 15.0
+PR_SET_PDEATHSIG = 1
 
 
 def find_redis_server() -> Path:
@@ -44,6 +49,25 @@ def find_redis_server() -> Path:
         f"no redis-server to start ({found}); install one (`brew install redis`, "
         "`apt install redis-server`), or name a running one with --redis-url"
     )
+
+
+def end_with_parent() -> Callable[[], None] | None:
+    """Return what a child process calls first, so that it ends (SIGTERM) when this process is killed.
+
+    Linux only: elsewhere there is None, and a server that is left behind ends with the next one's start.
+    """
+    if sys.platform != "linux":
+        return None
+    # Looked up here: a child should do as little as it can before it runs its program.
+    prctl = ctypes.CDLL(None).prctl
+    parent = os.getpid()
+
+    def ask() -> None:
+        prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:
+            os._exit(1)
+
+    return ask
 
 
 class RedisServer:
@@ -81,6 +105,7 @@ class RedisServer:
             stdin=subprocess.DEVNULL,
             # Keep Ctrl-C from the server: the workers need it until they have ended.
             start_new_session=True,
+            preexec_fn=end_with_parent(),
         )
         self._wait_until_ready()
         return self

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import signal
+import threading
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -11,7 +12,7 @@ from typing import Any
 
 from redis import Redis
 from redis.client import Pipeline
-from redis.exceptions import OutOfMemoryError
+from redis.exceptions import OutOfMemoryError, RedisError
 from rq import SimpleWorker, worker_registration
 from rq.exceptions import StopRequested
 from rq.executions import Execution
@@ -53,6 +54,7 @@ TaskFunction = Callable[[Task, JobContext], dict[str, Any]]
 
 FULL_POLL_SECONDS = 2.0
 TROUBLE_SECONDS = 10.0
+LEAVE_SECONDS = 1.0
 
 
 class LeaseWorker(SimpleWorker):
@@ -109,6 +111,7 @@ class LeaseWorker(SimpleWorker):
         self.broken = False
         """Whether the GPU is in a state that only a new process gets rid of."""
         self._in_trouble = False
+        self._leaving = False
         self._dropped = False
         self._beats = BeatThread()
         self._beat_redis = beat_connection
@@ -274,11 +277,20 @@ class LeaseWorker(SimpleWorker):
         """RQ writes here that the job runs; it was written when the job was taken."""
 
     def register_death(self) -> None:
-        """Leave the list of workers; a job that an error interrupted stays known for the supervisor."""
-        if self.executions:
-            worker_registration.unregister(self)
-        else:
-            super().register_death()  # type: ignore[no-untyped-call]
+        """Leave the list of workers, if Redis is there; else the list forgets us by itself."""
+        self._leaving = True
+        # Not in this thread: a patient client waits for minutes for a Redis that is away.
+        thread = threading.Thread(target=self._leave_list, name="leave", daemon=True)
+        thread.start()
+        thread.join(LEAVE_SECONDS)
+
+    def _leave_list(self) -> None:
+        with contextlib.suppress(RedisError, OSError):
+            if self.executions:
+                # A job that an error interrupted stays known for the supervisor.
+                worker_registration.unregister(self)
+            else:
+                super().register_death()  # type: ignore[no-untyped-call]
 
     def _maintain(self, redis: Redis) -> None:
         """At every beat, of the worker's own thread while it computes: a sign of life, then lost jobs."""
@@ -408,6 +420,9 @@ class LeaseWorker(SimpleWorker):
         if not self._context.hand_back:
             logger.warning("handing the job back to the queue")
         self._context.hand_back = True
+        if self.get_state() != "busy" and not self._leaving:
+            # The first signal's exception was lost where it was raised.
+            raise StopRequested
 
     # What RQ does and we do otherwise
 

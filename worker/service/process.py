@@ -2,9 +2,7 @@
 
 import logging
 import os
-import signal
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -22,6 +20,7 @@ from worker.jobs.lease_worker import LeaseWorker
 from worker.jobs.other_queues import waiting_for_others
 from worker.service.machine import host_name
 from worker.service.options import WorkerOptions, cache_dir, new_worker_name
+from worker.service.parent import leave_with_parent
 from worker.service.runtime import Runtime
 
 logger = logging.getLogger("bitfleet.worker")
@@ -30,7 +29,6 @@ EXIT_REFUSED = 2
 EXIT_TROUBLE = 69
 EXIT_BROKEN = 70
 MAX_CLOCK_SECONDS = 10.0
-PARENT_POLL_SECONDS = 1.0
 
 
 def main() -> int:
@@ -38,6 +36,8 @@ def main() -> int:
     options = WorkerOptions.from_environment()
     log_to_stderr(logging.WARNING, f"{host_name()}[{os.getpid()}]")
     logger.setLevel(options.log_level)
+    if options.with_parent:
+        leave_with_parent()
     try:
         return _work(options)
     except OutOfMemoryError:
@@ -88,8 +88,6 @@ def _work(options: WorkerOptions) -> int:
         alone=options.alone,
         when_idle=runtime.rest,
     )
-    if options.with_parent:
-        _leave_with_parent()
     logger.info("ready: queue %s, shards go to %s", queue, store.label)
     worker.work(burst=options.burst, logging_level="WARNING")
     if worker.fatal:
@@ -117,21 +115,6 @@ def clock_warning(connection: Redis) -> str | None:
         f"this machine's clock is {abs(difference):.0f} s {'ahead of' if difference > 0 else 'behind'} "
         "that of Redis: let both set it by the network; the work goes on, with wrong times in its records"
     )
-
-
-def _leave_with_parent() -> None:
-    parent = os.getppid()
-
-    def watch() -> None:
-        pause = threading.Event()
-        while os.getppid() == parent:
-            pause.wait(PARENT_POLL_SECONDS)
-        # One signal asks to finish the job, two hand it back. Two of one kind would count as one while the
-        # main thread computes and gets round to neither.
-        os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    threading.Thread(target=watch, name="parent", daemon=True).start()
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import msgspec
 from worker.jobs.post_mortem import cause_of_death, report_death
 from worker.service.machine import host_name
 from worker.service.options import WorkerOptions, new_worker_name
+from worker.service.parent import parent_is_gone
 from worker.service.process import EXIT_REFUSED, EXIT_TROUBLE
 
 logger = logging.getLogger("bitfleet.worker")
@@ -56,7 +57,8 @@ class Supervisor:
         self._slots = [_Slot(self.first_backoff) for _ in range(count)]
         self._signals = 0
         self._exit_code = 0
-        self._parent = os.getppid() if with_parent else None
+        self._with_parent = with_parent
+        self._orphaned = False
 
     def run(self) -> int:
         """Supervise; return 0, or 2 when this machine can't serve the run."""
@@ -68,8 +70,8 @@ class Supervisor:
                 for slot in self._slots:
                     self._look_after(slot)
                 time.sleep(POLL_SECONDS)
-                if self._parent not in (None, os.getppid()):
-                    self._parent = None
+                if self._with_parent and not self._orphaned and parent_is_gone():
+                    self._orphaned = True
                     self._hand_on(signal.SIGTERM, None)
                     self._hand_on(signal.SIGTERM, None)
         finally:
@@ -90,6 +92,8 @@ class Supervisor:
         if code is None:
             return
         lived = time.monotonic() - slot.started
+        if slot.process.stdin:
+            slot.process.stdin.close()
         slot.process = None
         if code not in (0, EXIT_REFUSED):
             report_death(self._options.redis_url, self._queue_name, slot.name, code)
@@ -109,7 +113,8 @@ class Supervisor:
         slot.process = subprocess.Popen(
             [sys.executable, "-P", str(LAUNCHER), self.module],
             env=options.to_environment(),
-            stdin=subprocess.DEVNULL,
+            # Its other end closes with us: see worker.service.parent.
+            stdin=subprocess.PIPE,
             # A terminal's Ctrl-C reaches only us, so that the workers get each signal once.
             start_new_session=True,
         )
@@ -119,7 +124,7 @@ class Supervisor:
         self._signals += 1
         # The next signal may arrive before this one is handed on.
         count = self._signals
-        if self._parent is not None:
+        if self._with_parent and not self._orphaned:
             # `producer run` speaks for us.
             pass
         elif count == 1:
