@@ -43,9 +43,11 @@ def export(plan_path: Path, target: Path, checkpoint: Path | None, proof: Path |
     import sys
 
     from producer import export_commands
+    from producer.interrupts import Interrupts
 
     try:
-        export_commands.export(plan_path, target, checkpoint=checkpoint, proof=proof, force=force)
+        with Interrupts():
+            export_commands.export(plan_path, target, checkpoint=checkpoint, proof=proof, force=force)
     except KeyboardInterrupt:
         click.echo(f"interrupted; {target} is as it was", err=True)
         sys.exit(130)
