@@ -11,6 +11,7 @@ from producer.report.averages import Averages
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.ticker import Formatter
 
 _MARKERS = "os^DvPX"
 _STYLE: dict[Any, Any] = {
@@ -23,7 +24,9 @@ _STYLE: dict[Any, Any] = {
     "axes.spines.right": False,
     "grid.linewidth": 0.6,
     "lines.linewidth": 1.6,
-    "lines.markersize": 4.5,
+    "lines.markersize": 5.5,
+    # A marker's edge would keep matplotlib's colour: the style sheet reaches the inside only.
+    "lines.markeredgewidth": 0,
 }
 
 
@@ -64,6 +67,17 @@ def viridis(count: int, first: float = 0.0, last: float = 1.0) -> list[str]:
     return [to_hex(mpl.colormaps["viridis"](first + (last - first) * i / gaps)) for i in range(count)]
 
 
+def _percent_labels() -> "Formatter":
+    """Labels of a logarithmic axis, also between powers of ten where there is room, as "20%"."""
+    from matplotlib.ticker import LogFormatter
+
+    class PercentLabels(LogFormatter):
+        def __call__(self, x: float, pos: int | None = None) -> str:
+            return f"{x:g}%" if super().__call__(x, pos) else ""
+
+    return PercentLabels(minor_thresholds=(1, 0.4))
+
+
 def _lines(axes: "Axes", averages: Averages, bits: Sequence[int], title: str, *, line: str) -> None:
     panel = title.replace(" ", "-")
     labels = list(averages)
@@ -78,7 +92,8 @@ def _lines(axes: "Axes", averages: Averages, bits: Sequence[int], title: str, *,
             gid=f"series-{index}-{panel}",
         )
     axes.set_yscale("log")
-    axes.yaxis.set_major_formatter("{x:g}%")
+    axes.yaxis.set_major_formatter(_percent_labels())
+    axes.yaxis.set_minor_formatter(_percent_labels())
     axes.grid(axis="y")
     axes.set_title(title, loc="left", fontweight="bold")
     axes.set_ylabel("relative error")

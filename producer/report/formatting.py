@@ -50,6 +50,11 @@ def duration(seconds: float) -> str:
     return f"{hours:,} h {minutes:02d} min"
 
 
+def moment(text: str) -> str:
+    """Format a time in UTC: "2026-01-02T03:04:05Z" gives "2026-01-02 03:04:05"."""
+    return text[:19].replace("T", " ")
+
+
 def significant(value: float | None) -> str:
     """Format a number with three significant digits."""
     return NONE if value is None else f"{value:.3g}"

@@ -92,7 +92,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    for name in ("percent", "error_with_interval", "decibel", "duration", "significant", "cosine"):
+    for name in ("percent", "error_with_interval", "decibel", "duration", "moment", "significant", "cosine"):
         made.filters[name] = getattr(formatting, name)
     made.filters["breakable"] = _breakable
     made.filters["count"] = lambda number: f"{number:,}"

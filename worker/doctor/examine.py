@@ -50,7 +50,9 @@ def _numbers(*, full: bool) -> Iterator[Check]:
     # Imports MLX, which the checks before explain if it fails.
     os.environ.setdefault("MLX_ENABLE_TF32", "0")
     from worker.service.blas import use_fast_blas
+    from worker.service.compile_cache import use_own_compile_cache
 
+    use_own_compile_cache()
     use_fast_blas(1)
     from worker.doctor.numerics import numeric_checks
 

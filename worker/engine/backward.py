@@ -1,4 +1,4 @@
-"""Pulling cotangents back through one part of the forward pass, several at once."""
+"""Pulls cotangents back through one part of the forward pass, several at once."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,13 +10,13 @@ from worker.engine.layers import get_weight, set_weight
 
 Arrays = list[mx.array]
 Function = Callable[[Arrays], Arrays]
-"""Of the inputs; reads the weights that are in place."""
+"""Takes the inputs and uses the weights that are in place."""
 
 
 def pull_back(
     transformer: Any, function: Function, inputs: Arrays, layers: Sequence[str], cotangents: Arrays
 ) -> tuple[Arrays, dict[str, mx.array]]:
-    """Gradients of a part of the model by its inputs and by the weights of its layers.
+    """Compute the gradients of a part of the model by its inputs and by the weights of its layers.
 
     The part is run again once, and all cotangents go back together: for a transformer block that is 1.2
     times the cost of its forward pass for each, where one by one it is 2.3 times.

@@ -1,4 +1,4 @@
-"""Micro-batches of a sample set, as the transformer reads them, and the guided velocity it answers with."""
+"""Micro-batches of a sample set, and the guided velocity."""
 
 from dataclasses import dataclass
 
@@ -17,13 +17,13 @@ class Batch:
     """Which samples run together."""
 
     index: int
-    """Of the micro-batch, for its kept state."""
+    """Number of the micro-batch; its kept state has the same."""
     rows: Array
-    """(S,) integers: places in the sample set."""
+    """(S,) integers: positions in the sample set."""
 
 
 def split_samples(samples: SampleSet, micro_batch: int) -> list[Batch]:
-    """Divide a sample set, in an order that is drawn once and is everywhere the same.
+    """Divide a sample set into micro-batches, in a random order that is the same on every machine.
 
     The draw lets any first few batches stand for all: a sample set itself goes image by image.
     """
@@ -33,7 +33,7 @@ def split_samples(samples: SampleSet, micro_batch: int) -> list[Batch]:
 
 
 def rows_per_sample(samples: SampleSet, cfg_weight: float) -> int:
-    """2 with CFG (text, negative), else 1.
+    """Return 2 with CFG (text, negative), else 1.
 
     Raises:
         RunMismatchError: the samples' conditioning is for the other case.
@@ -48,7 +48,7 @@ def rows_per_sample(samples: SampleSet, cfg_weight: float) -> int:
 
 
 def batch_forward(family: Family, samples: SampleSet, batch: Batch, *, rows: int, dtype: mx.Dtype) -> Forward:
-    """The forward pass of S samples in `dtype`: S * `rows` rows, sample after sample.
+    """Return the forward pass of S samples in `dtype`, with S * `rows` rows, sample after sample.
 
     Conditioning that is not floating point, as positions and masks, keeps its own dtype.
     """
@@ -60,7 +60,9 @@ def batch_forward(family: Family, samples: SampleSet, batch: Batch, *, rows: int
 
 
 def guided_velocity(velocity: mx.array, cfg_weight: float) -> mx.array:
-    """v_neg + cfg_weight (v_text - v_neg): (S, H, W, C) float32, from the model's (S * rows, H, W, C)."""
+    """Return v_neg + cfg_weight (v_text - v_neg), (S, H, W, C) float32, from the model's output (S * rows,
+    H, W, C).
+    """
     velocity = velocity.astype(mx.float32)
     if cfg_weight <= 0:
         return velocity
@@ -69,14 +71,16 @@ def guided_velocity(velocity: mx.array, cfg_weight: float) -> mx.array:
 
 
 def unguided_cotangent(cotangent: mx.array, cfg_weight: float) -> mx.array:
-    """Of the model's output, (P, rows, H, W, C), for one (P, H, W, C) of one sample's guided velocity."""
+    """Return the cotangent (P, rows, H, W, C) of the model's output, given that of one sample's guided
+    velocity (P, H, W, C).
+    """
     if cfg_weight <= 0:
         return cotangent[:, None]
     return mx.stack([cfg_weight * cotangent, (1 - cfg_weight) * cotangent], axis=1)
 
 
 def _rows(values: Array) -> Array:
-    """(S, rows, ...) as (S * rows, ...)."""
+    """Reshape (S, rows, ...) to (S * rows, ...)."""
     return values.reshape(-1, *values.shape[2:])
 
 

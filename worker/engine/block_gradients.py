@@ -15,18 +15,18 @@ from worker.engine.pass_memory import bytes_taken
 from worker.engine.replay import START, Forward, Replay, State
 
 Receive = Callable[[int, dict[str, mx.array]], None]
-"""Takes the number of a probe, and gradients (p, outputs, inputs) by layer of p probes from there on.
+"""Takes the number of the first of p probes, and by layer their gradients (p, outputs, inputs).
 
 They are evaluated. A layer of a block comes once for each probe; a layer that blocks share comes once for
 each of them, and its gradient is the sum.
 """
 
 Check = Callable[[int], None]
-"""Told how many parts are still to go, before each; may raise to stop."""
+"""Told before each part how many are left; may raise to stop."""
 
 
 def record_states(replay: Replay, forward: Forward) -> tuple[list[State], mx.array]:
-    """The state at the entry of each block and behind the last one, and the output; all evaluated."""
+    """Return the state before each block and after the last one, and the output; all evaluated."""
     states = [START]
     for position in range(1, len(replay) + 1):
         states.append(replay.advance(forward, states[-1], position))
@@ -48,7 +48,7 @@ def pull_back_by_block(
     receive: Receive,
     check: Check = lambda _: None,
 ) -> None:
-    """Gradients of P scalars <cotangent, output> by the weights of the layers.
+    """Compute the gradients of P scalars <cotangent, output> by the weights of the layers, block by block.
 
     Args:
         replay: of the model.
@@ -106,7 +106,7 @@ def memory_of_a_probe(
 
 
 def largest_position(replay: Replay, layers: Sequence[LayerInfo]) -> int:
-    """Position of the block whose layers have most weights together."""
+    """Return the position of the block whose layers have most weights together."""
     weights = [0] * (len(replay) + 1)
     for layer in layers:
         weights[replay.entry_of(layer.path)] += layer.shape[0] * layer.shape[1]
@@ -122,7 +122,9 @@ def _joined(parts: list[Arrays]) -> Arrays:
 
 
 def _part(replay: Replay, forward: Forward, state: State) -> Function:
-    """From the arrays of a state to those of the next one; behind the last block, to the output."""
+    """Return the function from the arrays of a state to those of the next one; after the last block, to
+    the output.
+    """
 
     def run(arrays: Arrays) -> Arrays:
         entered = state.with_arrays(arrays)

@@ -1,4 +1,4 @@
-"""Running a calibration task: one image's trajectory, as a shard."""
+"""Runs a calibration task: draws an image and packs its trajectory into a shard."""
 
 import logging
 from collections.abc import Callable
@@ -44,7 +44,7 @@ def calibrate(task: CalibrationTask, family: Family, check: Callable[[str], None
 
 
 def model_card(model: str, family: Family) -> ModelCard:
-    """What the producer must know of a model to enqueue its layers."""
+    """Return what the producer must know about a model to enqueue its layers."""
     return ModelCard(
         model=model,
         fingerprint=family.fingerprint,
@@ -55,14 +55,14 @@ def model_card(model: str, family: Family) -> ModelCard:
 
 
 def count_parameters(transformer: Any) -> int:
-    """Numbers that were trained: tables, such as that of positions, are looked up and not counted."""
+    """Count the trained numbers. Lookup tables, such as that of positions, do not count."""
     tables = {id(module.weight) for module in transformer.modules() if isinstance(module, nn.Embedding)}
     parameters: Any = tree_flatten(transformer.parameters())
     return sum(array.size for _, array in parameters if id(array) not in tables)
 
 
 def _preview(task: CalibrationTask, family: Family, trajectory: Trajectory) -> bytes:
-    """PNG, or nothing: the samples are worth keeping without it."""
+    """Return the image as PNG, or nothing after an error: the samples are worth keeping without it."""
     try:
         family.hold("vae")
         return family.decode(trajectory.x[-1])
@@ -74,8 +74,8 @@ def _preview(task: CalibrationTask, family: Family, trajectory: Trajectory) -> b
 
 
 def _latents(trajectory: Trajectory, dtype: mx.Dtype) -> Array:
-    # What the transformer sees is the latent in activation dtype: for float16 nothing is lost by it. numpy
-    # has no bfloat16, and float16 would round a second time.
+    # The transformer reads the latent in activation dtype, so float16 loses nothing. numpy has no bfloat16;
+    # float16 would round a second time, so such latents stay in float32.
     latents = mx.concatenate(trajectory.x, axis=0)
     return to_numpy(latents.astype(mx.float16) if dtype == mx.float16 else latents)
 

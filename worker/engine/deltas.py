@@ -1,4 +1,4 @@
-"""dW of every layer at every bit width: what quantization adds to a weight."""
+"""dW: the difference that quantization makes to each layer's weight, at each bit width."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from worker.engine.quantize import check_measurable, fake_quantize, squared_rows
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightErrors:
-    """What is known of L layers at B bit widths without running the model."""
+    """Quantization errors of L layers at B bit widths."""
 
     measurable: Array
     """(L,) bool."""
@@ -29,7 +29,7 @@ class WeightErrors:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Facts:
-    """Of one layer at one bit width."""
+    """Quantization error of one layer at one bit width."""
 
     squared_error: float
     squared_norm: float
@@ -51,13 +51,13 @@ class Deltas:
         self._facts: dict[tuple[str, int], _Facts] = {}
 
     def keep(self, keep: bool) -> None:
-        """Whether what was made once is kept from now on; else it is made anew each time."""
+        """Set whether dW are kept once they are made, or made again each time."""
         self._keep = keep
         if not keep:
             self._kept.clear()
 
     def is_measurable(self, layer: str) -> bool:
-        """Whether MLX can quantize this layer to all of the bit widths."""
+        """Return whether MLX can quantize this layer to all of the bit widths."""
         try:
             for bits in self._bits:
                 check_measurable(self._transformer, layer, bits=bits, group_size=self._group_size)
@@ -66,7 +66,7 @@ class Deltas:
         return True
 
     def of(self, layer: str, bits: int) -> mx.array:
-        """(outputs * inputs,) float32, evaluated; the layer must be measurable."""
+        """Return dW, flat (outputs * inputs,) float32 and evaluated. The layer must be measurable."""
         if (layer, bits) in self._kept:
             return self._kept[layer, bits]
         weight = get_weight(self._transformer, layer)
@@ -87,7 +87,7 @@ class Deltas:
         return delta
 
     def weight_errors(self) -> WeightErrors:
-        """Of all layers, in their order; every layer must have been asked for."""
+        """Return the errors of all layers, in their order. Each layer must have been asked for before."""
         measurable = np.array([self.is_measurable(layer) for layer in self._layers])
         nothing = _Facts(squared_error=0.0, squared_norm=0.0, bits_per_weight=0.0)
 

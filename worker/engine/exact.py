@@ -1,13 +1,13 @@
-"""The exact engine: run the model with one quantized weight, from the block where that weight matters.
+"""The exact engine: runs the model with one quantized weight, from the block where that weight matters.
 
-A change in block k leaves all before it as it was. So each micro-batch of samples keeps the state that
-enters the block under work and the reference output; every candidate starts there, and the kept state
-moves on as the jobs do. Jobs in the order of the forward pass sweep once through the model; a job out of
-order is as right, and costs the way back to its block.
+A change in block k changes nothing before block k. So for each micro-batch of samples the engine keeps the
+state that enters the current block, and the reference output. Every candidate starts from that state. When
+tasks come in the order of the forward pass, the state moves through the model once; a task out of order gives
+the same result, and costs the way back to its block.
 
-All of it is float32: weights and candidates are those that are stored, in the model's dtype, and MLX widens
-them as it multiplies. In 16 bits a changed weight would make every rounding behind it fall anew, and a small
-error could not be told from that.
+All is computed in float32. Weights and candidates keep the model's dtype, and MLX widens them when it
+multiplies. In 16 bits a changed weight would change every rounding after it, and a small error would be lost
+among these.
 """
 
 from collections.abc import Callable
@@ -46,7 +46,7 @@ def _no_check(_: str) -> None:
 
 
 class ExactEngine:
-    """Measures (layer, bits) on one sample set with one loaded model, whose weights it always gives back."""
+    """Measures one (layer, bits) after another. The model's own weights are always put back."""
 
     def __init__(
         self,
@@ -97,7 +97,7 @@ class ExactEngine:
     def measure(
         self, layer: str, bits: int, check: Check = _no_check, *, until: float | None = None
     ) -> SensitivityShard:
-        """What the guided velocity suffers when this layer's weight is quantized.
+        """Measure how much the guided velocity changes when this layer's weight is quantized.
 
         Args:
             layer: dotted path of an `nn.Linear`.
@@ -136,7 +136,7 @@ class ExactEngine:
         return self._shard(np.concatenate([batch.rows for batch in measured]), joined, candidate, dead)
 
     def _advance(self, batch: Batch, start: int) -> None:
-        """Bring the kept state to the entry of block `start`, with the model's own weights."""
+        """Move the kept state to the entry of block `start`, with the model's own weights."""
         if batch.index not in self._references:
             self._references[batch.index] = reference = self._velocity(batch, 0)
             check_reference(self._samples, batch.rows, reference, half_precision=self._half)
@@ -147,7 +147,9 @@ class ExactEngine:
             self._states.put(batch.index, self._replay.advance(self._forward(batch), state, start))
 
     def _velocity(self, batch: Batch, start: int) -> Array:
-        """Guided velocity (S, H, W, C) float32 with the weights as they are, from the kept state on."""
+        """Return the guided velocity (S, H, W, C) float32, computed from the kept state with the weights
+        now in place.
+        """
         state = self._states.get(batch.index) if start else START
         velocity = self._replay.run_from(self._forward(batch), state)
         guided = guided_velocity(velocity, self._cfg_weight)
@@ -155,7 +157,9 @@ class ExactEngine:
         return np.array(guided)
 
     def _noise_floor(self, batch: Batch, part: int) -> Array:
-        """(S,) squared error of the last bit of a layer at the start of this part of the model."""
+        """Return the noise floor (S,): the squared error after the last bits of one layer changed, in this
+        part of the model.
+        """
         if part not in self._floor_layer:
             self._floor_layer[part] = self._live_floor_layer(part)
         if (batch.index, part) not in self._noise:
@@ -163,7 +167,7 @@ class ExactEngine:
         return self._noise[batch.index, part]
 
     def _live_floor_layer(self, part: int) -> str:
-        """The first layer whose last bit makes any difference."""
+        """Return the first layer whose last bits change the output at all."""
         candidates = floor_layers(self._replay, self._layers, self._family.place, part)
         for layer in candidates:
             noise = self._last_bit_error(self._batches[0], layer)
@@ -193,7 +197,11 @@ class ExactEngine:
         return is_tight(error, reference, image, percent)
 
     def _is_dead(self, layer: str, start: int, metrics: dict[str, Array]) -> bool:
-        """A small error is not enough: another weight altogether must change no more than its own does."""
+        """Return whether the output doesn't depend on the layer.
+
+        A small error is not enough to say so: a random weight must change the output no more than the
+        layer's own does.
+        """
         if (metrics["squared_error"] > metrics["noise_squared_error"]).any():
             return False
         if layer not in self._alive:
@@ -202,7 +210,7 @@ class ExactEngine:
             other = 10 * mx.random.normal(weight.shape, key=mx.random.key(0)) * spread
             changed = self._squared_error(batch, start, layer, other.astype(weight.dtype))
             repeated = self._squared_error(batch, start, layer, weight)
-            # Written so that NaN is a change.
+            # Written so that NaN counts as a change.
             self._alive[layer] = not (changed <= repeated).all()
         return not self._alive[layer]
 

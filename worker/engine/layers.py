@@ -14,13 +14,13 @@ from shared.errors import TaskRefusedError
 
 
 def is_linear(module: Any) -> bool:
-    """Whether a module is a linear layer; a convolution is one if it sees each pixel once."""
+    """Return whether a module is a linear layer. A convolution is one if it reads each pixel exactly once."""
     over_patches = isinstance(module, nn.Conv2d) and tuple(module.stride) == tuple(module.weight.shape[1:3])
     return isinstance(module, nn.Linear) or over_patches
 
 
 def get_weight(transformer: Any, layer: str) -> mx.array:
-    """The weight (outputs, inputs) of a layer.
+    """Return the weight (outputs, inputs) of a layer.
 
     Raises:
         TaskRefusedError: the model has no such layer.
@@ -41,7 +41,7 @@ def set_weight(transformer: Any, layer: str, weight: mx.array) -> None:
 
 
 def find_linear(transformer: Any, layer: str) -> nn.Linear | nn.Conv2d:
-    """The layer at a dotted path.
+    """Return the layer at a dotted path.
 
     Raises:
         TaskRefusedError: the model has no such layer.
@@ -59,6 +59,6 @@ def find_linear(transformer: Any, layer: str) -> nn.Linear | nn.Conv2d:
 
 
 def shape_of(module: nn.Linear | nn.Conv2d) -> tuple[int, int]:
-    """(outputs, inputs)."""
+    """Return (outputs, inputs)."""
     outputs: int = module.weight.shape[0]
     return outputs, module.weight.size // outputs

@@ -1,4 +1,4 @@
-"""How much memory this machine offers to a worker, and saying no before it is taken."""
+"""How much memory a worker may use, and the refusal of what needs more."""
 
 from pathlib import Path
 
@@ -8,20 +8,22 @@ from humanfriendly import format_size
 from shared.errors import MachineTooSmallError
 
 CACHE_SHARE = 4
-"""MLX may keep this fraction of the limit in buffers that nobody uses, ready for the next pass."""
+"""MLX may keep one part in so many of the limit in unused buffers, ready for the next pass."""
 
 _MEMINFO = Path("/proc/meminfo")
 
 
 def default_memory_limit() -> int:
-    """Bytes: what Metal recommends as a working set, else what is available now, our own arrays included."""
+    """Return, in bytes, the working set that Metal recommends; on Linux what is available now, with our
+    own arrays.
+    """
     if mx.metal.is_available():
         return int(mx.device_info()["max_recommended_working_set_size"])
     return available_memory() + mx.get_active_memory() + mx.get_cache_memory()
 
 
 def available_memory() -> int:
-    """Bytes that Linux could give without swapping, by its own estimate."""
+    """Return the bytes that Linux could give without swapping, by its own estimate."""
     for line in _MEMINFO.read_text().splitlines():
         name, _, value = line.partition(":")
         if name == "MemAvailable":
@@ -30,7 +32,7 @@ def available_memory() -> int:
 
 
 def require_memory(what: str, needed: int, memory_limit: int | None) -> None:
-    """Refuse what can't be held.
+    """Refuse a task that needs more memory than the limit.
 
     Args:
         what: needs it, for the message.
@@ -49,7 +51,7 @@ def require_memory(what: str, needed: int, memory_limit: int | None) -> None:
 
 
 def apply_limits(memory_limit: int) -> None:
-    """Tell MLX the limit, bytes. Never its wired limit: wiring much can panic macOS 26.
+    """Tell MLX the limit in bytes. Its wired limit is never set: wiring much memory can panic macOS 26.
 
     Beyond the limit MLX waits for running work before it takes more, and gives unused buffers back first.
     """

@@ -20,15 +20,16 @@ from worker.engine.replay import blocks_by_path
 from worker.families.family import Family, PassSize
 
 MAX_TOKENS = 8_000
-"""Of all rows of a pass. More make no machine faster, and a worker asks for news only between passes."""
+"""Tokens of all rows of a pass, at most. More make no machine faster, and a worker can only stop between
+passes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryPlan:
-    """What fits into a memory limit."""
+    """How the exact engine keeps a memory limit."""
 
     micro_batch: int
-    """Samples a forward pass."""
+    """Samples per forward pass."""
     keep_in_memory: bool
     """Whether the states of all samples fit; else they go to files."""
 
@@ -54,7 +55,7 @@ class TrajectoryPlan:
 
 
 def spare_memory(transformer: Any, memory_limit: int | None) -> int:
-    """Bytes of the limit (None: the default one) that the weights leave.
+    """Return how many bytes of the limit (None: the default one) the weights leave free.
 
     Raises:
         MachineTooSmallError: the limit doesn't hold the weights.
@@ -66,7 +67,7 @@ def spare_memory(transformer: Any, memory_limit: int | None) -> int:
 
 
 def memory_of_weights(transformer: Any) -> int:
-    """Bytes that are taken before any pass.
+    """Return the bytes in use before any pass.
 
     Other parts of the pipeline are in memory too, and weights not read yet soon will be.
     """
@@ -76,7 +77,9 @@ def memory_of_weights(transformer: Any) -> int:
 
 
 def passing_of(family: Family, size: PassSize, *, rows: int) -> Passing:
-    """What the memory of a loaded model's passes depends on; its weights are counted as they are stored."""
+    """Return what the memory of a loaded model's passes depends on. Its weights are counted as they are
+    stored.
+    """
     weights: Any = tree_flatten(family.transformer.parameters())
     return Passing(
         tokens=size.tokens,
@@ -116,7 +119,8 @@ def plan_memory(
     if keep_in_memory:
         free -= kept
     return MemoryPlan(
-        # What of a pass doesn't grow with its samples is counted for each of them, to be on the safe side.
+        # The part of a pass that doesn't grow with its samples is counted for each of them, to be on the safe
+        # side.
         micro_batch=min(free // working, max(1, MAX_TOKENS // one_pass.tokens), samples),
         keep_in_memory=keep_in_memory,
     )
@@ -146,17 +150,17 @@ def plan_sketch(
 
 
 def memory_of_a_delta(family: Family) -> int:
-    """Bytes that are in use while the largest layer is quantized: six arrays in float32."""
+    """Return the bytes in use while the largest layer is quantized: six arrays in float32."""
     return 24 * max(_sizes(family))
 
 
 def _with_margin(measured: int) -> int:
-    """A quarter more: how far MLX runs ahead, and so how much it holds, is not the same in each pass."""
+    """Add a quarter: how far MLX runs ahead, and so how much it holds, differs from pass to pass."""
     return measured * 5 // 4
 
 
 def largest_block(family: Family) -> int:
-    """Weights of the block that has most of them; those that lie in no list of blocks count as one."""
+    """Return the number of weights of the largest block. Layers in no list of blocks count as one block."""
     of_lists = {path: blocks for path, blocks in family.stages.items() if isinstance(blocks, list)}
     starts = [f"{path}." for path in blocks_by_path(of_lists)]
     by_block: dict[str, int] = {}

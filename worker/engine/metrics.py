@@ -1,4 +1,4 @@
-"""What a changed weight does to the guided velocity, sample by sample, in float64."""
+"""How much a changed weight changes the guided velocity, sample by sample, in float64."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ METRICS = ("squared_error", "squared_reference", "cosine", "max_abs")
 
 
 def compare(velocity: Array, reference: Array) -> dict[str, Array]:
-    """Metrics (S,) float64 of velocities (S, H, W, C) against their references."""
+    """Return metrics (S,) float64 of velocities (S, H, W, C) against their references."""
     v = velocity.reshape(len(velocity), -1).astype(np.float64)
     v_ref = reference.reshape(len(reference), -1).astype(np.float64)
     difference = v - v_ref
@@ -24,11 +24,11 @@ def compare(velocity: Array, reference: Array) -> dict[str, Array]:
 
 
 def is_tight(squared_error: Array, squared_reference: Array, image: Array, percent: float) -> bool:
-    """Whether the 95% interval of the relative error over these samples is within +- `percent` of it.
+    """Return whether the 95% interval of the relative error lies within +- `percent` of it.
 
     The interval is that of the results, so images decide: fewer than four tell nothing.
     """
     value = relative_error(squared_error.sum(), squared_reference.sum())
     _, high = relative_error_interval(squared_error, squared_reference, image)
-    # The upper end is the farther one. Without any error there is nothing to be sure of.
+    # The upper end is farther away than the lower one. If there is no error at all, nothing is certain.
     return bool(value > 0 and high <= value * (1 + percent / 100))

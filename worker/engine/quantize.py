@@ -1,4 +1,4 @@
-"""A candidate: one layer's weight as it would be after MLX's affine quantization."""
+"""A candidate: the weight that a layer would have after MLX's affine quantization."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,7 +50,7 @@ def quantize_layer(transformer: Any, layer: str, *, bits: int, group_size: int) 
 
 
 def fake_quantize(weight: mx.array, *, bits: int, group_size: int) -> tuple[mx.array, float]:
-    """`dequantize(quantize(W))` in the dtype of W, lazy, and the bits that are stored a weight.
+    """Return `dequantize(quantize(W))` in the dtype of W, lazy, and the bits stored per weight.
 
     Scales and biases have the dtype of W, but count as float16 or bfloat16: what a quantized model is shipped
     in, whatever precision it was measured in.
@@ -62,13 +62,13 @@ def fake_quantize(weight: mx.array, *, bits: int, group_size: int) -> tuple[mx.a
 
 
 def squared_rows(values: mx.array) -> mx.array:
-    """Sums of squares over the last axis in float32, to be summed further in float64."""
+    """Return sums of squares over the last axis in float32. Sum them further in float64."""
     # `values**2` would call pow: ten times slower on a CPU.
     return mx.square(values).sum(axis=-1)
 
 
 def check_measurable(transformer: Any, layer: str, *, bits: int, group_size: int) -> None:
-    """Refuse what MLX can't quantize.
+    """Check that MLX can quantize this layer.
 
     Raises:
         TaskRefusedError: no such layer, bits or group size, or its inputs do not fill whole groups.
@@ -84,7 +84,7 @@ def check_measurable(transformer: Any, layer: str, *, bits: int, group_size: int
 
 @contextmanager
 def swapped(transformer: Any, layer: str, weight: mx.array) -> Iterator[None]:
-    """Within this context the layer has another weight; its own comes back whatever happens."""
+    """Give the layer another weight within this context. Its own is put back, also after an error."""
     original = get_weight(transformer, layer)
     set_weight(transformer, layer, weight)
     try:

@@ -1,4 +1,4 @@
-"""Does this model reproduce the trajectory that the samples were taken from?"""
+"""Checks that this model made the samples: it must give the velocities that the samples imply."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Entering a model's forward pass at one of its blocks, without writing that pass a second time.
+"""Entering a model's forward pass at any of its blocks, without writing that pass a second time.
 
 A changed weight in block k changes nothing before it. So the model's own forward pass runs from its start,
 but every block before k gives back the output that it gave before, instead of computing it. MLX computes
@@ -29,12 +29,12 @@ Forward = Callable[[], mx.array]
 """One forward pass of the model over fixed inputs, with the weights as they are now; lazy."""
 
 _Answer = Callable[[Any, Callable[[], Any]], Any]
-"""Of a block and its own computation: what the block returns."""
+"""Takes a block and its own computation, and returns what the block is to return."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Forgotten:
-    """An output that nobody reads any more; the model's code may still ask for its shape."""
+    """An output that no later block reads. The model's code may still ask for its shape."""
 
     shape: tuple[int, ...]
     dtype: mx.Dtype
@@ -49,16 +49,16 @@ class State:
     """A forward pass up to the entry of one block."""
 
     outputs: tuple[Any, ...] = ()
-    """Of each block before, in the order of the calls: what it returned, with arrays or `_Forgotten`."""
+    """What each earlier block returned, in the order of the calls: arrays, or `_Forgotten`."""
 
     @property
     def position(self) -> int:
-        """How many blocks lie behind; the next one enters here."""
+        """How many blocks are done; the next one starts here."""
         return len(self.outputs)
 
     @property
     def arrays(self) -> list[mx.array]:
-        """The outputs that are kept, in a fixed order."""
+        """The arrays that are kept, in a fixed order."""
         return _arrays(self.outputs)
 
     def with_arrays(self, arrays: Sequence[mx.array]) -> "State":
@@ -71,7 +71,7 @@ START = State()
 
 
 class Replay:
-    """Runs one model's forward pass from any of its blocks on."""
+    """Runs a model's forward pass from any of its blocks on."""
 
     def __init__(self, stages: Mapping[str, Any], after: Sequence[str], forward: Forward) -> None:
         """Learn the order in which the blocks are called; `forward` is traced once, and not computed.
@@ -102,7 +102,7 @@ class Replay:
         self._position = {block: position for position, block in enumerate(self._order)}
 
     def __len__(self) -> int:
-        """Blocks that a pass calls."""
+        """Return how many blocks a pass calls."""
         return len(self._order)
 
     @property
@@ -159,7 +159,7 @@ class Replay:
         raise AssertionError(f"the pass ended before block {position}")
 
     def states(self, forward: Forward) -> list[State]:
-        """The state at the entry of each block and behind the last one; lazy, by one pass."""
+        """Return the state before each block and after the last one; lazy, from one pass."""
         outputs: list[Any] = []
         states = [START]
 
@@ -171,7 +171,7 @@ class Replay:
         return states
 
     def run_from(self, forward: Forward, state: State) -> mx.array:
-        """What `forward` returns, lazy, computed from the entry of `state` on."""
+        """Return what `forward` returns, lazy, computed from `state` on."""
         return self._run(forward, state, lambda _: None)
 
     def _run(self, forward: Forward, state: State, done: Callable[[Any], None]) -> mx.array:
@@ -207,7 +207,7 @@ class Replay:
         def answer(block: Any, compute: Callable[[], Any]) -> Any:
             output = compute()
             computed.append(_arrays(output))
-            # Other arrays in their place: so the graph of what comes next ends here.
+            # The model goes on with other arrays, so that the graph of what comes next ends here.
             stand_in = _map_arrays(mx.zeros_like, output)
             for number, array in enumerate(_arrays(stand_in)):
                 name = f"output_{len(self._order)}_{number}"
@@ -226,7 +226,7 @@ class Replay:
         return last_reader
 
     def _without_unread(self, outputs: Sequence[Any]) -> tuple[Any, ...]:
-        """Outputs that nothing from the next block on reads are forgotten."""
+        """Replace the outputs that no later block reads by `_Forgotten`."""
 
         def kept(position: int, output: Any) -> Any:
             number = count()
@@ -243,7 +243,7 @@ class Replay:
 
 
 def blocks_by_path(stages: Mapping[str, Any]) -> dict[str, Any]:
-    """Each block of the stages by its own dotted path."""
+    """Return each block of the stages by its dotted path."""
     blocks: dict[str, Any] = {}
     for path, stage in stages.items():
         blocks |= (
@@ -255,7 +255,7 @@ def blocks_by_path(stages: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class _ReachedError(BaseException):
-    """Leaves a forward pass whose rest is not wanted, through any code of the model."""
+    """Raised to leave a forward pass early, through any code of the model."""
 
 
 def _arrays(output: Any) -> list[mx.array]:

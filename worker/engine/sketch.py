@@ -1,13 +1,13 @@
-"""The sketch: how every layer suffers at every bit width, to first order, from a few backward passes.
+"""The sketch: how much each layer changes the output at each bit width, to first order, by backward passes.
 
 For a random vector r of +-1 over the guided velocity v, one backward pass gives G = d<r, v>/dW of every
 layer. With dW = W_quantized - W, <G, dW> is <r, dv> to first order in dW, and E_r <r, dv>^2 = ||dv||^2
-(Hutchinson's estimator, 1990): for every bit width from the same G, since each dW is known.
+(Hutchinson's estimator, 1990). The dW of every bit width are known, so one G serves them all.
 
-The backward pass goes block by block. A block is run again from the state that entered it, as many probes as
-fit are pulled back through it at once, and their G are contracted with its dW before the next probes or the
-next block: what is held is one state a block, and the gradients of one block and some probes. All of it is
-float32, whatever the weights are stored in.
+The backward pass goes block by block. Each block is run again from the state that entered it. As many probes
+as memory allows are pulled back through it together, and their G are multiplied with its dW before the next
+probes or the next block. So memory holds one state per block, and the gradients of one block for some probes.
+All is computed in float32, whatever the weights are stored in.
 """
 
 from collections.abc import Callable, Sequence
@@ -46,7 +46,7 @@ def _no_check(_: str) -> None:
 
 
 class SketchEngine:
-    """Sketches one sample at a time with one loaded model, whose weights it always gives back."""
+    """Sketches one sample after another. The model's own weights are always put back."""
 
     def __init__(
         self,
@@ -82,10 +82,10 @@ class SketchEngine:
         self._one_probe: int | None = None
         """Bytes that one probe takes on its way back through a block; None before the first measurement."""
         self.at_once = 1
-        """Probes that the last measurement sent back together."""
+        """How many probes the last measurement sent back together."""
 
     def measure(self, sample: int, probe_batch: int, probes: int, check: Check = _no_check) -> SketchShard:
-        """<G, dW> of every layer and bit width for the probes of one group.
+        """Compute <G, dW> of every layer and bit width for one batch of probes.
 
         Args:
             sample: place in the sample set.
@@ -148,7 +148,7 @@ class SketchEngine:
         return batch_forward(self._family, self._samples, batch, rows=self._rows, dtype=mx.float32)
 
     def _contract(self, first: int, gradients: dict[str, mx.array], found: dict[str, Array]) -> None:
-        """Add <G, dW> to what was found of some probes, from the first of them on."""
+        """Add the products of some probes to `found`, from column `first` on."""
         for layer in list(gradients):
             gradient = gradients.pop(layer)
             flat = gradient.reshape(len(gradient), -1)
@@ -177,6 +177,6 @@ class SketchEngine:
 
 
 def probe_signs(sample: int, probe_batch: int, probes: int, shape: Sequence[int]) -> mx.array:
-    """(P, *shape) of +-1 in float32, the same on every machine."""
+    """Return P probes (P, *shape) of +-1 in float32, the same on every machine."""
     signs = np.random.default_rng([sample, probe_batch]).integers(0, 2, (probes, *shape), np.int8)
     return mx.array(2 * signs - 1).astype(mx.float32)

@@ -1,4 +1,4 @@
-"""The state that each micro-batch of samples has reached in the forward pass, in memory or in files."""
+"""The state that each micro-batch has reached in the forward pass, kept in memory or in files."""
 
 import tempfile
 from pathlib import Path
@@ -9,26 +9,26 @@ from worker.engine.replay import START, State
 
 
 class KeptStates:
-    """States by micro-batch."""
+    """The kept states by micro-batch."""
 
     def __init__(self, count: int, *, in_memory: bool) -> None:
         self._states = [START] * count
-        """Of each batch; where arrays are kept in files, with empty arrays."""
+        """One per batch. The arrays are empty if the real ones are in files."""
         self._folder = None if in_memory else tempfile.TemporaryDirectory(prefix="bitfleet-states-")
 
     def position(self, batch: int) -> int:
-        """How many blocks lie behind the kept state; 0 if there is none."""
+        """Return how many blocks are done in the kept state; 0 if there is none."""
         return self._states[batch].position
 
     def get(self, batch: int) -> State:
-        """The kept state."""
+        """Return the kept state."""
         state = self._states[batch]
         if self._folder is None or not state.arrays:
             return state
         arrays = mx.load(str(self._path(batch)))
         assert isinstance(arrays, dict)
         in_order = [arrays[str(index)] for index in range(len(arrays))]
-        # A file is read when evaluated; the next `put` must not overwrite it unread.
+        # MLX reads the file when the arrays are evaluated: do that now, before the next `put` overwrites it.
         mx.eval(in_order)
         return state.with_arrays(in_order)
 

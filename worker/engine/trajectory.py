@@ -1,4 +1,4 @@
-"""A denoising trajectory, step by step, on a model that stays whole."""
+"""Draws an image step by step and keeps every step."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ from worker.families.family import Conditioning, Family
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trajectory:
-    """What one image's denoising went through, N steps."""
+    """The N denoising steps of one image."""
 
     x: list[mx.array]
     """N + 1 latents (1, H, W, C) float32: entering each step, then the final one."""
     sigmas: mx.array
     """(N + 1,) float32."""
     timesteps: mx.array
-    """(N + 1,): what the transformer is told of each sigma."""
+    """(N + 1,): the timestep that the transformer is given for each sigma."""
     conditioning: Conditioning
     """Arrays (B, ...) in activation dtype; B is 2 with CFG (text, negative), else 1."""
 
@@ -87,5 +87,5 @@ def follow(
 
 
 def to_numpy(array: mx.array) -> Array:
-    """As numpy; bfloat16, which numpy lacks, becomes float32."""
+    """Convert to numpy; bfloat16, which numpy lacks, becomes float32."""
     return np.array(array.astype(mx.float32) if array.dtype == mx.bfloat16 else array)

@@ -1,4 +1,4 @@
-"""What the engines and the trajectory know of a model, whatever library it comes from."""
+"""What the engines know about a model, whatever library it comes from."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ Draw = Callable[..., mx.array]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PassSize:
-    """What one row of a forward pass is made of: enough to say how much memory it will take."""
+    """Size of one row of a forward pass, to estimate its memory before weights are read."""
 
     tokens: int
     """Image and text together."""
@@ -33,11 +33,11 @@ class PassSize:
     heads: int
     blocks: int
     mlp_ratio: float
-    """Channels within an MLP, by `width`."""
+    """Channels inside an MLP, as a multiple of `width`."""
 
 
 class Family(Protocol):
-    """One loaded model. The transformer is entered by `velocity` alone."""
+    """One loaded model. Engines run its transformer by `velocity` only."""
 
     @property
     def transformer(self) -> Any:
@@ -45,7 +45,7 @@ class Family(Protocol):
 
     @property
     def dtype(self) -> mx.Dtype:
-        """Of activations, as the model is run to draw images."""
+        """The dtype of activations when images are drawn."""
 
     @property
     def fingerprint(self) -> str:
@@ -55,18 +55,18 @@ class Family(Protocol):
         """sha256, in hex, over the files of each part that was loaded so far."""
 
     def hold(self, *parts: Part) -> None:
-        """Load those of these parts that are missing.
+        """Load these parts, unless they are loaded.
 
         Raises:
             ModelUnavailableError: a file is missing, gated, or holds another model.
         """
 
     def keep_only(self, *parts: Part) -> None:
-        """Drop all other parts, and give their memory back."""
+        """Drop all other parts and free their memory."""
 
     @property
     def layers(self) -> Sequence[LayerInfo]:
-        """Every linear layer that is measured, in the order in which a forward pass first needs it.
+        """Every linear layer that can be measured, in the order in which a forward pass first needs it.
 
         Raises:
             ModelUnavailableError: there is none, because the checkpoint is already quantized.
@@ -82,32 +82,36 @@ class Family(Protocol):
 
     @property
     def after_blocks(self) -> tuple[str, ...]:
-        """Starts of the dotted paths of what is read only after the last block."""
+        """Prefixes of the dotted paths of layers that are read only after the last block."""
 
     def pass_size(self, latent_size: tuple[int, int], text_tokens: int) -> PassSize:
-        """Of a row with a latent of this height and width, and so many tokens of text."""
+        """Return the size of a row with a latent of this height and width, and this many tokens of text."""
 
     def encode(self, prompt: str, cfg_weight: float) -> Conditioning:
-        """Conditioning of a prompt in `dtype`, evaluated: with CFG two rows (text, negative), else one."""
+        """Return the conditioning of a prompt in `dtype`, evaluated: with CFG two rows (text, negative),
+        else one.
+        """
 
     def canary_conditioning(self, draw: Draw, rows: int, tokens: int) -> Conditioning:
-        """Conditioning of no prompt, drawn: `rows` rows with `tokens` tokens of text."""
+        """Return random conditioning: `rows` rows with `tokens` tokens of text."""
 
     @property
     def channels(self) -> int:
-        """C of a latent (1, H, W, C)."""
+        """C, the channels of a latent (1, H, W, C)."""
 
     def sigmas(self, steps: int) -> mx.array:
-        """Noise levels (steps + 1,) float32 of an image; the last is 0."""
+        """Return the noise levels (steps + 1,) float32 of an image; the last is 0."""
 
     def timesteps(self, sigmas: mx.array) -> mx.array:
-        """What the transformer is told of noise levels (N,), rounded as the model rounds it."""
+        """Return the timesteps that the transformer is given for noise levels (N,), rounded as the model
+        rounds them.
+        """
 
     def first_latent(self, seed: int, sigmas: mx.array, latent_size: tuple[int, int]) -> mx.array:
-        """What enters the first step, (1, H, W, C) float32, drawn from `seed`."""
+        """Return the latent that enters the first step, (1, H, W, C) float32, drawn from `seed`."""
 
     def velocity(self, x: mx.array, sigma: mx.array, conditioning: Conditioning) -> mx.array:
-        """The transformer's output by its own forward pass, lazy, with the weights as they are now.
+        """Run the transformer's own forward pass, lazily, with the weights that are now in place.
 
         Args:
             x: (R, H, W, C); its dtype is the one to compute in.
@@ -121,7 +125,7 @@ class Family(Protocol):
     def direction(
         self, x_t: mx.array, sigma: mx.array, conditioning: Conditioning, cfg_weight: float
     ) -> mx.array:
-        """Guided velocity (1, H, W, C) float32 that an Euler step from x_t (1, H, W, C) follows.
+        """Return the guided velocity (1, H, W, C) float32 of an Euler step from x_t (1, H, W, C).
 
         Args:
             x_t: float32.
@@ -131,13 +135,13 @@ class Family(Protocol):
         """
 
     def decode(self, x_0: mx.array) -> bytes:
-        """The image of a final latent (1, H, W, C), as PNG."""
+        """Return the image of a final latent (1, H, W, C), as PNG."""
 
     def place(self, path: str) -> LayerPlace:
-        """Where the layer at a dotted path sits."""
+        """Return where the layer at a dotted path sits in the model."""
 
     def export_name(self, path: str) -> str:
-        """What the export format calls a layer; layers of one tie have one name there."""
+        """Return the name of a layer in the export format. Layers of one tie have the same name."""
 
 
 class Load(Protocol):

@@ -31,7 +31,7 @@ def load_family(
 def load_family_named(
     name: str, settings: RunSettings, checkpoint: Path | None = None, parts: Sequence[Part] = PARTS
 ) -> Family:
-    """Load a run's model as one of this family.
+    """Load a run's model as a model of this family.
 
     Raises:
         InputError: no such family of models.

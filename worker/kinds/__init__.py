@@ -1,1 +1,1 @@
-"""Kinds of tasks, one module each: how a worker runs them. MLX is imported with the first task."""
+"""How a worker runs each kind of task, one module per kind. MLX is imported with the first task."""

@@ -1,4 +1,4 @@
-"""Calibration: one image is drawn, and what entered each of its steps is kept."""
+"""Calibration: draws one image and keeps what entered each of its steps."""
 
 from shared.kinds.calibration import CalibrationTask
 from worker.kinds.lent import Lent

@@ -1,4 +1,4 @@
-"""What the worker lends to a kind of task."""
+"""What the worker lends to a task while it runs."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class SampledTask(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lent:
-    """The model of a task, and what a worker keeps between tasks."""
+    """The model that a task needs, and what the worker keeps between tasks."""
 
     family: "Family"
     """Holds at least the transformer."""
@@ -70,14 +70,16 @@ class Lent:
 
 
 class EngineSlot:
-    """The engine at hand. Each keeps what fits into memory, so there is only ever one."""
+    """Holds the current engine. An engine fills the memory it is given, so there is only one at a time."""
 
     def __init__(self) -> None:
         self._key: str | None = None
         self._engine: object = None
 
     def get(self, key: str, new: Callable[[], T]) -> T:
-        """The engine of this key, or a new one. Keys begin with the kind: all of one key are of one T."""
+        """Return the engine of this key, or make a new one. A key begins with the kind, so that all
+        engines of one key have the same class.
+        """
         if self._key != key:
             self.clear()
             self._engine = new()

@@ -1,5 +1,8 @@
-"""Which BLAS multiplies MLX's matrices on Linux. MLX's wheel brings the reference one: a real one is 15 to 35
-times faster. On a Mac MLX uses the GPU and Accelerate, and nothing is done here."""
+"""Chooses the BLAS that multiplies MLX's matrices on Linux.
+
+MLX's wheel brings the reference BLAS; a fast one is 15 to 35 times faster. On a Mac nothing is done: MLX uses
+the GPU and Accelerate there.
+"""
 
 import ctypes
 import importlib.util
@@ -18,7 +21,7 @@ _OPENBLAS = (
 
 
 def use_fast_blas(processes: int = 1) -> Path | None:
-    """Load a fast BLAS for MLX, which must not be loaded yet; return the library's path, if there is one.
+    """Load a fast BLAS, before MLX is loaded; return the library's path, or None if there is no fast one.
 
     `processes` that compute at the same time share the machine's cores, unless the user has set a number of
     threads. A BLAS that the user preloads with LD_PRELOAD comes before ours.
@@ -33,12 +36,12 @@ def use_fast_blas(processes: int = 1) -> Path | None:
 
 
 def find_fast_blas() -> Path | None:
-    """The best of `all_fast_blas`, or None."""
+    """Return the best of `all_fast_blas`, or None."""
     return next(iter(all_fast_blas()), None)
 
 
 def all_fast_blas() -> list[Path]:
-    """The system's OpenBLAS and the BLAS within the installed torch, where they are there, best first."""
+    """Return the system's OpenBLAS and the BLAS inside the installed torch, if they exist, best first."""
     if sys.platform != "linux":
         return []
     places = [Path(place.format(arch=platform.machine())) for place in _OPENBLAS]

@@ -1,4 +1,4 @@
-"""Who computed: host, versions, and what the machine allows."""
+"""What this machine is: host name, versions, and whether it can compute."""
 
 import importlib.util
 import os
@@ -12,7 +12,7 @@ from shared.errors import ModelUnavailableError
 
 
 def host_name() -> str:
-    """This machine's name, without its domain."""
+    """Return this machine's name, without its domain."""
     return socket.gethostname().split(".")[0] or "unknown"
 
 
@@ -50,7 +50,7 @@ def _operating_system() -> str:
 
 
 def require_mlx() -> None:
-    """Say at once, without the seconds of importing it, when this machine can't compute.
+    """Check quickly, without importing it, that MLX is installed.
 
     Raises:
         ModelUnavailableError: mlx or diffusionkit is not installed.

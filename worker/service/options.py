@@ -1,4 +1,4 @@
-"""What `worker start` was asked for, as it travels to the worker processes."""
+"""The options of `worker start`, as they travel to the worker processes."""
 
 import os
 import secrets
@@ -12,8 +12,8 @@ ENVIRONMENT_NAME = "BITFLEET_WORKER_OPTIONS"
 """The options travel in the environment: a process list shows arguments, passwords included."""
 
 MLX_ENVIRONMENT = {"MLX_ENABLE_TF32": "0"}
-"""M5 and later chips else multiply float32 with 10 bits of mantissa. Read when MLX is first used; what the
-user has set stays, and is told in every record."""
+"""Without this, M5 and later chips multiply float32 with 10 bits of mantissa. MLX reads it when it is first
+used. If the user has set it, that value stays; every record says which it was."""
 
 
 class WorkerOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -21,7 +21,7 @@ class WorkerOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     redis_url: str
     name: str | None = None
-    """Of the worker in Redis; made up when the supervisor gave none."""
+    """The worker's name in Redis; drawn if the supervisor gave none."""
     store: str | None = None
     calib_dir: str | None = None
     checkpoint: str | None = None
@@ -35,11 +35,11 @@ class WorkerOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     lease_seconds: int = 45
     beat_seconds: float = 10.0
     burst: bool = False
-    """Leave when the queue is empty."""
+    """Exit when the queue is empty."""
     with_parent: bool = False
-    """Leave, handing the job back, when the process that started us is gone."""
+    """Exit, and hand the job back, when the process that started this one is gone."""
     alone: bool = False
-    """Leave when this machine can't do a task: there is no other one that could."""
+    """Exit when this machine can't do a task: no other machine is there to do it."""
     start_id: str = field(default_factory=lambda: secrets.token_hex(6))
     """Of the `worker start`: its processes, and those that replace them, know what the others set aside."""
     log_level: str = "INFO"
@@ -55,11 +55,11 @@ class WorkerOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 def cache_dir() -> Path:
-    """Where models made here and fetched samples are kept."""
+    """Return the folder for models made here and for fetched samples."""
     return user_cache_path("bitfleet", appauthor=False)
 
 
 def new_worker_name(host: str) -> str:
-    """Unique for every process: a name that died must not be taken for one that lives."""
+    """Return a name that no other process has: a dead worker must not be taken for a living one."""
     safe = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in host)
     return f"{safe}-{os.getpid()}-{secrets.token_hex(3)}"

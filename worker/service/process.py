@@ -1,4 +1,4 @@
-"""One worker process, started by the supervisor; its options stand in the environment."""
+"""One worker process. The supervisor starts it, with its options in the environment."""
 
 import logging
 import os
@@ -18,6 +18,7 @@ from shared.stores.open_store import open_store
 from worker.jobs.failures import REDIS_IS_FULL
 from worker.jobs.lease_worker import LeaseWorker
 from worker.jobs.other_queues import waiting_for_others
+from worker.service.compile_cache import use_own_compile_cache
 from worker.service.machine import host_name
 from worker.service.options import WorkerOptions, cache_dir, new_worker_name
 from worker.service.parent import leave_with_parent
@@ -38,6 +39,7 @@ def main() -> int:
     logger.setLevel(options.log_level)
     if options.with_parent:
         leave_with_parent()
+    use_own_compile_cache()
     try:
         return _work(options)
     except OutOfMemoryError:
@@ -103,7 +105,7 @@ def _work(options: WorkerOptions) -> int:
 
 
 def clock_warning(connection: Redis) -> str | None:
-    """A line if this machine's clock differs much from that of Redis.
+    """Return a warning if this machine's clock differs much from that of Redis.
 
     Leases go by Redis' clock alone. This machine's stands in records and histories, and decides whether a
     certificate is valid.

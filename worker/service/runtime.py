@@ -1,4 +1,4 @@
-"""What a worker process keeps between jobs: the model and the engine. Kinds of tasks run in worker/kinds."""
+"""What a worker process keeps between jobs: the model and the engine."""
 
 import hashlib
 import logging
@@ -32,7 +32,7 @@ logger = logging.getLogger("bitfleet.worker")
 
 RELAY_POLL_SECONDS = 2.0
 IDLE_SECONDS = 300.0
-"""After so long without a job the model is given back: the Mac is somebody's."""
+"""Seconds without a job after which the model's memory is freed: the Mac's owner may need it."""
 
 
 class Runtime:
@@ -71,11 +71,11 @@ class Runtime:
         self._model: tuple[str, Family] | None = None
         self._engine = EngineSlot()
         self._used = 0.0
-        """When the model was used last, on the monotonic clock."""
+        """When the model was last used, by the monotonic clock."""
 
     @property
     def functions(self) -> dict[str, Any]:
-        """The function table of this worker's jobs."""
+        """The functions that jobs may name, all of them `run`."""
         return dict.fromkeys(KINDS, self.run)
 
     def run(self, task: Task, context: JobContext) -> dict[str, Any]:
@@ -89,7 +89,7 @@ class Runtime:
             self._used = time.monotonic()
 
     def rest(self) -> None:
-        """There is no job: after a while, give the memory of the model back. Called by the main thread."""
+        """Free the model's memory after a while without a job. Called by the main thread."""
         if self._model is None or time.monotonic() - self._used < IDLE_SECONDS:
             return
         import gc
@@ -140,12 +140,12 @@ class Runtime:
             logger.info("loading %s", run.model)
             model = load_family(run, self._checkpoint, ("transformer",))
             self._model = (key, model)
-        # Each time: DiffusionKit's T5 sets a limit of its own.
+        # Set each time, since DiffusionKit's T5 sets a limit of its own.
         apply_limits(self._memory_share())
         return self._model[1]
 
     def _require_memory(self, task: Task) -> None:
-        """Before anything is loaded: what tasks of this kind hold, by their count."""
+        """Before anything is loaded, check that the memory suffices for tasks of this kind, by estimate."""
         import mlx.core as mx
 
         from worker.engine.limits import require_memory
@@ -156,7 +156,7 @@ class Runtime:
         require_memory(f"{spec.id} for {kind.tasks}", needed, self._memory_share())
 
     def _compare_canary(self, run: RunSettings, model: "Family", context: JobContext) -> None:
-        """On joining a run, before its first real task."""
+        """Compare this machine's canary with the others', when it joins a run."""
         if self._connection is None or run.id in self._agreed:
             return
         from worker.service.canary import measure_canary
@@ -177,7 +177,7 @@ class Runtime:
         self._unproven[run.id] = canary
 
     def _note_work(self, run: RunSettings) -> None:
-        """After the first task of a run: this machine's canary counts from now on, here or not."""
+        """After the first task of a run, let this machine's canary count for good."""
         canary = self._unproven.pop(run.id, None)
         if canary is None or self._connection is None:
             return
@@ -204,11 +204,11 @@ class Runtime:
         return run_task(task, lent)
 
     def _memory_share(self) -> int:
-        """Bytes. Two workers that each took what one may would leave none for the machine."""
+        """Return this worker's share of the memory limit, in bytes: workers of one machine divide it."""
         from worker.engine.limits import default_memory_limit
 
         if self._memory_limit is None:
-            # Once: what Linux has available falls with every array of ours and of the other workers.
+            # Asked once: what Linux has available falls with each array of ours and of the other workers.
             self._memory_limit = default_memory_limit() // self._workers_here
         return self._memory_limit
 

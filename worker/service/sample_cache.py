@@ -1,4 +1,4 @@
-"""Sample sets on a worker's machine: blobs are fetched once, and kept by their sha256."""
+"""Sample sets on a worker's machine. They are fetched once, and kept by their sha256."""
 
 from pathlib import Path
 

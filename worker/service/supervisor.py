@@ -1,4 +1,6 @@
-"""Keeps N worker processes alive: starts, respawns with backoff, hands signals on. No MLX in here."""
+"""Keeps N worker processes alive: starts them, restarts them with growing pauses, passes signals on. Loads
+no MLX.
+"""
 
 import logging
 import os
@@ -24,12 +26,12 @@ logger = logging.getLogger("bitfleet.worker")
 LAUNCHER = Path(__file__).resolve().parents[1] / "launch.py"
 POLL_SECONDS = 0.1
 HEALTHY_SECONDS = 60.0
-"""A worker that lived this long starts its backoff anew."""
+"""After this many seconds of life, a worker's next restart pause is short again."""
 
 
 @dataclass(slots=True)
 class _Slot:
-    """One place for a worker process."""
+    """One of the N worker processes, or the pause before it is started again."""
 
     backoff: float
     """Seconds to wait before the next start, should the process die."""
@@ -41,13 +43,13 @@ class _Slot:
 
 
 class Supervisor:
-    """Runs until every worker has left for good."""
+    """Runs until all workers have exited for good."""
 
     module = "worker.service.process"
     """What a worker process runs."""
     first_backoff = 1.0
     max_backoff = 60.0
-    """Seconds between a worker's death and the next start: the first time, and at most."""
+    """Seconds between a worker's death and the next start: at first, and at most."""
 
     def __init__(
         self, options: WorkerOptions, count: int, *, queue_name: str, with_parent: bool = False
@@ -122,10 +124,10 @@ class Supervisor:
 
     def _hand_on(self, number: int, frame: FrameType | None) -> None:
         self._signals += 1
-        # The next signal may arrive before this one is handed on.
+        # Read the count now: the next signal may arrive before this one is passed on.
         count = self._signals
         if self._with_parent and not self._orphaned:
-            # `producer run` speaks for us.
+            # `producer run` prints its own messages.
             pass
         elif count == 1:
             logger.warning("stopping: jobs that run are finished first; Ctrl-C again hands them back now")
@@ -134,15 +136,15 @@ class Supervisor:
         for slot in self._slots:
             if slot.process and slot.process.poll() is None:
                 if count <= 2:
-                    # Two of one kind are one to a process that computes and gets round to neither.
+                    # Different signals, since two of one kind count as one while a process computes.
                     slot.process.send_signal(signal.SIGTERM if count == 1 else signal.SIGINT)
                 else:
                     slot.process.kill()
 
     def _stay_awake(self) -> subprocess.Popen[bytes] | None:
-        """On a Mac: no idle sleep while this process lives."""
+        """On a Mac, keep it from idle sleep while this process lives."""
         caffeinate = shutil.which("caffeinate") if sys.platform == "darwin" else None
         if caffeinate is None:
             return None
-        # Out of reach of a terminal's Ctrl-C, which only asks us to finish.
+        # In a session of its own, so that a terminal's Ctrl-C doesn't reach it.
         return subprocess.Popen([caffeinate, "-i", "-w", str(os.getpid())], start_new_session=True)

@@ -1,11 +1,11 @@
-"""Folders in which tasks keep how far they are, so that a task taken up again goes on."""
+"""Folders in which tasks save their progress, so that a task that is started again goes on from there."""
 
 import shutil
 import time
 from pathlib import Path
 
 KEPT_SECONDS = 7 * 24 * 3600.0
-"""What nobody went on with for so long is removed: its task was finished elsewhere."""
+"""Seconds after which unused progress is removed: its task was finished elsewhere."""
 
 
 class TaskFolders:

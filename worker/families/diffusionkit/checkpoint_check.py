@@ -1,4 +1,4 @@
-"""Whether a checkpoint holds what its model needs, told from its header: nothing is loaded for it."""
+"""Checks that a checkpoint holds what its model needs. It reads the header only."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,16 +8,18 @@ from safetensors import SafetensorError, safe_open
 from worker.families.diffusionkit.sd3_layout import MMDIT_PREFIX
 
 DTYPES = ("F16", "BF16", "F32")
-"""What weights may be stored in; anything else (fp8, packed integers) would be read as other numbers."""
+"""Dtypes in which weights may be stored. Others (fp8, packed integers) would be read as other numbers."""
 
 OTHER_PARTS = ("first_stage_model.", "text_encoders.", "cond_stage_model.", "conditioner.", "teacher_model.")
-"""Starts of names that one-file checkpoints hold beside the transformer: VAE, text encoders, a teacher."""
+"""Prefixes of names beside the transformer in one-file checkpoints: VAE, text encoders, a teacher."""
 
 Shape = tuple[int, ...]
 
 
 class MisfitError(ValueError):
-    """The first tensor that is missing, surplus, or of another shape or dtype, and what is wrong with it."""
+    """Names the first tensor that is missing, surplus, or of another shape or dtype, and says what is
+    wrong with it.
+    """
 
 
 def check_transformer(path: Path, wanted: Mapping[str, Shape], ignored: tuple[str, ...] = ()) -> None:
@@ -51,7 +53,7 @@ def check_part(path: Path, wanted: Mapping[str, Shape]) -> None:
 
 
 def _header(path: Path) -> dict[str, tuple[Shape, str]]:
-    """Shape and dtype of each tensor in a file."""
+    """Return the shape and dtype of each tensor in a file."""
     try:
         with safe_open(path, framework="numpy") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - no mapping

@@ -12,11 +12,11 @@ import mlx.nn as nn
 from worker.families.diffusionkit.published import PublishedMMDiT
 
 MODULATION_EMBEDDERS = ("y_embedder.", "t_embedder.", "guidance_in.")
-"""Starts of the paths of all layers that `modulation_inputs` runs."""
+"""Prefixes of the paths of all layers that `modulation_inputs` runs."""
 
 
 def modulated_modules(mmdit: Any) -> list[nn.Module]:
-    """The modules that read `_modulation_params`, in the order of the forward pass."""
+    """Return the modules that read `_modulation_params`, in the order of the forward pass."""
     modules: list[nn.Module] = []
     for block in mmdit.multimodal_transformer_blocks:
         modules += [block.image_transformer_block, block.text_transformer_block]
@@ -26,7 +26,8 @@ def modulated_modules(mmdit: Any) -> list[nn.Module]:
 
 
 def modulation_inputs(mmdit: Any, pooled_conditioning: mx.array, timesteps: mx.array) -> mx.array:
-    """What each adaLN layer reads: embedded pooled text plus embedded timestep, and guidance, if any.
+    """Return what each adaLN layer reads: embedded pooled text plus embedded timestep, and guidance if there
+    is one.
 
     Args:
         mmdit: DiffusionKit's transformer.
@@ -49,7 +50,7 @@ def modulation_inputs(mmdit: Any, pooled_conditioning: mx.array, timesteps: mx.a
 
 
 def set_modulation(mmdit: Any, pooled_conditioning: mx.array, timesteps: mx.array) -> None:
-    """Set every block's modulation for these timesteps; what was set before is forgotten.
+    """Set every block's modulation for these timesteps, and forget the earlier one.
 
     Of DiffusionKit's own pass equal to `cache_modulation_params` to the last bit, and the weights stay.
 

@@ -1,4 +1,4 @@
-"""Importing DiffusionKit quickly and quietly: without the libraries it uses seldom, and without log lines."""
+"""Imports DiffusionKit quickly and quietly: without libraries that it seldom uses, and without log lines."""
 
 import logging
 import sys
