@@ -1,6 +1,6 @@
 """The commands, one function each: they call the library and print the outcome."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from producer.folder.calib_folder import CalibFolder
 from producer.folder.sample_selection import default_step_stride
 from producer.interrupts import Interrupts
 from producer.jobs.reconcile import Reconciled
-from producer.jobs.workers import live_workers
+from producer.jobs.unserved import strangers, unserved
 from producer.kinds.registry import parts_of
 from producer.ledger import Ledger, PartState
 from producer.prompts import COLUMN, default_prompts, read_prompts
@@ -23,6 +23,8 @@ from producer.settings import run_settings
 from shared.choices import DEFAULT_MAX_IMAGES
 from shared.errors import InputError, WrongStoreError
 from shared.jobs.connection import connect
+from shared.jobs.task_queue import TaskQueue, queue_name
+from shared.jobs.workers import WorkerInfo, live_workers
 from shared.models import Reference, model_spec
 from shared.runs import RunSettings
 from shared.safe_url import safe_url
@@ -205,7 +207,7 @@ def say_enqueued(reconciled: Reconciled, things: str) -> None:
 
 def say_if_nobody_works(fleet: Fleet) -> None:
     """Print a hint if no worker is connected."""
-    if not live_workers(fleet.connection, fleet.store.id):
+    if not _workers(fleet):
         option = "" if fleet.store.id == RELAY_ID else f" --store {safe_url(fleet.store_url or '')}"
         out.print(f"no worker is connected yet; on every Mac: worker start --redis-url URL{option}")
 
@@ -220,7 +222,10 @@ def status(calib_dir: Path, fleet: Fleet) -> None:
     if isinstance(fleet.store, RelayStore):
         used, limit = fleet.store.used_bytes, fleet.store.limit_bytes
         out.print(f"the relay holds {format_size(used)} of {format_size(limit)}")
-    print_workers(live_workers(fleet.connection, fleet.store.id))
+    workers = _workers(fleet)
+    print_workers(workers)
+    for line in (*strangers(workers), *unserved(fleet.connection, fleet.store.id, workers)):
+        out.print(line)
 
 
 def collect(
@@ -251,21 +256,35 @@ def collect(
     return all(part.complete for part in parts)
 
 
+def _workers(fleet: Fleet) -> list[WorkerInfo]:
+    return live_workers(TaskQueue(queue_name(fleet.store.id), fleet.connection))
+
+
 class _NobodyWorks:
-    """Prints a hint, once, if no worker is connected during a wait."""
+    """Prints hints, each once, if no worker is connected during a wait, or none that can do what waits."""
 
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
         self._passes = 0
+        self._said: list[str] = []
 
     def check(self) -> None:
         """Check for workers; called after each pass."""
-        if live_workers(self._fleet.connection, self._fleet.store.id):
-            self._passes = 0
-            return
         self._passes += 1
-        if self._passes == PATIENT_PASSES:
-            err.print("waiting, but no worker is connected; start some with `worker start`")
+        if self._passes % PATIENT_PASSES:
+            return
+        lines = list(self._why())
+        if lines != self._said:
+            for line in lines:
+                err.print(f"waiting, but {line}")
+        self._said = lines
+
+    def _why(self) -> Iterator[str]:
+        workers = _workers(self._fleet)
+        if not workers:
+            yield "no worker is connected; start some with `worker start`"
+        yield from strangers(workers)
+        yield from unserved(self._fleet.connection, self._fleet.store.id, workers)
 
 
 def _complain(problem: str) -> None:

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from producer.jobs.workers import WorkerInfo
 from producer.ledger import PartState
+from shared.jobs.workers import WorkerInfo
 from shared.printable import printable, printable_lines
 
 LINE_SECONDS = 10.0

@@ -26,10 +26,10 @@ from shared.jobs import history
 from shared.jobs.task_queue import queue_name
 from shared.kinds.calibration import CalibrationTask
 from shared.kinds.kind import Task
-from worker.jobs import lease, lease_worker, verdict
+from worker.jobs import lean_worker, lease, lease_worker, verdict
 from worker.jobs.job_context import JobContext
 from worker.jobs.lease_worker import LeaseWorker
-from worker.service import process, supervisor
+from worker.service import process, runtime, supervisor
 from worker.service.options import WorkerOptions
 from worker.service.runtime import Runtime
 
@@ -111,7 +111,8 @@ def work() -> int:
         put_clock_wrong(float(os.environ["CHAOS_CLOCK"]), after=0.5)
     lease.TIMEOUT_GRACE_SECONDS = 0.2
     be_quick()
-    lease_worker.TROUBLE_SECONDS = lease_worker.FULL_POLL_SECONDS = 0.3
+    lease_worker.TROUBLE_SECONDS = lean_worker.FULL_POLL_SECONDS = 0.3
+    lease_worker.NO_ROOM_SECONDS = runtime.RELAY_POLL_SECONDS = 0.3
     process.Runtime = FakeRuntime  # type: ignore[misc]
     process.LeaseWorker = SlowToStart  # type: ignore[misc]
     return process.main()

@@ -14,17 +14,21 @@ from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 
+import msgspec
 import pytest
 from redis.exceptions import OutOfMemoryError
 
 from shared.jobs.history import Event, add_event, read_events
 from shared.jobs.task_job import TaskJob
 from tests.chaos import FULL, LEASE, Chaos, Every
+from tests.chaos_worker import shard_of
 from tests.hosts import two_hosts
 from tests.redis_process import RedisProcess, short_folder
-from tests.tasks import image_task
+from tests.tasks import SETTINGS, image_task
 
 pytestmark = pytest.mark.slow
+
+OTHER_RUN = msgspec.structs.replace(SETTINGS, seed=1)
 
 
 @pytest.fixture
@@ -179,6 +183,27 @@ def test_redis_is_full(chaos: Chaos) -> None:
     chaos.settle()
     assert "producer collect" in chaos.logs()
     assert "Traceback" not in chaos.logs()
+
+
+def test_a_run_that_nobody_collects_stalls_no_other(chaos: Chaos) -> None:
+    """Two workers, and a relay with room for three of its shards."""
+    stale = [image_task(index, prompt="0.01", run=OTHER_RUN) for index in range(8)]
+    namespace = stale[0].namespace
+    chaos.store.set_limit(3 * len(shard_of(stale[0])))
+    chaos.queue.enqueue_tasks(stale)
+    workers = [chaos.start() for _ in range(2)]
+    chaos.wait_until(lambda: "is full; waiting" in chaos.logs())
+    assert len(chaos.store.record_ids(namespace)) == 3
+    chaos.enqueue(8, "0.01")
+    chaos.collect_all()
+    # Then it goes on, and what waited in a worker's memory was not computed again.
+    count = len(chaos.tasks) + len(stale)
+    chaos.tasks, chaos.collected = list(stale), {}
+    chaos.collect_all()
+    chaos.wait_until(lambda: len(re.findall(r"image \d+: done", chaos.logs())) == count)
+    assert "has no room for this run: run `producer collect`" in chaos.logs()
+    assert [worker.poll() for worker in workers] == [None, None]
+    chaos.settle()
 
 
 def _end(chaos: Chaos, lease: bytes) -> float:

@@ -193,6 +193,17 @@ def test_a_run_that_no_machine_can_serve_stops_no_other(fleet: Fleet) -> None:
     wait_until(lambda: fleet.is_done(later))
 
 
+def test_a_second_run_is_not_starved_by_a_first_of_many_tasks(fleet: Fleet) -> None:
+    first = [image_task(index, prompt="ok") for index in range(100)]
+    second = [image_task(index, prompt="ok", run=OTHER_RUN) for index in range(5)]
+    fleet.queue.enqueue_tasks([*first, *second])
+    for name in ("one", "two"):
+        fleet.start(name)
+    wait_until(lambda: all(fleet.is_done(task) for task in second))
+    assert sum(" ends " in line for line in fleet.ran()) < 50
+    wait_until(lambda: all(fleet.is_done(task) for task in first))
+
+
 @pytest.mark.parametrize("prompt", ["large", "long"])
 def test_what_one_small_machine_can_not_do_the_others_do(fleet: Fleet, prompt: str) -> None:
     tasks = [image_task(index, prompt=prompt) for index in range(4)]

@@ -10,7 +10,7 @@ import pytest
 from shared.jobs.history import Event, add_event, read_events
 from tests.lease_fleet import LEASE, QUEUE, Fleet
 from tests.tasks import image_task
-from worker.jobs.maintenance import in_grace_period, return_job, return_lost_jobs
+from worker.jobs.maintenance import in_grace_period, return_job, return_lost_jobs, tidy
 from worker.jobs.verdict import MAX_SILENCES
 
 TASK = image_task(0)
@@ -75,7 +75,7 @@ def test_a_lease_that_a_finished_job_left_behind(fleet: Fleet) -> None:
 def test_workers_that_are_gone_are_forgotten(fleet: Fleet) -> None:
     fleet.redis.sadd(f"rq:workers:{QUEUE}", "rq:worker:gone")
     fleet.redis.sadd("rq:workers", "rq:worker:gone")
-    return_lost_jobs(fleet.redis, QUEUE)
+    tidy(fleet.redis, QUEUE)
     assert fleet.redis.smembers("rq:workers") == set()
 
 

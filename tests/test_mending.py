@@ -8,15 +8,14 @@ import pytest
 from redis import Redis
 from redis.exceptions import ResponseError
 
-from producer.jobs.workers import live_workers
 from shared.jobs.connection import connect
 from shared.jobs.history import read_events, read_progress
 from shared.jobs.mending import FAMILIES, reset_misfits, type_of
 from shared.jobs.task_queue import TaskQueue, queue_name
+from shared.jobs.workers import able_hosts, live_workers
 from tests.chaos import FULL, Chaos
 from tests.tasks import SETTINGS
-from worker.jobs.maintenance import return_lost_jobs
-from worker.jobs.presence import connected_hosts
+from worker.jobs.maintenance import tidy
 
 ROOT = Path(__file__).parent.parent
 QUEUE = queue_name("relay")
@@ -105,9 +104,9 @@ def test_json_that_is_nested_too_deeply_is_no_entry(redis: Redis) -> None:
 
 def test_a_list_of_workers_with_something_else_in_it(redis: Redis) -> None:
     redis.sadd(f"rq:workers:{QUEUE}", b"\xff", "x", "rq:worker:a b", "rq:worker:gone")
-    assert connected_hosts(TaskQueue(QUEUE, redis)) == set()
-    assert live_workers(redis, "relay") == []
-    return_lost_jobs(redis, QUEUE)
+    assert able_hosts(TaskQueue(QUEUE, redis), "cal-0-") == set()
+    assert live_workers(TaskQueue(QUEUE, redis)) == []
+    tidy(redis, QUEUE)
     assert redis.smembers(f"rq:workers:{QUEUE}") == set()
 
 

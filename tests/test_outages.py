@@ -13,9 +13,9 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import OutOfMemoryError
 
 import worker.jobs.lease_worker
-from producer.jobs.workers import live_workers
 from shared.errors import StoreTroubleError
 from shared.jobs.task_queue import TaskQueue
+from shared.jobs.workers import live_workers
 from shared.kinds.kind import Task
 from tests.lease_fleet import QUEUE, Fleet
 from tests.tasks import image_task
@@ -220,7 +220,7 @@ def test_a_worker_that_computes_for_long_is_not_silent(fleet: Fleet) -> None:
     one.register_birth()
     one.last_heartbeat -= timedelta(minutes=10)
     one._maintain(one.connection)
-    (info,) = live_workers(fleet.redis, "relay")
+    (info,) = live_workers(fleet.queue)
     assert info.seconds_silent < 60
 
 

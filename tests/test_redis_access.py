@@ -15,13 +15,13 @@ from rq.exceptions import DequeueTimeout
 from producer.collect import Collector
 from producer.enqueue import Fleet, enqueue_calibration
 from producer.folder.calib_folder import CalibFolder
-from producer.jobs.workers import live_workers
 from producer.ledger import Ledger
 from shared.cli import _one_line
 from shared.errors import RedisUnavailableError
 from shared.jobs.connection import connect
 from shared.jobs.history import Progress, read_events, set_progress
 from shared.jobs.task_queue import TaskQueue, queue_name
+from shared.jobs.workers import live_workers
 from shared.kinds.kind import Task
 from shared.stores.relay_store import RelayStore
 from tests.calibration_shards import calibration_shard
@@ -158,7 +158,7 @@ class TestUsers:
             fleet = Fleet(connection=theirs, store=store, store_url=None)
             folder = CalibFolder(tmp_path)
             enqueue_calibration(folder, SETTINGS, ["a circle", "a square", "a star"], 3, fleet)
-            assert live_workers(theirs, store.id) == []
+            assert live_workers(TaskQueue(QUEUE, theirs)) == []
             _lose_a_worker(server, admin)
             work(server, fails={1: 1})
             collector = Collector(Ledger(folder, theirs, store), complain=pytest.fail)
@@ -283,7 +283,7 @@ def test_no_password_in_a_process_list_or_in_what_is_said(
     )
     try:
         with connect(server.url("producer")) as theirs:
-            wait_until(lambda: len(live_workers(theirs, "relay")) == 2, 60)
+            wait_until(lambda: len(live_workers(TaskQueue(QUEUE, theirs))) == 2, 60)
         command_lines = _command_lines_below(process.pid)
         # A worker that is thrown out says so; a producer that is refused, too.
         refused = subprocess.run(

@@ -3,15 +3,17 @@
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
 import pytest
 from redis import Redis
 from redis.exceptions import OutOfMemoryError, ResponseError
 
 from shared.errors import ShardCorruptError, StoreError, StoreFullError
+from shared.runs import RunSettings
 from shared.stores.open_store import open_store
 from shared.stores.relay_store import RelayStore
 from tests.store_contract import RECORD, SHARD, TASK, StoreContract
-from tests.tasks import image_task, record_of
+from tests.tasks import SETTINGS, image_task, record_of
 
 
 class TestRelayStore(StoreContract):
@@ -89,6 +91,20 @@ class TestRelayStore(StoreContract):
         assert store.put(record_of(image_task(1), b"x"), b"x") == "full"
         store.discard(TASK.namespace, TASK.id)
         assert store.put(record_of(image_task(1), b"x"), b"x") == "stored"
+
+    def test_a_full_relay_takes_a_share_of_each_other_run(self, store: RelayStore) -> None:
+        store.set_limit(16 * len(SHARD))
+
+        def put(run: RunSettings) -> int:
+            tasks = [image_task(index, run=run) for index in range(40)]
+            return sum(store.put(record_of(task, SHARD), SHARD) == "stored" for task in tasks)
+
+        runs = [msgspec.structs.replace(SETTINGS, seed=seed) for seed in range(12)]
+        counts = [put(run) for run in runs]
+        # Up to as much again.
+        assert counts == [16, *[2] * 8, 0, 0, 0]
+        store.discard(runs[1].id, image_task(0, run=runs[1]).id)
+        assert put(runs[1]) == 1
 
     def test_bytes_are_counted_exactly(self, store: RelayStore, redis: Redis) -> None:
         for index in range(5):

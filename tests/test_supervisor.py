@@ -4,8 +4,11 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -15,9 +18,10 @@ from tests.chaos import ROOT, Chaos
 from tests.lease_fleet import QUEUE, Fleet
 from tests.tasks import image_task
 from worker.jobs.lease import EXIT_TIMEOUT
-from worker.jobs.post_mortem import cause_of_death, report_death
+from worker.jobs.post_mortem import cause_of_death, outcome_of_death, report_death
 from worker.service.options import WorkerOptions
-from worker.service.supervisor import LAUNCHER, Supervisor
+from worker.service.process import EXIT_REFUSED, EXIT_TROUBLE
+from worker.service.supervisor import LAUNCHER, MAX_TROUBLES, Supervisor
 
 TASK = image_task(0)
 
@@ -95,6 +99,81 @@ def test_two_signals_at_once_reach_a_worker_as_two(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(worker.service.supervisor.logger, "warning", interrupted)
     supervisor._hand_on(signal.SIGINT, None)
     assert sorted(process.signals) == [signal.SIGINT, signal.SIGTERM]
+
+
+class Lives:
+    """What the processes of one slot come to, one after the other: exit code, and seconds lived."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, **options: Any) -> None:
+        self.reported: list[int] = []
+        monkeypatch.setattr(
+            worker.service.supervisor, "report_death", lambda *args: self.reported.append(args[3])
+        )
+        self.supervisor = Supervisor(WorkerOptions(redis_url="none", **options), 1, queue_name=QUEUE)
+
+    def end(self, code: int, seconds: float) -> bool:
+        """Whether it was the last."""
+        (slot,) = self.supervisor._slots
+        slot.process = SimpleNamespace(poll=lambda: code, stdin=None)  # type: ignore[assignment]
+        slot.started = time.monotonic() - seconds
+        self.supervisor._look_after(slot)
+        return slot.over
+
+
+class TestWhatEndsASupervisor:
+    def test_a_worker_that_never_could_start(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert Lives(monkeypatch).end(EXIT_REFUSED, 1)
+
+    def test_not_one_that_can_not_start_again_where_others_worked(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A library that is being updated, a share that is not mounted."""
+        lives = Lives(monkeypatch)
+        assert not lives.end(-signal.SIGKILL, 60)
+        assert not any(lives.end(EXIT_REFUSED, 1) for _ in range(10))
+        assert lives.supervisor._slots[0].backoff == Supervisor.max_backoff
+
+    @pytest.mark.parametrize("options", [{"burst": True}, {"alone": True}])
+    def test_one_that_others_do_not_replace(
+        self, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+    ) -> None:
+        lives = Lives(monkeypatch, **options)
+        assert not lives.end(-signal.SIGKILL, 60)
+        assert lives.end(EXIT_REFUSED, 60)
+
+    def test_not_redis_out_of_reach(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        lives = Lives(monkeypatch)
+        assert not any(lives.end(EXIT_TROUBLE, 1) for _ in range(20))
+
+    def test_a_burst_waits_a_little_for_redis(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It was killed together with a worker, and is being started again."""
+        lives = Lives(monkeypatch, burst=True)
+        assert not lives.end(-signal.SIGKILL, 3)
+        assert not any(lives.end(EXIT_TROUBLE, 1) for _ in range(MAX_TROUBLES))
+        assert lives.end(EXIT_TROUBLE, 1)
+        assert lives.supervisor._exit_code == EXIT_REFUSED
+
+    def test_what_it_killed_itself_is_no_jobs_fault(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        lives = Lives(monkeypatch)
+        lives.supervisor._signals = 3
+        assert lives.end(-signal.SIGKILL, 60)
+        assert [outcome_of_death(code) for code in lives.reported] == ["handed back"]
+
+
+@pytest.mark.parametrize(
+    ("code", "outcome"),
+    [
+        (-signal.SIGKILL, "killed"),
+        (-signal.SIGSEGV, "crashed"),
+        (-signal.SIGABRT, "crashed"),
+        (1, "crashed"),
+        (EXIT_TIMEOUT, "timed out"),
+        (EXIT_TROUBLE, "handed back"),
+        (-signal.SIGTERM, "handed back"),
+    ],
+)
+def test_what_a_death_says_of_the_job(code: int, outcome: str) -> None:
+    assert outcome_of_death(code) == outcome
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from redis import Redis
 from redis.exceptions import ResponseError
 
 from shared.decoding import decode_or_none
+from shared.kinds.registry import KINDS
 from shared.printable import printable
 
 ASIDE_SECONDS = 600.0
@@ -40,6 +41,13 @@ class Entry:
 def kind_of_job(job_id: str) -> str:
     """Return the beginning of a job's id, up to its group: `cal-0123456789ab-`."""
     return "-".join(job_id.split("-")[:2]) + "-"
+
+
+def describe_kind(kind: str) -> str:
+    """Return the beginning of a job's id in words: `images of 0123456789ab`."""
+    name, _, group = kind.rstrip("-").partition("-")
+    tasks = next((each.tasks for each in KINDS.values() if each.prefix == name), "jobs")
+    return f"{tasks} of {group}"
 
 
 def asides_key(queue_name: str) -> str:

@@ -13,6 +13,7 @@ from rq.serializers import JSONSerializer
 from rq.timeouts import BaseDeathPenalty
 
 from shared import __version__
+from shared.jobs.asides import kind_of_job
 from shared.jobs.task_job import FAILURE_TTL, JOB_TIMEOUT, RESULT_TTL, TaskJob
 from shared.kinds.kind import Task
 from shared.kinds.registry import encode_task, kind_of
@@ -41,6 +42,19 @@ def delayed_key(name: str) -> str:
 def avoid_key(job_id: str) -> str:
     """Return the key of the hosts that leave a job to others, one a line; it expires when they need not."""
     return f"bitfleet:avoid:{job_id}"
+
+
+def given_up_key(name: str) -> str:
+    """Return the key of the jobs that our workers gave up, as RQ's registry of failed jobs has them.
+
+    Any other failed job was failed by a worker of RQ's own, which can do none of ours.
+    """
+    return f"bitfleet:given-up:{name}"
+
+
+def runs_key(name: str) -> str:
+    """Return the key of the runs (beginnings of jobs' ids) that wait in a queue. Workers keep it right."""
+    return f"bitfleet:runs:{name}"
 
 
 def is_job_id(job_id: bytes) -> bool:
@@ -146,6 +160,7 @@ class TaskQueue(Queue):
             for task in batch:
                 for registry in (self.failed_job_registry, self.finished_job_registry):
                     pipeline.zrem(registry.key, task.id)
+                pipeline.zrem(given_up_key(self.name), task.id)
                 pipeline.delete(self.job_class.key_for(task.id), avoid_key(task.id))
             self.enqueue_many(
                 [
@@ -162,6 +177,8 @@ class TaskQueue(Queue):
                 ],
                 pipeline=pipeline,
             )
+            for run in {kind_of_job(task.id) for task in batch}:
+                pipeline.sadd(runs_key(self.name), run)
             pipeline.execute()
         return len(batch)
 

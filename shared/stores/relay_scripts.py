@@ -3,6 +3,9 @@
 The counts are a hash: bytes by namespace, and those of all blobs, which have none, under the field `blobs`.
 """
 
+SHARES = 8
+"""A run may always hold this part of the relay's limit."""
+
 # What is no number, or no hash, counts as nothing until the next recount.
 COUNT = """
 local function hash(key)
@@ -36,11 +39,14 @@ end
 PUT = f"""
 if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 1 then return 'exists' end
 {COUNT}
--- A relay without shards takes any shard, so that one larger than the limit does not wait for ever.
-if shards > 0 and used + size > limit then return 'full' end
+-- A relay without shards takes any shard, so that one larger than the limit does not wait for ever. A full
+-- one takes a share of each other run, up to as much again, so that one that nobody collects stalls no other.
+local mine = by[ARGV[5]] or 0
+local has_share = (mine == 0 or mine + size <= limit / {SHARES}) and used + size <= 2 * limit
+if shards > 0 and used + size > limit and not has_share then return 'full' end
 redis.call('SET', KEYS[2], ARGV[3])
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
-set(ARGV[5], (by[ARGV[5]] or 0) + size)
+set(ARGV[5], mine + size)
 return 'stored'
 """
 # KEYS: records, shard, counts. ARGV: task id, namespace.

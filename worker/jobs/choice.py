@@ -8,62 +8,161 @@ from typing import Any
 from redis import Redis
 from rq.exceptions import DequeueTimeout
 
-from shared.jobs.task_queue import TaskQueue, avoid_key, delayed_key, is_job_id
+from shared.jobs.asides import kind_of_job
+from shared.jobs.task_queue import TaskQueue, avoid_key, delayed_key, is_job_id, runs_key
 
 POLL_SECONDS = 1.0
 
-# KEYS: the queue's list, and the delayed jobs. ARGV: the host, the beginning of the keys of avoided hosts,
-# and beginnings of the ids of jobs that are set aside here. What is found stays where it is: see
-# TaskQueue.lmove.
-_CHOOSE = """
+WINDOW = 1000
+"""So many jobs at the front of the queue are looked at for one of each run."""
+TURN_SECONDS = 120.0
+"""For so long a worker stays with one run while another one has as few workers: changing costs a model."""
+
+# KEYS: the queue's list, the delayed jobs, the runs, the leases, and when each run was chosen last. ARGV:
+# the host, the beginning of the keys of avoided hosts, the size of the window, the run that this worker stays
+# with or nothing, and the runs that are set aside here. What is found stays where it is: see TaskQueue.lmove.
+_CHOOSE = r"""
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1000000
+local window = tonumber(ARGV[3])
+local aside = {}
+for place = 5, #ARGV do
+  aside[ARGV[place]] = true
+end
 
-local function is_aside(id)
-  for place = 3, #ARGV do
-    if string.sub(id, 1, string.len(ARGV[place])) == ARGV[place] then
-      return true
-    end
-  end
-  return false
+local function run_of(id)
+  return string.match(id, '^[^-]*%-[^-]*%-') or id
 end
 
 local function is_better_elsewhere(id)
   local hosts = redis.pcall('GET', ARGV[2] .. id)
-  return type(hosts) == 'string' and string.find('\\n' .. hosts .. '\\n', '\\n' .. ARGV[1] .. '\\n', 1, true)
+  return type(hosts) == 'string' and string.find('\n' .. hosts .. '\n', '\n' .. ARGV[1] .. '\n', 1, true)
 end
 
-local due = redis.pcall('ZRANGEBYSCORE', KEYS[2], '-inf', now, 'LIMIT', 0, 1000)
-if due.err then
-  redis.call('DEL', KEYS[2])
-  due = {}
-end
+-- Delayed jobs that are due come to the front.
+local due = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now, 'LIMIT', 0, 1000)
 for place = #due, 1, -1 do
   redis.call('ZREM', KEYS[2], due[place])
   redis.call('LPUSH', KEYS[1], due[place])
+  redis.call('SADD', KEYS[3], run_of(due[place]))
 end
 
-local soon = false
-local from = 0
-while true do
-  local ids = redis.call('LRANGE', KEYS[1], from, from + 999)
-  if #ids == 0 then
-    break
-  end
+-- One job of each run in turn, each run's own in their order.
+local function deal(ids)
+  local runs, jobs, longest = {}, {}, 0
   for _, id in ipairs(ids) do
-    if not is_aside(id) then
-      if not is_better_elsewhere(id) then
-        return {id, false}
+    local run = run_of(id)
+    if not jobs[run] then
+      jobs[run] = {}
+      runs[#runs + 1] = run
+    end
+    jobs[run][#jobs[run] + 1] = id
+    longest = math.max(longest, #jobs[run])
+  end
+  redis.call('DEL', KEYS[1], KEYS[3])
+  local dealt = {}
+  local function write()
+    if #dealt > 0 then
+      redis.call('RPUSH', KEYS[1], unpack(dealt))
+    end
+    dealt = {}
+  end
+  for place = 1, longest do
+    for _, run in ipairs(runs) do
+      if jobs[run][place] then
+        dealt[#dealt + 1] = jobs[run][place]
+        if #dealt == 1000 then
+          write()
+        end
       end
-      soon = 1
     end
   end
-  from = from + 1000
+  write()
+  for _, run in ipairs(runs) do
+    redis.call('SADD', KEYS[3], run)
+  end
+end
+
+-- With several runs, each has a job in the window, or none at all.
+local several = #redis.call('SMEMBERS', KEYS[3]) > 1
+if several then
+  local missing, count = {}, 0
+  for _, run in ipairs(redis.call('SMEMBERS', KEYS[3])) do
+    missing[run] = true
+    count = count + 1
+  end
+  for _, id in ipairs(redis.call('LRANGE', KEYS[1], 0, window - 1)) do
+    local run = run_of(id)
+    if missing[run] then
+      missing[run] = nil
+      count = count - 1
+      if count == 0 then
+        break
+      end
+    end
+  end
+  if count > 0 then
+    deal(redis.call('LRANGE', KEYS[1], 0, -1))
+    several = #redis.call('SMEMBERS', KEYS[3]) > 1
+  end
+end
+
+local first, runs, soon = {}, {}, false
+local from, size = 0, several and window or 1
+while true do
+  local ids = redis.call('LRANGE', KEYS[1], from, from + size - 1)
+  for _, id in ipairs(ids) do
+    local run = run_of(id)
+    if not aside[run] and not first[run] then
+      if is_better_elsewhere(id) then
+        soon = 1
+      else
+        first[run] = id
+        runs[#runs + 1] = run
+        if not several then
+          break
+        end
+      end
+    end
+  end
+  if #runs > 0 or #ids < size then
+    break
+  end
+  from, size = from + size, window
+end
+
+if #runs == 1 then
+  return {first[runs[1]], false}
+end
+if #runs > 1 then
+  local busy, least = {}, math.huge
+  for _, lease in ipairs(redis.call('ZRANGE', KEYS[4], 0, -1)) do
+    local run = run_of(lease)
+    busy[run] = (busy[run] or 0) + 1
+  end
+  for _, run in ipairs(runs) do
+    least = math.min(least, busy[run] or 0)
+  end
+  local chosen, longest_ago
+  for _, run in ipairs(runs) do
+    if (busy[run] or 0) == least then
+      local last = tonumber(redis.call('ZSCORE', KEYS[5], run) or '0')
+      if run == ARGV[4] then
+        last = -1
+      end
+      if not chosen or last < longest_ago then
+        chosen, longest_ago = run, last
+      end
+    end
+  end
+  redis.call('ZREMRANGEBYSCORE', KEYS[5], '-inf', now - 86400)
+  redis.call('ZADD', KEYS[5], now, chosen)
+  return {first[chosen], false}
 end
 
 local later = redis.call('ZRANGE', KEYS[2], 0, 99, 'WITHSCORES')
 for place = 1, #later, 2 do
-  if not is_aside(later[place]) then
+  if not aside[run_of(later[place])] then
     local wait = tonumber(later[place + 1]) - now
     if not soon or wait < soon then
       soon = wait
@@ -84,23 +183,41 @@ class Choice:
     """None: no job that waits now is one for this machine."""
 
 
-def choose(connection: Redis, queue_name: str, queue_key: str, host: str, aside: list[str]) -> Choice:
-    """Put delayed jobs that are due back into the queue, and find the first one for this host.
+class Chooser:
+    """Chooses for one worker process: of the run with the fewest workers, in turns where they are equal."""
 
-    Args:
-        connection: to Redis.
-        queue_name: of the queue.
-        queue_key: of its list.
-        host: this machine's name. Jobs that failed on it are left to others for a while.
-        aside: beginnings of the ids of jobs that it can't do.
-    """
-    script = connection.register_script(_CHOOSE)
-    found, seconds = script(keys=[queue_key, delayed_key(queue_name)], args=[host, avoid_key(""), *aside])
-    return Choice(found, None if seconds is None else float(seconds))
+    def __init__(self, host: str, aside: Callable[[], list[str]]) -> None:
+        """`aside` tells the runs (beginnings of jobs' ids) that this machine can't do now.
+
+        Jobs that failed on `host` are left to others for a while.
+        """
+        self._host = host
+        self._aside = aside
+        self._run = ""
+        self._since = 0.0
+
+    def choose(self, connection: Redis, queue: str) -> Choice:
+        """Put delayed jobs that are due back into the queue, and find one for this machine."""
+        now = time.monotonic()
+        stays_with = self._run if now - self._since < TURN_SECONDS else ""
+        found, seconds = connection.register_script(_CHOOSE)(
+            keys=[
+                TaskQueue.redis_queue_namespace_prefix + queue,
+                delayed_key(queue),
+                runs_key(queue),
+                f"rq:wip:{queue}",
+                f"bitfleet:turns:{queue}",
+            ],
+            args=[self._host, avoid_key(""), WINDOW, stays_with, *self._aside()],
+        )
+        if found is not None and (run := kind_of_job(found.decode("utf-8", "replace"))) != self._run:
+            self._run, self._since = run, now
+        return Choice(found, None if seconds is None else float(seconds))
 
 
 def choosing_queue(host: str, aside: Callable[[], list[str]]) -> type[TaskQueue]:
-    """Return a queue class for one machine; `aside` tells what it can't do now, as for `choose`."""
+    """Return a queue class for one worker; the arguments are those of `Chooser`."""
+    chooser = Chooser(host, aside)
 
     class ChoosingQueue(TaskQueue):
         @classmethod
@@ -114,7 +231,7 @@ def choosing_queue(host: str, aside: Callable[[], list[str]]) -> type[TaskQueue]
             """
             name = queue_key.removeprefix(cls.redis_queue_namespace_prefix)
             while True:
-                choice = choose(connection, name, queue_key, host, aside())
+                choice = chooser.choose(connection, name)
                 if choice.job_id is not None:
                     if is_job_id(choice.job_id):
                         return queue_key, choice.job_id

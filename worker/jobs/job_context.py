@@ -11,12 +11,21 @@ class HandBackError(BaseException):
     """
 
 
+class NoRoomError(HandBackError):
+    """The job is done, but its shard finds no room in the store, and others can be done meanwhile.
+
+    The process keeps the shard: it puts it into the store when it has the job again.
+    """
+
+
 @dataclass(slots=True)
 class JobContext:
     """Shared between the main thread, which computes, and the beat, which talks to Redis."""
 
     confirm: Callable[[], None]
     """Asks Redis whether the lease is still held; raises LeaseLostError."""
+    others_wait: Callable[[], bool] = lambda: False
+    """Asks Redis whether jobs of other runs wait that this machine could do."""
     progress: str = ""
     lost: bool = False
     """Set by the beat when the lease is gone."""

@@ -13,10 +13,11 @@ from rq.serializers import JSONSerializer
 from shared.jobs.history import Event, Outcome, read_events
 from shared.jobs.redis_time import redis_time
 from shared.jobs.task_job import TaskJob
-from shared.jobs.task_queue import TaskQueue, is_job_id
+from shared.jobs.task_queue import TaskQueue, given_up_key, is_job_id
 from shared.jobs.worker_keys import forget_odd_workers
 from worker.jobs.lease_scripts import end_lease
 from worker.jobs.outcome import end_attempt, hand_back
+from worker.jobs.strangers import return_strangers_jobs
 
 logger = logging.getLogger("bitfleet.worker")
 
@@ -55,7 +56,7 @@ def in_grace_period(connection: Redis, queue_name: str, lease_seconds: int) -> b
 
 
 def return_lost_jobs(connection: Redis, queue_name: str) -> None:
-    """Give back the jobs whose lease ran out, by Redis' clock, and forget what is out of date.
+    """Give back the jobs whose lease ran out, by Redis' clock.
 
     Any number of workers may do this at once: each job is returned once. There is no lock, which a worker
     that died or fell asleep just then would keep from the others.
@@ -71,8 +72,15 @@ def return_lost_jobs(connection: Redis, queue_name: str) -> None:
             connection.zrem(queue.started_job_registry.key, lease)
         elif ends <= now:
             return_job(queue, lease, "silent", SILENT, over=True)
+
+
+def tidy(connection: Redis, queue_name: str) -> None:
+    """Forget what is out of date, and take back what RQ's own workers took."""
+    queue, now = TaskQueue(queue_name, connection), redis_time(connection)
     for registry in (FinishedJobRegistry, FailedJobRegistry):
         registry(queue_name, connection=connection, job_class=TaskJob, serializer=JSONSerializer).cleanup(now)
+    connection.zremrangebyscore(given_up_key(queue_name), 0, now)
+    return_strangers_jobs(queue)
     forget_odd_workers(queue)
     worker_registration.clean_worker_registry(queue)
 

@@ -10,12 +10,13 @@ from redis.client import Pipeline
 from rq.job import Job, JobStatus
 from rq.job_lifecycle import record_job_failure
 
+from shared.jobs.asides import kind_of_job
 from shared.jobs.history import Event, push_event, read_events
 from shared.jobs.redis_time import redis_time
 from shared.jobs.task_job import FAILURE_TTL
-from shared.jobs.task_queue import TaskQueue, avoid_key
+from shared.jobs.task_queue import TaskQueue, avoid_key, given_up_key
+from shared.jobs.workers import able_hosts
 from worker.jobs.lease_scripts import end_lease
-from worker.jobs.presence import able_hosts
 from worker.jobs.verdict import PREFERENCE_SECONDS, Verdict, judge
 
 
@@ -53,7 +54,7 @@ def end_attempt(
     those of `hand_back`.
     """
     events = [*read_events(queue.connection, job.id), event]
-    verdict = Verdict(give_up=True) if hopeless else judge(events, able_hosts(queue, job.id))
+    verdict = Verdict(give_up=True) if hopeless else judge(events, able_hosts(queue, kind_of_job(job.id)))
     push_event(then, job.id, event)
     if verdict.give_up:
         _give_up(queue, job, event.detail, then)
@@ -81,4 +82,5 @@ def _give_up(queue: TaskQueue, job: Job, reason: str, then: Pipeline) -> None:
     record_job_failure(job, reason, then)
     # RQ wrote a time by this machine's clock.
     ends = redis_time(queue.connection) + FAILURE_TTL
-    then.zadd(queue.failed_job_registry.key, {job.id: ends})
+    for key in (queue.failed_job_registry.key, given_up_key(queue.name)):
+        then.zadd(key, {job.id: ends})

@@ -13,7 +13,7 @@ from shared.jobs.history import Outcome
 from shared.jobs.task_queue import TaskQueue
 from worker.jobs.lease import EXIT_TIMEOUT
 from worker.jobs.maintenance import is_lease, return_job
-from worker.service.process import EXIT_BROKEN, EXIT_TROUBLE
+from worker.service.process import EXIT_BROKEN, EXIT_REFUSED, EXIT_TROUBLE
 
 logger = logging.getLogger("bitfleet.worker")
 
@@ -21,6 +21,7 @@ _CAUSES = {
     EXIT_TIMEOUT: "the job was over its time limit",
     EXIT_BROKEN: "the GPU or the worker itself failed",
     EXIT_TROUBLE: "Redis or store out of reach, or full",
+    EXIT_REFUSED: "it can't start here",
 }
 
 

@@ -13,13 +13,10 @@ import msgspec
 from redis import Redis
 from redis.exceptions import ResponseError
 
-from shared.jobs.asides import ASIDE_SECONDS, Aside, asides_key, kind_of_job, read_asides
+from shared.jobs.asides import ASIDE_SECONDS, Aside, asides_key, describe_kind, kind_of_job, read_asides
 from shared.jobs.redis_time import redis_time
-from shared.kinds.registry import KINDS
 
 logger = logging.getLogger("bitfleet.worker")
-
-_NAMES = {kind.prefix: kind.tasks for kind in KINDS.values()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +34,7 @@ class SetAside:
         self._connection = connection
         self._queue_name = queue_name
         self._host = host
-        self._start_id = start_id
+        self.start_id = start_id
         self._kinds = self._read()
 
     def add(self, job_id: str, reason: str, seconds: float = ASIDE_SECONDS) -> None:
@@ -46,9 +43,9 @@ class SetAside:
         self._kinds[kind] = _Kept(reason, time.monotonic() + seconds)
         self._write(kind, reason[:2000], seconds)
         logger.warning(
-            "this machine can't do the %s and leaves them to others for %.0f minutes, all else goes on: %s",
-            _described(kind),
-            seconds / 60,
+            "this machine can't do the %s and leaves them to others for %s, all else goes on: %s",
+            describe_kind(kind),
+            f"{seconds / 60:.0f} minutes" if seconds >= 60 else f"{seconds:.0f} s",
             reason,
         )
 
@@ -69,7 +66,7 @@ class SetAside:
         try:
             until = redis_time(self._connection) + seconds
             aside = Aside(host=self._host, reason=reason, until=until)
-            self._connection.hset(key, f"{self._start_id}:{kind}", msgspec.json.encode(aside))
+            self._connection.hset(key, f"{self.start_id}:{kind}", msgspec.json.encode(aside))
             self._connection.expire(key, int(10 * ASIDE_SECONDS))
         except ResponseError:
             # No hash of ours, or no room: this process knows it even so.
@@ -80,10 +77,5 @@ class SetAside:
         return {
             entry.kind: _Kept(entry.aside.reason, time.monotonic() + entry.aside.until - now)
             for entry in read_asides(self._connection, self._queue_name, now)
-            if entry.start_id == self._start_id
+            if entry.start_id == self.start_id
         }
-
-
-def _described(kind: str) -> str:
-    name, group, _ = kind.split("-")
-    return f"{_NAMES.get(name, 'jobs')} of {group}"

@@ -9,7 +9,7 @@ from pathlib import Path
 from redis import Redis
 from redis.exceptions import OutOfMemoryError, RedisError
 
-from shared.errors import BitfleetError, RedisUnavailableError, StoreTroubleError
+from shared.errors import BitfleetError, RedisUnavailableError, StoreTroubleError, WrongStoreError
 from shared.jobs.connection import connect
 from shared.jobs.redis_time import redis_time
 from shared.jobs.task_queue import queue_name
@@ -45,7 +45,8 @@ def main() -> int:
     except OutOfMemoryError:
         logger.error(REDIS_IS_FULL)
         return EXIT_TROUBLE
-    except (RedisUnavailableError, StoreTroubleError, RedisError) as error:
+    # A store that is not the run's, or none, may be a share that is not mounted yet.
+    except (RedisUnavailableError, StoreTroubleError, WrongStoreError, RedisError) as error:
         logger.error("%s", error)
         return EXIT_TROUBLE
     except BitfleetError as error:

@@ -18,7 +18,7 @@ from shared.models import model_spec
 from shared.runs import RunSettings, SensitivitySettings
 from shared.stores.records import Record
 from shared.stores.store import ShardStore
-from worker.jobs.job_context import JobContext
+from worker.jobs.job_context import JobContext, NoRoomError
 from worker.kinds.lent import EngineSlot, Lent
 from worker.kinds.registry import run_task
 from worker.service.blas import use_fast_blas
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("bitfleet.worker")
 
 RELAY_POLL_SECONDS = 2.0
+MAX_KEPT = 2
+"""Finished shards, of at most 64 MB each, that may wait in memory for room in the store."""
 IDLE_SECONDS = 300.0
 """Seconds without a job after which the model's memory is freed: the Mac's owner may need it."""
 
@@ -70,6 +72,8 @@ class Runtime:
         """Canaries of runs of which no task is finished here yet, by run id."""
         self._model: tuple[str, Family] | None = None
         self._engine = EngineSlot()
+        self._kept: dict[str, tuple[Record, bytes]] = {}
+        """By task id, what found no room in the store yet."""
         self._used = 0.0
         """When the model was last used, by the monotonic clock."""
 
@@ -84,6 +88,8 @@ class Runtime:
         if self._store.has_record(task.namespace, task.id):
             return {"outcome": "exists"}
         try:
+            if task.id in self._kept:
+                return self._leave(*self._kept[task.id], context)
             return self._run(task, context)
         finally:
             self._used = time.monotonic()
@@ -108,11 +114,14 @@ class Runtime:
         model = self._model_of(task)
         self._compare_canary(task.run, model, context)
         shard = self._run_task(task, model, context)
-        context.confirm()
         record = self._record(task, shard, model.fingerprint, time.monotonic() - started)
+        return self._leave(record, shard, context)
+
+    def _leave(self, record: Record, shard: bytes, context: JobContext) -> dict[str, Any]:
+        context.confirm()
         outcome = self._put(record, shard, context)
-        self._note_work(task.run)
-        self._task_folders.remove(task.id, model.fingerprint)
+        self._note_work(record.task.run)
+        self._task_folders.remove(record.id, record.fingerprint)
         return {"outcome": outcome, "seconds": record.seconds, "bytes": record.size}
 
     def _check(self, task: Task) -> None:
@@ -230,6 +239,9 @@ class Runtime:
     def _put(self, record: Record, shard: bytes, context: JobContext) -> str:
         waiting = False
         while (outcome := self._store.put(record, shard)) == "full":
+            if context.others_wait():
+                self._keep(record, shard)
+                raise NoRoomError(f"{self._store.label} has no room for this run: run `producer collect`")
             if not waiting:
                 logger.warning("%s is full; waiting until `producer collect` empties it", self._store.label)
             waiting = True
@@ -237,4 +249,11 @@ class Runtime:
             while time.monotonic() < deadline:
                 context.check("waiting: the relay is full, run `producer collect`")
                 time.sleep(0.2)
+        self._kept.pop(record.id, None)
         return outcome
+
+    def _keep(self, record: Record, shard: bytes) -> None:
+        self._kept.pop(record.id, None)
+        self._kept[record.id] = record, shard
+        if len(self._kept) > MAX_KEPT:
+            del self._kept[next(iter(self._kept))]

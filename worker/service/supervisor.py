@@ -27,6 +27,11 @@ LAUNCHER = Path(__file__).resolve().parents[1] / "launch.py"
 POLL_SECONDS = 0.1
 HEALTHY_SECONDS = 60.0
 """After this many seconds of life, a worker's next restart pause is short again."""
+PROVEN_SECONDS = 10.0
+"""Once a worker has lived this long, a later start that is refused is tried again: a share can be mounted
+again, an update of a library ends."""
+MAX_TROUBLES = 5
+"""With --burst, how many workers in a row may find Redis or the store out of reach before we give up."""
 
 
 @dataclass(slots=True)
@@ -39,6 +44,10 @@ class _Slot:
     name: str = ""
     started: float = 0.0
     start_at: float = 0.0
+    proven: bool = False
+    """Whether a worker could work here."""
+    troubles: int = 0
+    """How many workers in a row found Redis or store out of reach."""
     over: bool = False
 
 
@@ -98,8 +107,10 @@ class Supervisor:
             slot.process.stdin.close()
         slot.process = None
         if code not in (0, EXIT_REFUSED):
-            report_death(self._options.redis_url, self._queue_name, slot.name, code)
-        no_use = code == EXIT_REFUSED or (code == EXIT_TROUBLE and self._options.burst)
+            # What we killed is nobody's fault.
+            cause = code if self._signals < 3 else -signal.SIGTERM
+            report_death(self._options.redis_url, self._queue_name, slot.name, cause)
+        no_use = self._is_of_no_use(slot, code, lived)
         if self._signals or no_use or (code == 0 and self._options.burst):
             slot.over = True
             self._exit_code = max(self._exit_code, EXIT_REFUSED if no_use else 0)
@@ -108,6 +119,14 @@ class Supervisor:
         slot.start_at = time.monotonic() + slot.backoff
         logger.warning("a worker died (%s); starting another in %.0f s", cause_of_death(code), slot.backoff)
         slot.backoff = min(slot.backoff * 2, self.max_backoff)
+
+    def _is_of_no_use(self, slot: _Slot, code: int, lived: float) -> bool:
+        """Whether another worker would end like this one. What can heal is waited for."""
+        slot.proven = slot.proven or lived > PROVEN_SECONDS
+        slot.troubles = slot.troubles + 1 if code == EXIT_TROUBLE else 0
+        if code == EXIT_REFUSED:
+            return self._options.burst or self._options.alone or not slot.proven
+        return self._options.burst and slot.troubles > MAX_TROUBLES
 
     def _start(self, slot: _Slot) -> None:
         slot.name = new_worker_name(host_name())

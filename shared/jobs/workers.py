@@ -1,0 +1,80 @@
+"""The workers of a queue, as they have registered in Redis."""
+
+from dataclasses import dataclass
+from typing import cast
+
+from redis import Redis
+
+from shared.jobs.asides import Entry, read_asides
+from shared.jobs.redis_time import redis_time
+from shared.jobs.task_queue import TaskQueue
+from shared.jobs.worker_keys import worker_keys
+from shared.printable import printable
+
+HOST_FIELD = "bitfleet_host"
+START_FIELD = "bitfleet_start"
+SEEN_FIELD = "bitfleet_seen"
+"""In a worker's hash, beside what RQ writes: its machine, its `worker start`, and when it was seen last, by
+Redis' clock. Only workers of ours have them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerInfo:
+    """One worker process."""
+
+    name: str
+    host: str
+    state: str
+    start_id: str | None
+    """Of its `worker start`; None: a worker of RQ's own, which can do none of our jobs."""
+    seconds_silent: float
+
+
+def live_workers(queue: TaskQueue) -> list[WorkerInfo]:
+    """Return the registered workers by name. A crashed worker stays in the list for about a minute."""
+    redis: Redis = queue.connection
+    keys = worker_keys(queue)
+    with redis.pipeline(transaction=False) as pipeline:
+        for key in keys:
+            pipeline.hgetall(key)
+        answers = cast(list[dict[bytes, bytes]], pipeline.execute())
+    now = redis_time(redis) if keys else 0.0
+    workers = []
+    for key, raw in zip(keys, answers, strict=True):
+        fields = {_text(name): printable(_text(value)) for name, value in raw.items()}
+        if "last_heartbeat" not in fields or "death" in fields:
+            continue
+        workers.append(
+            WorkerInfo(
+                name=printable(key.rpartition(":")[2]),
+                host=fields.get(HOST_FIELD) or fields.get("hostname", "?"),
+                state=fields.get("state", "?"),
+                start_id=fields.get(START_FIELD),
+                seconds_silent=max(0.0, now - _number(fields.get(SEEN_FIELD), now)),
+            )
+        )
+    return workers
+
+
+def able_hosts(queue: TaskQueue, kind: str) -> set[str]:
+    """Return the connected machines with a worker that has not set a kind of tasks aside."""
+    ours = [worker for worker in live_workers(queue) if worker.start_id is not None]
+    unable = {entry.start_id for entry in asides_of(queue, kind)}
+    return {worker.host for worker in ours if worker.start_id not in unable}
+
+
+def asides_of(queue: TaskQueue, kind: str) -> list[Entry]:
+    """Return who has set a kind of tasks aside now, and why."""
+    redis: Redis = queue.connection
+    return [entry for entry in read_asides(redis, queue.name, redis_time(redis)) if entry.kind == kind]
+
+
+def _text(value: bytes) -> str:
+    return value.decode("utf-8", "replace")
+
+
+def _number(text: str | None, otherwise: float) -> float:
+    try:
+        return float(text or otherwise)
+    except ValueError:
+        return otherwise
