@@ -136,7 +136,7 @@ def _plan_and_prove(
     if not collect_all():
         return False
     chosen = calib_dir / "plan.json"
-    prompts = _prompts_for_a_proof(calib_dir, images, wishes.max_prompts, **source)
+    prompts = prompts_for_a_proof(calib_dir, images, wishes.max_prompts, **source)
     plan_commands.plan(
         calib_dir,
         targets=[wishes.target],
@@ -160,7 +160,7 @@ def _plan_and_prove(
     return True
 
 
-def _prompts_for_a_proof(
+def prompts_for_a_proof(
     calib_dir: Path, images: int, most: int, *, prompt_csv: Path | None, prompt_column: str
 ) -> int:
     """Return how many prompts a proof may take; 0, with a line that says so, if the file has too few."""
