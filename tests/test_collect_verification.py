@@ -234,6 +234,7 @@ def test_a_shard_of_other_variants_or_steps_is_dropped(verified: Verified) -> No
         ([{"prompts": PromptSets()}], {}, InputError, "no prompts for the proof"),
         ([{}, {"prompts": replace(SETS, proof=SETS.proof[:9])}], {}, InputError, "have different prompts"),
         ([{}, {"prompts": replace(SETS, scores=numbered(TEXTS, [99, 4], 0))}], {}, InputError, "'prompt 4'"),
+        ([{}, {"budget_bytes": 2 * a_plan().budget_bytes}], {}, InputError, "chosen for its size"),
         ([{}, {"prompts": replace(SETS, choosing=())}], {}, InputError, "have different prompts"),
         ([{}], {"image_size": 40}, InputError, "no multiple of 16"),
         ([{}], {"image_size": 256}, InputError, "draws at most 128 pixels"),

@@ -85,6 +85,10 @@ def test_what_was_claimed_stays_claimed_and_shares_its_level_with_the_rest() -> 
     alone = level_at(16) * 0.05 / 0.0632
     assert alone / 2 < p_value(gains["other"]) < alone, "with two rivals undecided it would not be claimed"
     assert claims(gains)["other"] == Claim(better=True, prompts=16)
+    # The last of several has to be clearer than one alone.
+    nearly = {"clear": gains["clear"], "other": gains["other"] - 0.115}
+    assert alone < p_value(nearly["other"]) < level_at(16)
+    assert "other" not in claims(nearly) and "other" in claims({"other": nearly["other"]})
     # A later reversal takes nothing back, and an interim number of prompts is no look.
     gains["clear"][8:] = -20
     assert claims(gains)["clear"] == Claim(better=True, prompts=8)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from humanfriendly import format_size
 from msgspec.structs import replace
 
 from producer.enqueue import Fleet
@@ -26,6 +27,10 @@ from shared.runs import RunSettings
 
 MAX_PLANS = 3
 """So many candidates may be compared on the choosing prompts. More would be choosing by chance."""
+
+
+SAME_SIZE = 0.01
+"""Sizes that differ by less are one size."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +112,18 @@ def _check_plans(plans: Sequence[Plan], run: RunFile, card: ModelCard) -> None:
                 "with the same prompt file and numbers"
             )
     if len(plans) > 1:
+        _check_sizes(plans)
         _check_disjoint(plans)
+
+
+def _check_sizes(plans: Sequence[Plan]) -> None:
+    """Check that the plans were made for one size: a larger one would win whatever it is worth."""
+    smallest, largest = (pick(plan.budget_bytes for plan in plans) for pick in (min, max))
+    if largest > (1 + SAME_SIZE) * smallest:
+        raise InputError(
+            f"these plans were made for {format_size(smallest)} to {format_size(largest)}, and the largest "
+            "would be chosen for its size; verify each by itself, or make them for one size"
+        )
 
 
 def _check_disjoint(plans: Sequence[Plan]) -> None:

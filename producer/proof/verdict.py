@@ -14,7 +14,7 @@ from producer.proof.measured import Measured
 from shared.decoding import decode
 from shared.errors import InputError
 from shared.kinds.verification import VerificationSettings
-from shared.metrics import Bucket, Floats
+from shared.metrics import MAX_PSNR_DB, Bucket, Floats
 from shared.plan_file import PlanPrompt
 from shared.runs import RunSettings
 
@@ -125,6 +125,13 @@ class Verdict(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Why, in one sentence."""
     worst_prompts: tuple[WorstPrompt, ...] = ()
     """Of the winner, the worst first."""
+
+    @property
+    def floor_text(self) -> str:
+        """The noise floor, to be printed."""
+        if self.floor_db is None:
+            return "not measured"
+        return "none" if self.floor_db >= MAX_PSNR_DB else f"{self.floor_db:.1f} dB"
 
 
 def judge(

@@ -93,11 +93,10 @@ def conclusion(subfolder: KeptFolder[VerificationRequest]) -> str | None:
         return None
     verdict = decode_verdict(path.read_bytes())
     winner = next(one for one in verdict.variants if one.name == verdict.winner)
-    floor = "not measured" if verdict.floor_db is None else f"{verdict.floor_db:.1f} dB"
     state = "" if verdict.complete else ", so far"
     return (
         f"{verdict.winner} wins on {verdict.prompts} prompts{state}: {verdict.reason}. PSNR "
-        f"{winner.psnr_db.mean:.1f} dB (worst {winner.psnr_db.worst:.1f}, noise floor {floor}), "
+        f"{winner.psnr_db.mean:.1f} dB (worst {winner.psnr_db.worst:.1f}, noise floor {verdict.floor_text}), "
         f"{format_size(winner.stored_bytes)}"
     )
 
