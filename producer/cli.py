@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from producer import models_cli, plan_cli
+from producer import models_cli, plan_cli, proof_cli
 from producer.cli_options import (
     DEFAULT_BITS_TEXT,
     Bits,
@@ -401,6 +401,7 @@ def run(calib_dir: Path, workers: int, redis_url: str | None, **options: Any) ->
 main.add_command(plan_cli.enqueue_levels)
 main.add_command(plan_cli.plan)
 main.add_command(plan_cli.enqueue_confirm)
+main.add_command(proof_cli.enqueue_verification)
 main.add_command(models_cli.export)
 main.add_command(models_cli.inspect)
 
