@@ -28,7 +28,7 @@ class PackedCandidates:
         self._kept: dict[tuple[str, Choice, int], Packed] = {}
 
     def differences(self, layer: str, choice: Choice) -> Iterator[tuple[slice, mx.array]]:
-        """dW = W_quantized - W of some rows after the other, float32, lazy; W_quantized has the dtype of W."""
+        """dW = W_quantized - W, float32 and lazy, some rows at a time; W_quantized has the dtype of W."""
         weight = get_weight(self._transformer, layer)
         outputs, inputs = weight.shape
         for rows in row_slices((outputs, inputs)):
