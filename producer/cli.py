@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from producer import models_cli, plan_cli
+from producer import models_cli, plan_cli, proof_cli
 from producer.cli_options import (
     DEFAULT_BITS_TEXT,
     Bits,
@@ -216,8 +216,13 @@ def main() -> None:
     producer enqueue-sensitivity                     ask for measurements
     producer collect --wait                          fetch them, write results and report
 
-    `producer run` does all of this on one machine. Every command can be repeated safely: finished work
-    is kept, and lost work is enqueued again.
+    \b
+    producer enqueue-levels                          ask for what plans are made of
+    producer collect --wait                          fetch it
+    producer plan --like uniform:4                   choose bits and group size of each layer
+
+    `producer run` draws, measures and reports on one machine. Every command can be repeated safely:
+    finished work is kept, and lost work is enqueued again.
 
     Exit codes: 0 everything is there, 2 an error, 3 something is still missing, 130 interrupted.
     """
@@ -396,6 +401,7 @@ def run(calib_dir: Path, workers: int, redis_url: str | None, **options: Any) ->
 main.add_command(plan_cli.enqueue_levels)
 main.add_command(plan_cli.plan)
 main.add_command(plan_cli.enqueue_confirm)
+main.add_command(proof_cli.enqueue_verification)
 main.add_command(models_cli.export)
 main.add_command(models_cli.inspect)
 

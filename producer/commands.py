@@ -251,8 +251,7 @@ def collect(
         _complain(line)
     reports = collector.write_results(parts)
     _say_collected(folder, parts)
-    for report in reports:
-        out.print(f"report: {report}")
+    _say_reports(folder, reports)
     return all(part.complete for part in parts) and not collector.without_results
 
 
@@ -339,9 +338,15 @@ def report(calib_dir: Path) -> None:
             f"{calib_dir} holds no measurement yet; ask for one with `producer enqueue-sensitivity`, then "
             "run `producer collect`"
         )
-    for path in written:
-        if path is not None:
-            out.print(f"report: {path}")
+    _say_reports(folder, [path for path in written if path is not None])
+
+
+def _say_reports(folder: CalibFolder, reports: Sequence[Path]) -> None:
+    for path in reports:
+        out.print(f"report: {path}")
+    for part in parts_of(folder):
+        if line := part.conclusion():
+            out.print(f"{part.title}: {line}")
 
 
 def check_store(store_id: str, label: str | None, fleet: Fleet) -> None:

@@ -101,6 +101,14 @@ def test_a_larger_plan_is_never_worse(root: Path) -> None:
     assert scores == sorted(scores, reverse=True)
 
 
+def test_levels_can_be_taken_in_two_ways(root: Path) -> None:
+    by = {way: make(root, target_bpw(4), levels_by=way)[0] for way in (None, "products", "sketch")}
+    assert by[None] == by["products"]
+    assert by["sketch"].scores.level == "sketch"
+    assert by["sketch"].score != by["products"].score
+    assert call(root, "--target-bpw", "4", "--levels-by", "sketch").exit_code == 0
+
+
 def test_wishes_are_kept(root: Path) -> None:
     keep = ["*adaLN*=8", "context_embedder=keep", "block.1.narrow=3/32", "block.0.q=5"]
     (plan,) = make(root, target_bpw(8), keep=keep)
