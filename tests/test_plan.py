@@ -96,7 +96,7 @@ def test_each_target_is_reached(root: Path) -> None:
 
 
 def test_a_larger_plan_is_never_worse(root: Path) -> None:
-    plans = make(root, *(target_bpw(2.5 + number / 10) for number in range(60)))
+    plans = make(root, *(target_bpw(2.5 + number / 3) for number in range(20)))
     scores = [plan.score for plan in plans]
     assert scores == sorted(scores, reverse=True)
 
