@@ -165,14 +165,16 @@ class CalibFolder:
         """Check whether a run can be this folder's.
 
         Raises:
-            InputError: the folder holds images of another run, or samples without a run file.
+            InputError: the folder holds images or levels of another run, or samples without a run file.
         """
         old = self.read_run()
         if old is None and (self.manifest_path.exists() or any(self.samples_dir.glob("*.npz"))):
             raise InputError(
                 f"{self.root} holds samples that no run.json explains; use another --calib-dir, or move them"
             )
-        if old and old.settings != run.settings and self.records.read():
+        # Levels need no image to be collected first.
+        begun = bool(self.records.read() or self.weights.all() or self.levels.all())
+        if old and old.settings != run.settings and begun:
             raise InputError(
                 f"{self.root} holds run {old.settings.id}, which differs in {difference(old, run)}; "
                 "use another --calib-dir for these settings"
