@@ -216,8 +216,13 @@ def main() -> None:
     producer enqueue-sensitivity                     ask for measurements
     producer collect --wait                          fetch them, write results and report
 
-    `producer run` does all of this on one machine. Every command can be repeated safely: finished work
-    is kept, and lost work is enqueued again.
+    \b
+    producer enqueue-levels                          ask for what plans are made of
+    producer collect --wait                          fetch it
+    producer plan --like uniform:4                   choose bits and group size of each layer
+
+    `producer run` draws, measures and reports on one machine. Every command can be repeated safely:
+    finished work is kept, and lost work is enqueued again.
 
     Exit codes: 0 everything is there, 2 an error, 3 something is still missing, 130 interrupted.
     """
@@ -312,6 +317,36 @@ def collect(calib_dir: Path, store: str | None, redis_url: str, wait: bool) -> N
         )
         sys.exit(EXIT_INTERRUPTED)
     sys.exit(0 if complete else EXIT_INCOMPLETE)
+
+
+@main.command("serve-redis")
+@click.option(
+    "--dir",
+    "folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where it keeps its data and its log. [default: a folder for this user's programs' data]",
+)
+@click.option(
+    "--bind",
+    default="* -::*",
+    show_default=True,
+    metavar="ADDRESSES",
+    help="The addresses at which it listens; the default are all of this machine's.",
+)
+@click.option("--port", default=6379, show_default=True, type=click.IntRange(1, 65535), help="Its port.")
+@click.option(
+    "--max-memory", default="4GB", show_default=True, metavar="SIZE", help="How much memory it may take."
+)
+@explain_errors
+def serve_redis(folder: Path | None, bind: str, port: int, max_memory: str) -> None:
+    """Start a Redis for the fleet on this machine, and keep it until Ctrl-C.
+
+    It listens on the network, asks for the password in REDIS_PASSWORD (without one it does not start), keeps
+    what it was told across crashes, and never throws a key away. A Mac is kept awake meanwhile.
+    """
+    from producer import commands
+
+    commands.serve_redis(folder, bind, port, max_memory)
 
 
 @main.command()
