@@ -44,12 +44,12 @@ def test_a_second_image_needs_no_reloading_in_the_bare_loop_either():
 
 
 @pytest.mark.slow
-<<<<<<< HEAD
 def test_a_large_folder_is_passed_over():
     report = measure_pass(images=4, num_steps=2)
     assert (report.facts["collected"], report.facts["queued"]) == (1, 3)
     assert all(figure["met"] for figure in report.figures)
-=======
+
+
 def test_levels_are_those_of_another_library_in_float64():
     # diffusers takes seconds to import.
     from benchmarks.levels import measure_levels
@@ -58,7 +58,6 @@ def test_levels_are_those_of_another_library_in_float64():
     met = {figure["name"]: figure["met"] for figure in report.figures}
     # A tenth of its peak memory is no model, at this size.
     assert [name for name, met in met.items() if not met and not name.startswith("peak memory")] == []
->>>>>>> main
 
 
 def test_figures_are_held_against_their_targets():
