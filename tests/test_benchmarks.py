@@ -50,6 +50,7 @@ def test_a_large_folder_is_passed_over():
     assert all(figure["met"] for figure in report.figures)
 
 
+@pytest.mark.slow
 def test_levels_are_those_of_another_library_in_float64():
     # diffusers takes seconds to import.
     from benchmarks.levels import measure_levels
