@@ -20,8 +20,9 @@ TURN_SECONDS = 120.0
 """For so long a worker stays with one run while another one has as few workers: changing costs a model."""
 
 # KEYS: the queue's list, the delayed jobs, the runs, the leases, and when each run was chosen last. ARGV:
-# the host, the `worker start`, the beginning of the keys of avoided hosts, the size of the window, the run that this worker stays
-# with or nothing, and the runs that are set aside here. What is found stays where it is: see TaskQueue.lmove.
+# the host, the `worker start`, the beginning of the keys of avoided hosts, the size of the window, the run
+# that this worker stays with or nothing, and the runs that are set aside here. What is found stays where it
+# is: see TaskQueue.lmove.
 _CHOOSE = r"""
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1000000
