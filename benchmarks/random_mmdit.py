@@ -81,13 +81,14 @@ def random_mmdit(config: MMDiTConfig, *, seed: int = 0, spread: float = 0.0) -> 
 
 
 def random_pipeline(config: MMDiTConfig, *, seed: int = 0, shift: float = 3.0, spread: float = 0.0) -> Any:
+    """A pipeline of random weights, in float32."""
+    return pipeline_of(random_mmdit(config, seed=seed, spread=spread), shift=shift)
+
+
+def pipeline_of(mmdit: MMDiT, *, shift: float = 3.0) -> Any:
     """What an engine needs of DiffusionKit's pipeline: transformer, sampler, activation dtype."""
-    sampler = FluxSampler if config.depth_unified else ModelSamplingDiscreteFlow
-    pipeline = SimpleNamespace(
-        mmdit=random_mmdit(config, seed=seed, spread=spread),
-        sampler=sampler(shift=shift),
-        activation_dtype=mx.float32,
-    )
+    sampler = FluxSampler if mmdit.config.depth_unified else ModelSamplingDiscreteFlow
+    pipeline = SimpleNamespace(mmdit=mmdit, sampler=sampler(shift=shift), activation_dtype=mx.float32)
     pipeline.get_sigmas = partial(DiffusionPipeline.get_sigmas, pipeline)
     return pipeline
 

@@ -314,6 +314,36 @@ def collect(calib_dir: Path, store: str | None, redis_url: str, wait: bool) -> N
     sys.exit(0 if complete else EXIT_INCOMPLETE)
 
 
+@main.command("serve-redis")
+@click.option(
+    "--dir",
+    "folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where it keeps its data and its log. [default: a folder for this user's programs' data]",
+)
+@click.option(
+    "--bind",
+    default="* -::*",
+    show_default=True,
+    metavar="ADDRESSES",
+    help="The addresses at which it listens; the default are all of this machine's.",
+)
+@click.option("--port", default=6379, show_default=True, type=click.IntRange(1, 65535), help="Its port.")
+@click.option(
+    "--max-memory", default="4GB", show_default=True, metavar="SIZE", help="How much memory it may take."
+)
+@explain_errors
+def serve_redis(folder: Path | None, bind: str, port: int, max_memory: str) -> None:
+    """Start a Redis for the fleet on this machine, and keep it until Ctrl-C.
+
+    It listens on the network, asks for the password in REDIS_PASSWORD (without one it does not start), keeps
+    what it was told across crashes, and never throws a key away. A Mac is kept awake meanwhile.
+    """
+    from producer import commands
+
+    commands.serve_redis(folder, bind, port, max_memory)
+
+
 @main.command()
 @calib_dir_option
 @explain_errors

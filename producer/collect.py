@@ -34,6 +34,8 @@ class Collector:
     """Called with the task of each collected shard."""
     drops: Drops = field(default_factory=Drops, init=False)
     """What was dropped since the command has started."""
+    without_results: int = field(default=0, init=False)
+    """How many parts' results could not be written."""
     _told: set[str] = field(default_factory=set, init=False)
     """Messages about lasting trouble that were given already."""
 
@@ -119,11 +121,20 @@ class Collector:
             time.sleep(max(POLL_SECONDS, 3 * (time.monotonic() - started)))
 
     def write_results(self, states: Sequence[PartState]) -> list[Path]:
-        """Write the results of everything that was collected; return the paths of the reports."""
+        """Write the results of everything that was collected; return the paths of the reports.
+
+        A part whose results can't be written is told of, and counted in `without_results`.
+        """
         reasons = {task_id: why for state in states for task_id, why in state.reasons.items()}
+        reports = []
         with self.ledger.folder.locked("collect"):
-            written = [part.write_results(reasons) for part in self.ledger.parts()]
-        return [path for path in written if path is not None]
+            for part in self.ledger.parts():
+                try:
+                    reports.append(part.write_results(reasons))
+                except BitfleetError as error:
+                    self.complain(f"{part.title}: no results were written: {error}")
+                    self.without_results += 1
+        return [path for path in reports if path is not None]
 
 
 def collect_part(

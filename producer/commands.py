@@ -1,10 +1,14 @@
 """The commands, one function each: they call the library and print the outcome."""
 
+import os
+import socket
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from humanfriendly import format_size
+from platformdirs import user_data_path
 
 from producer.collect import Collector
 from producer.console import Bars, err, out, print_missing, print_parts, print_workers
@@ -16,13 +20,15 @@ from producer.folder.sample_selection import default_step_stride
 from producer.interrupts import Interrupts
 from producer.jobs.local_fleet import LocalWorkers, local_redis
 from producer.jobs.reconcile import Reconciled
+from producer.jobs.serve_redis import FleetRedis, RedisOptions, check_password
 from producer.jobs.unserved import strangers, unserved
 from producer.kinds.registry import parts_of
 from producer.ledger import Ledger, PartState
 from producer.prompts import COLUMN, default_prompts, read_prompts
 from producer.settings import run_settings
+from shared.awake import awake
 from shared.choices import DEFAULT_MAX_IMAGES
-from shared.errors import InputError, WrongStoreError
+from shared.errors import InputError, RedisUnavailableError, WrongStoreError
 from shared.jobs.connection import connect
 from shared.jobs.task_queue import TaskQueue, queue_name
 from shared.jobs.workers import WorkerInfo, live_workers
@@ -30,7 +36,7 @@ from shared.models import Reference, model_spec
 from shared.runs import RunSettings
 from shared.safe_url import safe_url
 from shared.sizes import parse_size
-from shared.stores.open_store import open_store
+from shared.stores.open_store import absolute_store, open_store
 from shared.stores.relay_store import MIN_LIMIT_BYTES, RELAY_ID, RelayStore
 
 PATIENT_PASSES = 5
@@ -84,14 +90,6 @@ def open_fleet(
     if limit and isinstance(store, RelayStore):
         store.set_limit(limit)
     return Fleet(connection=connection, store=store, store_url=store_url)
-
-
-def absolute_store(store_url: str | None) -> str | None:
-    """Return a relative folder as an absolute one, so that it means the same from every working directory."""
-    # A colon without a slash before it: a URL with a typo, which the store refuses.
-    if store_url is None or ":" in store_url.partition("/")[0]:
-        return store_url
-    return str(Path(store_url).absolute())
 
 
 def _relay_limit(text: str) -> int:
@@ -241,7 +239,7 @@ def collect(
     folder = CalibFolder(calib_dir, _complain)
     run = folder.require_run()
     check_store(run.store_id, run.store, fleet)
-    with Bars() as bars:
+    with awake() if wait else nullcontext(), Bars() as bars:
         collector = Collector(Ledger(folder, fleet.connection, fleet.store), complain=_complain)
         if wait:
             checks = (interrupts.check, alive or _NobodyWorks(fleet).check)
@@ -255,7 +253,7 @@ def collect(
     _say_collected(folder, parts)
     for report in reports:
         out.print(f"report: {report}")
-    return all(part.complete for part in parts)
+    return all(part.complete for part in parts) and not collector.without_results
 
 
 def _workers(fleet: Fleet) -> list[WorkerInfo]:
@@ -305,6 +303,25 @@ def _say_collected(folder: CalibFolder, parts: Sequence[PartState]) -> None:
         out.print(f"{part.title}: {part.done} of {part.total}{missing}{note}")
         print_missing(part)
     out.print(f"manifest: {folder.manifest_path}")
+
+
+def serve_redis(folder: Path | None, bind: str, port: int, max_memory: str) -> None:
+    """Run a Redis for the fleet until a signal ends it; say how workers reach it."""
+    options = RedisOptions(
+        password=check_password(os.environ.get("REDIS_PASSWORD")),
+        folder=(folder or user_data_path("bitfleet", appauthor=False) / "redis").absolute(),
+        bind=bind,
+        port=port,
+        max_memory=parse_size(max_memory),
+    )
+    with suppress(KeyboardInterrupt), Interrupts(), awake(), FleetRedis(options) as server:
+        host = socket.gethostname()
+        out.print(f"Redis listens on port {port} of {host} and keeps its data in {options.folder}")
+        out.print(f"workers and producers: export REDIS_URL=redis://:PASSWORD@{host}:{port}")
+        code = server.wait()
+        raise RedisUnavailableError(
+            f"redis-server ended with exit code {code}; see {options.folder / 'redis.log'}"
+        )
 
 
 def report(calib_dir: Path) -> None:

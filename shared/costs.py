@@ -215,10 +215,9 @@ def _exact_passes(model: ModelSpec, size: TaskSize) -> float:
     return size.samples * sum(1 - entry / blocks for entry in entries) / len(layers)
 
 
-def _drawing(model: ModelSpec, size: TaskSize) -> int:
-    """Memory of drawing: the text encoders are held beside the transformer."""
-    one_pass = _forward(model, size, model.itemsize)
-    return size.text_encoder_bytes + one_pass
+def drawing_bytes(model: ModelSpec, size: TaskSize) -> int:
+    """Return what drawing holds beside the transformer: the text encoders, and a pass."""
+    return size.text_encoder_bytes + _forward(model, size, model.itemsize)
 
 
 def _forward(model: ModelSpec, size: TaskSize, itemsize: int) -> int:
@@ -231,7 +230,7 @@ def _exact_memory(model: ModelSpec, size: TaskSize) -> int:
 
 def _going_back(model: ModelSpec, size: TaskSize) -> int:
     """Memory of levels and confirmations; text encoders are gone before the image goes back."""
-    return max(_drawing(model, size), trajectory_bytes(passing_of(model, size)))
+    return max(drawing_bytes(model, size), trajectory_bytes(passing_of(model, size)))
 
 
 def _weights_memory(model: ModelSpec, size: TaskSize) -> int:
@@ -240,11 +239,11 @@ def _weights_memory(model: ModelSpec, size: TaskSize) -> int:
 
 
 def _verifying(model: ModelSpec, size: TaskSize) -> int:
-    return packed_bytes(model, [_LARGEST_CHOICE]) + _drawing(model, size)
+    return packed_bytes(model, [_LARGEST_CHOICE]) + drawing_bytes(model, size)
 
 
 _MEMORY: dict[str, Count] = {
-    "calibration": _drawing,
+    "calibration": drawing_bytes,
     "sensitivity": _exact_memory,
     "sketch": lambda model, size: sum(sketch_bytes(passing_of(model, size), size.probes)),
     "weights": _weights_memory,

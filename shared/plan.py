@@ -26,13 +26,13 @@ class Choice(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, orde
         """A short name, for messages and tables: `4/64`."""
         return f"{self.bits}/{self.group_size}"
 
-    def stored_bytes(self, shape: tuple[int, int]) -> int:
-        """Bytes of a weight (outputs, inputs): codes, and for each group a scale and a bias of 16 bits.
+    def stored_bytes(self, shape: tuple[int, int], scale_bytes: int = SCALE_BYTES) -> int:
+        """Bytes of a weight (outputs, inputs): codes, and for each group a scale and a bias.
 
         The inputs must fill whole groups.
         """
         weights = shape[0] * shape[1]
-        return weights * self.bits // 8 + 2 * SCALE_BYTES * weights // self.group_size
+        return weights * self.bits // 8 + 2 * scale_bytes * weights // self.group_size
 
 
 class Variant(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -35,6 +35,9 @@ class Folder:
     def call(self, *arguments: str) -> Any:
         return CliRunner().invoke(main, self.arguments(*arguments))
 
+    def call_offline(self, *arguments: str) -> Any:
+        return CliRunner().invoke(main, [*arguments, "--calib-dir", str(self.folder.root)])
+
     def leave(self, task: Task, data: bytes, **changes: Any) -> None:
         assert self.store.put(record_of(task, data, **changes), data) == "stored"
 

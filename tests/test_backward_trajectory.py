@@ -187,6 +187,21 @@ def test_only_a_layer_that_no_gradient_reaches_is_dead():
     assert measured("flux").reached.all()
 
 
+def test_half_precision_models_are_differentiated_in_float32():
+    _, trajectory, cfg_weight = case("sd3")
+    pipeline = random_pipeline(sd3_config())
+    pipeline.mmdit.set_dtype(mx.float16)
+    pipeline.activation_dtype = mx.float16
+    engine = ProbedTrajectory(
+        as_family(pipeline), {}, cfg_weight=cfg_weight, buckets=512, plan=new_engine("sd3")._plan
+    )
+    half, full = engine.measure(trajectory, probe_seed=1, image_index=2), measured("sd3")
+    # Weights rounded to float16 differ by 2e-4; activations of float16 would differ by more.
+    np.testing.assert_allclose(half.cotangent, full.cotangent, atol=5e-3)
+    levels, expected = squared_norms(half.sketches), squared_norms(full.sketches)
+    np.testing.assert_allclose(levels, expected, rtol=0.02, atol=1e-6)
+
+
 def test_probes_are_the_same_everywhere_and_differ_by_seed_and_image():
     def signs(*seed):
         return np.array(probe_of(*seed, (1, 8, 8, 2)))

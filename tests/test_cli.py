@@ -199,6 +199,11 @@ def test_the_url_may_stand_in_a_file_that_is_its_users_alone(tmp_path: Path) -> 
     assert (code, "must hold exactly one line" in text) == (2, True), text
 
 
+def test_a_relative_store_is_told_with_its_whole_path(redis_url: str) -> None:
+    code, text = invoke("worker", "start", "--redis-url", redis_url, "--store", "nowhere")
+    assert (code, f"{Path('nowhere').absolute()} is no shard store" in text) == (2, True), text
+
+
 def test_debug_gives_the_traceback() -> None:
     result = CliRunner().invoke(
         producer.cli.main, ["status", "--redis-url", "redis://localhost:1", "--debug"]

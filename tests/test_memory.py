@@ -7,7 +7,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from benchmarks.random_mmdit import as_family, draw_samples, draw_trajectory, random_pipeline, sd3_config
-from shared.costs import TaskSize, cost_of
+from shared.costs import TaskSize, cost_of, trajectory_bytes
 from shared.errors import MachineTooSmallError
 from shared.layout.sample_set import SampleSet
 from shared.models import MODELS
@@ -21,7 +21,9 @@ from worker.engine.limits import CACHE_SHARE, apply_limits, default_memory_limit
 from worker.engine.memory import (
     TrajectoryPlan,
     memory_of_weights,
+    passing_of,
     plan_memory,
+    plan_trajectory,
     spare_memory,
 )
 from worker.engine.pass_memory import PassMemory, measure_pass
@@ -139,6 +141,29 @@ def test_the_sketch_keeps_its_limit_whatever_the_number_of_probes(dtype):
     assert at_once[0] == 1
     # The limit mattered: without it all would have gone at once.
     assert 1 < at_once[2] < 32
+
+
+def test_packed_candidates_are_kept_if_the_next_image_can_be_drawn_beside_them():
+    family = as_family(random_pipeline(sd3_config()))
+    candidates = {layer.path: (Choice(bits=4, group_size=32),) for layer in family.layers}
+    # 4 bits, and a scale and a bias of 32 bits for 32 weights.
+    packed = sum(layer.shape[0] * layer.shape[1] * 6 // 8 for layer in family.layers)
+
+    def keeps(spare, drawing=0):
+        return plan_trajectory(
+            family,
+            family.pass_size((16, 16), 6),
+            rows=2,
+            candidates=candidates,
+            drawing_bytes=drawing,
+            memory_limit=memory_of_weights(family.transformer) + spare,
+        ).keep_packed
+
+    step = trajectory_bytes(passing_of(family, family.pass_size((16, 16), 6), rows=2))
+    assert [keeps(step + part) for part in (0, packed // 2, packed)] == [False, False, True]
+    assert not keeps(step + packed, step + 1)
+    with pytest.raises(MachineTooSmallError, match="one step of a backward trajectory"):
+        keeps(step - 1)
 
 
 @pytest.mark.slow

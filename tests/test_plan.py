@@ -139,7 +139,12 @@ def measured(folder: CalibFolder) -> str:
     sensitivity = SensitivitySettings(run_id=SETTINGS.id, sample_set_sha256="b" * 64, group_size=64)
     for name, value in (("card", CARD), ("run", SETTINGS), ("sensitivity", sensitivity)):
         object.__setattr__(example, name, value)
-    finished = [pair for pair in example.finished() if pair.task.layer != "block.1.narrow"]
+    gone = ("block.0.fc1", 2)
+    finished = [
+        pair
+        for pair in example.finished()
+        if pair.task.layer != "block.1.narrow" and (pair.task.layer, pair.task.bits) != gone
+    ]
     results = merge_results(finished, run=SETTINGS, sensitivity=sensitivity, card=CARD, missing=[])
     subfolder = folder.sensitivity(sensitivity.id)
     request = RequestFile(
@@ -163,6 +168,13 @@ def test_a_plan_by_velocity_takes_what_was_measured(tmp_path: Path) -> None:
     assert {choice.group_size for choice in plan.layers.values()} == {64}
     assert {choice.bits for choice in plan.layers.values()} <= {2, 4, 8}
     assert len(plan.prompts.scores) == 4
+    smallest = call(
+        tmp_path, "--target-bpw", "3.14", "--target", "velocity", "--out", str(tmp_path / "v.json")
+    )
+    assert smallest.exit_code == 0, smallest.output
+    bits = {path: choice.bits for path, choice in read_plan(tmp_path / "v.json").layers.items()}
+    assert set(bits.values()) == {2, 4}
+    assert bits["block.0.fc1"] == 4, "2 bits were not measured there"
     for weights in folder.weights.all():
         weights.request_path.unlink()
         weights.records.root.rename(tmp_path / "elsewhere")

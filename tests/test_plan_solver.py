@@ -1,9 +1,13 @@
 """The solver of plans: against brute force on small cases, its gap on larger ones."""
 
 from itertools import product
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+from scipy.optimize import LinearConstraint, milp
+from scipy.sparse import csr_array
 
 from producer.plan.frontier import Frontier
 from producer.plan.solver import TOLERANCE, Limit, solve
@@ -85,6 +89,59 @@ def test_the_gap_is_small_and_proven_on_a_hundred_models() -> None:
             assert limit.holds(exact.chosen)
             assert solution.bound <= exact.bound <= exact.value <= solution.value
             assert exact.gap <= TOLERANCE
+
+
+def by_milp_alone(value: Floats, limit: Limit) -> float:
+    """The smallest sum as HiGHS finds it, with nothing fixed before."""
+    rows, options = value.shape
+    one_each = csr_array((np.ones(value.size), (np.repeat(np.arange(rows), options), np.arange(value.size))))
+    found = milp(
+        value.ravel() / value.min(),
+        integrality=np.ones(value.size),
+        bounds=(0, 1),
+        constraints=[
+            LinearConstraint(one_each, 1, 1),
+            LinearConstraint(limit.size.ravel()[None] / 16, -np.inf, limit.most / 16),
+        ],
+        options={"mip_rel_gap": 1e-9},
+    )
+    return float((value.ravel() * np.rint(found.x)).sum())
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_what_is_fixed_before_highs_was_not_needed(seed: int) -> None:
+    value, size, _ = problem(seed, rows=20, options=9)
+    # Levels of one size: then what is fixed depends on the prices.
+    value = size.max() * 4.0 ** (-size / size.max(axis=1, keepdims=True) * 6)
+    allowed = np.ones(value.shape, bool)
+    frontier = Frontier(value, size, allowed)
+    for part in (0.3, 0.55, 0.8):
+        most = np.floor(frontier.smallest + part * (frontier.largest - frontier.smallest))
+        limit = Limit(size=size, most=most)
+        solution = solve(value, allowed, limit, tolerance=0.0)
+        assert solution.value == pytest.approx(by_milp_alone(value, limit), rel=1e-5)
+
+
+def test_what_highs_finds_beyond_a_limit_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    value, size, allowed = problem(6, rows=5, options=4)
+    frontier = Frontier(value, size, allowed)
+    limit = Limit(size=size, most=np.floor(frontier.smallest + 0.1 * size.sum() / 3))
+    assert frontier.at(limit.most).solution.gap > 0
+    beyond = SimpleNamespace(mip_dual_bound=None, x=None)
+
+    def no_limit(gain: Floats, **options: Any) -> SimpleNamespace:
+        """The best of each row, whatever its size."""
+        one_each = options["constraints"][0].A.toarray().astype(bool)
+        beyond.x = np.zeros(len(gain))
+        for row in one_each:
+            beyond.x[np.flatnonzero(row)[np.argmin(gain[row])]] = 1
+        return beyond
+
+    monkeypatch.setattr("scipy.optimize.milp", no_limit)
+    solution = solve(value, allowed, limit, tolerance=0.0)
+    assert limit.holds(solution.chosen)
+    chosen = np.array([np.argmin(np.where(a, v, np.inf)) for a, v in zip(allowed, value, strict=True)])
+    assert not limit.holds(chosen)
 
 
 def test_what_can_not_be_reached_is_refused() -> None:

@@ -51,6 +51,18 @@ def test_predictions_are_right_on_average(common: float) -> None:
     assert joint == pytest.approx(true_error(common) * 1e5 / (SINGLE**2).sum(), rel=0.15)
 
 
+def test_a_variant_of_which_one_layer_is_all_is_predicted_as_well() -> None:
+    """Its products are one probe's, and their median is half of their mean."""
+    found = []
+    for seed in range(24):
+        few = shards(32, seed, scatter=0.1)
+        for shard in few:
+            shard.products[0, -1] *= 30
+        found.append(predict(few, ["plan", "uniform"])[0].median_squared_error)
+    truth = ((SINGLE**2).sum() + (900 - 1) * SINGLE[-1] ** 2) / 1e5
+    assert np.mean(found) == pytest.approx(truth, rel=0.2)
+
+
 def test_the_interval_holds_as_often_as_it_says() -> None:
     truth = -10 * np.log10(true_error(0.0))
     first = [predict(shards(24, seed), ["plan", "uniform"])[0] for seed in range(50)]

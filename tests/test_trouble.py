@@ -14,9 +14,12 @@ from producer import drops
 from producer.drops import Drops
 from producer.folder.intake import Dropped
 from producer.folder.tasks import exact_tasks
+from producer.kinds.sensitivity import SensitivityPart
+from shared.errors import InputError
 from shared.model_card import ModelCard, encode_model_card
 from tests.calibration_shards import CARD, calibration_shard
 from tests.folders import Folder
+from tests.tasks import record_of
 from tests.test_collect_sensitivity import exact_shard
 
 
@@ -158,6 +161,23 @@ class TestOneRequest:
         assert result.exit_code == 3
         assert str(second.request_path) in result.output
         assert "2 of 2" in result.output
+
+    def test_results_that_can_not_be_written(self, two: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+        write = SensitivityPart.write_results
+
+        def fail_for_second(part: SensitivityPart, reasons: dict[str, str]) -> Path | None:
+            if part.request.settings.group_size == 32:
+                raise InputError("for a test")
+            return write(part, reasons)
+
+        monkeypatch.setattr(SensitivityPart, "write_results", fail_for_second)
+        for place in two.folder.sensitivities():
+            for pair in two.pairs_of(place):
+                two.store.put(record_of(pair, data := exact_shard(pair, images=2).to_bytes()), data)
+        result = two.call("collect")
+        assert result.exit_code == 3
+        assert "no results were written: for a test" in result.output
+        assert result.output.count("report: ") == 1
 
     def first_pairs(self, folder: Folder, second: Any) -> list[Any]:
         places = [place for place in folder.folder.sensitivities() if place.root != second.root]

@@ -107,7 +107,7 @@ def start(
     from shared.jobs.task_queue import queue_name
     from shared.printable import log_to_stderr
     from shared.sizes import parse_size
-    from shared.stores.open_store import open_store
+    from shared.stores.open_store import absolute_store, open_store
     from worker.service.machine import host_name, require_mlx
     from worker.service.options import WorkerOptions
     from worker.service.supervisor import Supervisor
@@ -117,6 +117,7 @@ def start(
             f"--beat {beat:g} is too long for --lease {lease}; it must be at most half of the lease"
         )
     require_mlx()
+    store = absolute_store(store)
     # Checked here once, so that a wrong URL gives one error and not one per process.
     queue = queue_name(open_store(store, connect(redis_url)).id)
     log_to_stderr(logging.WARNING if quiet else logging.INFO, host_name())

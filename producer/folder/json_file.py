@@ -6,7 +6,6 @@ from typing import Generic, NamedTuple, TypeVar
 import msgspec
 from msgspec import Struct
 
-from shared.decoding import decode
 from shared.errors import InputError
 from shared.files import write_atomically
 
@@ -41,7 +40,7 @@ class JsonFile(Generic[AnyStruct]):
         """Return the struct; None if the file is missing.
 
         Raises:
-            InputError: the file is damaged.
+            InputError: the file is damaged, or of a newer revision.
         """
         stamp = stamp_of(self.path)
         if stamp is None:
@@ -55,10 +54,20 @@ class JsonFile(Generic[AnyStruct]):
         write_atomically(self.path, msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n")
 
     def _decoded(self) -> AnyStruct:
-        return decode(
-            self._decoder,
-            self.path.read_bytes(),
-            InputError,
-            f"{self.path} can't be read",
-            remedy="; restore it, or use another --calib-dir",
-        )
+        data = self.path.read_bytes()
+        try:
+            return self._decoder.decode(data)
+        except msgspec.ValidationError as error:
+            raise InputError(newer_revision(self.path, error)) from None
+        except (msgspec.DecodeError, UnicodeError) as error:
+            raise InputError(
+                f"{self.path} can't be read: {error}; restore it, or use another --calib-dir"
+            ) from None
+
+
+def newer_revision(path: Path, reason: Exception) -> str:
+    """Return a message about a file that is whole, but says what this revision does not know."""
+    return (
+        f"{path} is not what this revision of bitfleet writes ({reason}): update bitfleet here if a newer "
+        "one wrote it, or use another --calib-dir"
+    )

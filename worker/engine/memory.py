@@ -176,6 +176,7 @@ def plan_trajectory(
     *,
     rows: int,
     candidates: Mapping[str, Sequence[Choice]],
+    drawing_bytes: int,
     memory_limit: int | None,
 ) -> TrajectoryPlan:
     """Divide the limit among weights, one step's pass and packed candidates.
@@ -185,6 +186,7 @@ def plan_trajectory(
         size: of a row.
         rows: of a sample: 2 with CFG.
         candidates: by layer.
+        drawing_bytes: what drawing the next image will take beside the weights; packed candidates stay.
         memory_limit: bytes; None for `default_memory_limit()`.
 
     Raises:
@@ -192,19 +194,21 @@ def plan_trajectory(
     """
     passing = passing_of(family, size, rows=rows)
     limit = default_memory_limit() if memory_limit is None else memory_limit
-    needed = memory_of_weights(family.transformer) + trajectory_bytes(passing)
-    require_memory("the model with one step of a backward trajectory", needed, limit)
+    weights, step = memory_of_weights(family.transformer), trajectory_bytes(passing)
+    require_memory("the model with one step of a backward trajectory", weights + step, limit)
     layers = {layer.path: layer for layer in family.layers}
+    # Scales and biases have the dtype of the weights.
+    scale_bytes = 2 if passing.half else 4
     packed = sum(
-        choice.stored_bytes(layers[path].shape)
+        choice.stored_bytes(layers[path].shape, scale_bytes)
         for path, choices in candidates.items()
         for choice in choices
         if layers[path].unmeasurable(choice.group_size) is None
     )
-    if not passing.half:
-        # Scales and biases have the dtype of the weights; with 2 bits and groups of 32 they are half of all.
-        packed = 2 * packed
-    return TrajectoryPlan(heads_at_once=passing.heads_at_once(), keep_packed=packed <= limit - needed)
+    return TrajectoryPlan(
+        heads_at_once=passing.heads_at_once(),
+        keep_packed=weights + max(step, drawing_bytes) + packed <= limit,
+    )
 
 
 def _sizes(family: Family) -> list[int]:

@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from shared.costs import TaskSize, drawing_bytes
 from shared.kinds.confirm import ConfirmTask
 from shared.kinds.levels import LevelsTask
 from shared.layout.npz import Array
+from shared.models import model_spec
 from shared.plan import Choice
 from worker.kinds.lent import Lent
 
@@ -94,10 +96,13 @@ def _new_engine(
     buckets: int,
     candidates: Mapping[str, Sequence[Choice]],
 ) -> "ProbedTrajectory":
+    import mlx.core as mx
+
     from worker.engine.memory import plan_trajectory
     from worker.engine.probed_trajectory import ProbedTrajectory
 
-    family = lent.family
+    family, spec = lent.family, model_spec(task.run.model)
+    size = TaskSize.of(task.run, spec, fused_attention=mx.metal.is_available())
     arrays = trajectory.conditioning.values()
     text_tokens = max((array.shape[1] for array in arrays if array.ndim > 2), default=0)
     return ProbedTrajectory(
@@ -110,6 +115,7 @@ def _new_engine(
             family.pass_size(task.run.latent_size, text_tokens),
             rows=2 if task.run.cfg_weight > 0 else 1,
             candidates=candidates,
+            drawing_bytes=drawing_bytes(spec, size),
             memory_limit=lent.memory_share,
         ),
     )

@@ -20,8 +20,7 @@ def use_own_compile_cache() -> Path | None:
     """Let MLX compile into a folder of this process; return it. To be called before anything is computed.
 
     Nothing is done on a Mac, where the GPU's programs are compiled in memory and the temporary folder is the
-    user's own; nor where there is no room. What the process itself keeps in the temporary folder is then there,
-    too.
+    user's own; nor where there is no room. What else it keeps in the temporary folder is there, too.
     """
     if sys.platform != "linux":
         return None

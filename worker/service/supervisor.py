@@ -3,8 +3,6 @@ no MLX.
 """
 
 import logging
-import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +13,7 @@ from types import FrameType
 
 import msgspec
 
+from shared.awake import awake
 from worker.jobs.post_mortem import cause_of_death, report_death
 from worker.service.machine import host_name
 from worker.service.options import WorkerOptions, new_worker_name
@@ -75,8 +74,7 @@ class Supervisor:
         """Supervise; return 0, or 2 when this machine can't serve the run."""
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._hand_on)
-        caffeinate = self._stay_awake()
-        try:
+        with awake():
             while not all(slot.over for slot in self._slots):
                 for slot in self._slots:
                     self._look_after(slot)
@@ -85,9 +83,6 @@ class Supervisor:
                     self._orphaned = True
                     self._hand_on(signal.SIGTERM, None)
                     self._hand_on(signal.SIGTERM, None)
-        finally:
-            if caffeinate:
-                caffeinate.terminate()
         return self._exit_code
 
     def _look_after(self, slot: _Slot) -> None:
@@ -159,11 +154,3 @@ class Supervisor:
                     slot.process.send_signal(signal.SIGTERM if count == 1 else signal.SIGINT)
                 else:
                     slot.process.kill()
-
-    def _stay_awake(self) -> subprocess.Popen[bytes] | None:
-        """On a Mac, keep it from idle sleep while this process lives."""
-        caffeinate = shutil.which("caffeinate") if sys.platform == "darwin" else None
-        if caffeinate is None:
-            return None
-        # In a session of its own, so that a terminal's Ctrl-C doesn't reach it.
-        return subprocess.Popen([caffeinate, "-i", "-w", str(os.getpid())], start_new_session=True)
