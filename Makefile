@@ -39,8 +39,8 @@ $(VENV)/.dev: $(VENV)/.pip pyproject.toml constraints.txt
 	touch $(VENV)/.local $@
 
 demo: $(VENV)/.local
-	$(BIN)/producer run --model demo --num-images 4 --num-steps 20 --max-images 2 --step-stride 4 \
-		--bits 2,4,8 --workers 2 --calib-dir demo_data
+	$(BIN)/producer run --model demo --num-images 4 --num-steps 10 --max-images 2 --step-stride 2 \
+		--bits 2,4,8 --level-images 4 --max-prompts 8 --workers 2 --calib-dir demo_data
 
 # Types beside the tests, many of which wait for something.
 test: install lint

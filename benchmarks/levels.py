@@ -36,7 +36,7 @@ from worker.families.diffusionkit.published import PublishedMMDiT
 from worker.families.diffusionkit.sd3_layout import mmdit_to_sd3
 from worker.families.family import Family
 
-BUCKETS, CFG_WEIGHT = 512, 5.0
+BUCKETS, CFG_WEIGHT = 1024, 5.0
 CHOICES = (Choice(bits=3, group_size=64), Choice(bits=4, group_size=64))
 SEED, IMAGE = 0, 0
 

@@ -151,6 +151,12 @@ def enqueue_levels(
     help="Which levels, or which sensitivity run, where the folder holds several.",
 )
 @click.option(
+    "--levels-by",
+    type=click.Choice(["products", "sketch"]),
+    help="How a layer's level is taken: from products of its gradient with real rounding errors, or from the "
+    "gradient's size. Plans by both are worth comparing. [default: products from 8 images on]",
+)
+@click.option(
     "--buckets",
     metavar="early=1,mid=1,late=1",
     help="Weights of errors made early, in the middle and late in the steps. [default: errors add up over "

@@ -18,8 +18,10 @@ SCORE_ARRAYS = 4
 """Arrays of scores that a group of heads holds at once, going back."""
 BACKWARD_STATES = 48
 """States that a block's differentiated pass holds at once, beside attention scores."""
-READING_LAYERS = 7
-"""Copies of the largest gradient, in float32, while it is sketched or multiplied with dW."""
+SLICE_WEIGHTS = 2**22
+"""Of a gradient or weight that is sketched, quantized or multiplied at once."""
+READING_SLICES = 7
+"""Slices, in float32, that this holds at once."""
 
 _LARGEST_CHOICE = Choice(bits=8, group_size=32)
 _VARIANT_ENTRY_BYTES = 110
@@ -81,9 +83,13 @@ def trajectory_bytes(passing: Passing) -> int:
     """
     state, block = passing.state_bytes(4), 4 * passing.largest_block
     going_back = BACKWARD_STATES * state + SCORE_ARRAYS * passing.scores_bytes(passing.heads_at_once())
-    reading = block + READING_LAYERS * 4 * passing.largest_layer
+    reading = block + _reading_bytes(passing)
     widened = block if passing.half else 0
     return (passing.blocks + 1) * state + widened + max(going_back, reading)
+
+
+def _reading_bytes(passing: Passing) -> int:
+    return READING_SLICES * 4 * min(passing.largest_layer, SLICE_WEIGHTS)
 
 
 def sketch_bytes(passing: Passing, probes: int) -> tuple[int, int]:
@@ -234,8 +240,7 @@ def _going_back(model: ModelSpec, size: TaskSize) -> int:
 
 
 def _weights_memory(model: ModelSpec, size: TaskSize) -> int:
-    # The weight in float32, a candidate, dW and its squares, one layer at a time.
-    return 5 * 4 * passing_of(model, size).largest_layer
+    return _reading_bytes(passing_of(model, size))
 
 
 def _verifying(model: ModelSpec, size: TaskSize) -> int:

@@ -42,6 +42,17 @@ def test_a_second_image_needs_no_reloading_in_the_bare_loop_either():
     assert report.facts["task: seconds, fastest image"] > 0
 
 
+@pytest.mark.slow
+def test_levels_are_those_of_another_library_in_float64():
+    # diffusers takes seconds to import.
+    from benchmarks.levels import measure_levels
+
+    report = measure_levels(width=64, heads=1, depth=1, steps=2, latent=8, text_tokens=5)
+    met = {figure["name"]: figure["met"] for figure in report.figures}
+    # A tenth of its peak memory is no model, at this size.
+    assert [name for name, met in met.items() if not met and not name.startswith("peak memory")] == []
+
+
 def test_figures_are_held_against_their_targets():
     report = Report(title="x")
     report.at_least("a", 1.79, 1.8)

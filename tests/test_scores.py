@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from producer.plan.scores import LayerScores, scores_of, trimmed_mean
+from producer.plan.scores import LayerScores, scores_csv, scores_of, trimmed_mean
 from producer.plan.velocity_scores import velocity_scores
 from producer.results.merge import merge_results
 from shared.errors import RunMismatchError
@@ -82,6 +82,15 @@ def test_thirds_can_be_weighed() -> None:
     late = scores_of([one], PLAIN, WEIGHTS, thirds=(0.0, 0.0, 1.0))
     assert even.error.sum() == pytest.approx(scores_of(shards(1), PLAIN, WEIGHTS).error.sum())
     assert early.error.sum() == pytest.approx(50 * late.error.sum(), rel=0.1)
+
+
+def test_a_table_says_what_each_choice_costs() -> None:
+    lines = scores_csv(scores_of(shards(8), PLAIN, WEIGHTS), CARD).splitlines()
+    assert lines[0].startswith("layer,outputs,inputs,2/32,2/64,2/128,3/32")
+    assert len(lines) == 1 + len(CARD.layers)
+    narrow = next(line for line in lines if line.startswith("block.1.narrow,256,96")).split(",")
+    assert narrow[4] == narrow[5] == ""
+    assert 0 < float(narrow[6]) < float(narrow[3])
 
 
 def test_levels_of_another_model_are_refused() -> None:

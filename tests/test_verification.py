@@ -103,6 +103,7 @@ def test_equals_a_script_that_uses_diffusionkit_alone(family: Any) -> None:
     # The script's latents went through the scale and shift of the VAE.
     np.testing.assert_allclose(shard.squared_error, [0, expected], rtol=1e-5)
     np.testing.assert_allclose(shard.peak, np.ptp(original), rtol=1e-5)
+    assert shard.squared_reference > 0
     assert shard.output_size == original.size
 
 
@@ -270,6 +271,7 @@ def test_shards_that_do_not_fit(name: str, array: np.ndarray, message: str) -> N
         "squared_error": np.array([0.0, 1.0]),
         "overflows": np.array([False, False]),
         "peak": np.array(1.0),
+        "squared_reference": np.array(2.0),
         "output_size": np.array(4),
         "velocity_error": np.zeros((2, 3)),
         "has_images": np.array(False),

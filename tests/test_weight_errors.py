@@ -7,7 +7,9 @@ import pytest
 from benchmarks.random_mmdit import as_family, random_pipeline, sd3_config
 from shared.kinds.weights import WeightsShard
 from shared.plan import Choice
+from worker.engine import row_slices
 from worker.engine.layers import get_weight
+from worker.engine.packed_candidates import PackedCandidates
 from worker.engine.quantize import quantize_layer
 from worker.engine.weight_errors import weight_errors
 
@@ -46,3 +48,21 @@ def test_stored_bytes_are_what_mlx_packs(bits: int, group_size: int) -> None:
     choice = Choice(bits=bits, group_size=group_size)
     outputs, inputs = weight.shape
     assert choice.stored_bytes((outputs, inputs)) == sum(array.nbytes for array in packed)
+
+
+def test_slices_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    family = as_family(random_pipeline(sd3_config()))
+    packed = PackedCandidates(family.transformer, keep=True)
+    whole = {layer.path: packed.difference(layer.path, CHOICES[0]) for layer in family.layers}
+    errors = weight_errors(family, CHOICES)
+    monkeypatch.setattr(row_slices, "SLICE_WEIGHTS", 24 * 64)
+    for keep in (False, True):
+        packed = PackedCandidates(family.transformer, keep=keep)
+        for _ in range(2):
+            for path, delta in whole.items():
+                parts = list(packed.differences(path, CHOICES[0]))
+                assert len(parts) > 1 or len(delta) <= 24
+                assert np.array_equal(np.array(mx.concatenate([part for _, part in parts])), np.array(delta))
+    sliced = weight_errors(family, CHOICES)
+    np.testing.assert_allclose(sliced.squared_error, errors.squared_error, rtol=1e-12)
+    np.testing.assert_allclose(sliced.squared_norm, errors.squared_norm, rtol=1e-12)

@@ -10,6 +10,8 @@ sensitivity/<id>/                   request.json, shards/, records/, results.*, 
 weights/<id>/, levels/<id>/         request.json, shards/, records/: what plans are made of
 plans/<id>/                         plan.json
 confirms/<id>/                      request.json, variants.json, shards/, records/, prediction.json
+verification/<id>/                  request.json, variants.json, plan.json, shards/, records/, report.html,
+                                    verification.json, winner.json
 """
 
 import tempfile
@@ -27,6 +29,7 @@ from producer.folder.request_file import RequestFile
 from producer.folder.run_file import RunFile, difference
 from producer.folder.sample_sets import SampleSets
 from producer.folder.shard_folder import ShardFolder
+from producer.folder.verification_request import VerificationRequest
 from shared.errors import InputError, ShardCorruptError
 from shared.files import delete_temporaries, write_atomically
 from shared.model_card import ModelCard, decode_model_card, encode_model_card
@@ -52,6 +55,7 @@ class CalibFolder:
         self.weights = KeptFolders(root / "weights", WeightsRequest)
         self.levels = KeptFolders(root / "levels", LevelsRequest)
         self.confirms = KeptFolders(root / "confirms", ConfirmRequest)
+        self.verifications = KeptFolders(root / "verification", VerificationRequest)
         self.sample_sets = SampleSets(root / "sample_sets")
         self.manifest = Manifest(self.manifest_path, self.sample_name)
         self._model: tuple[Stamp, ModelCard] | None = None
@@ -161,14 +165,16 @@ class CalibFolder:
         """Check whether a run can be this folder's.
 
         Raises:
-            InputError: the folder holds images of another run, or samples without a run file.
+            InputError: the folder holds images or levels of another run, or samples without a run file.
         """
         old = self.read_run()
         if old is None and (self.manifest_path.exists() or any(self.samples_dir.glob("*.npz"))):
             raise InputError(
                 f"{self.root} holds samples that no run.json explains; use another --calib-dir, or move them"
             )
-        if old and old.settings != run.settings and self.records.read():
+        # Levels need no image to be collected first.
+        begun = bool(self.records.read() or self.weights.all() or self.levels.all())
+        if old and old.settings != run.settings and begun:
             raise InputError(
                 f"{self.root} holds run {old.settings.id}, which differs in {difference(old, run)}; "
                 "use another --calib-dir for these settings"

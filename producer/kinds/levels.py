@@ -1,13 +1,17 @@
 """Levels: one task an image."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from producer.folder.calib_folder import CalibFolder
 from producer.folder.kept_folder import KeptFolder, LevelsRequest
 from producer.folder.run_file import RunFile
 from producer.kinds.kept import KeptPart, check_layers, parts_or_troubles
 from producer.kinds.part import Part
-from shared.errors import ShardCorruptError
+from producer.kinds.weights import read_weights
+from producer.plan.scores import scores_csv, scores_of
+from shared.errors import InputError, ShardCorruptError
+from shared.files import write_atomically
 from shared.kinds.levels import LevelsShard, LevelsTask
 from shared.stores.records import Record
 
@@ -46,7 +50,7 @@ class LevelsPart(KeptPart):
     """The levels of one request."""
 
     def __init__(self, folder: CalibFolder, subfolder: KeptFolder[LevelsRequest]) -> None:
-        self.request = subfolder.require_request()
+        self.request, self.subfolder = subfolder.require_request(), subfolder
         super().__init__(folder, subfolder, levels_tasks(self.request, folder.require_run()))
 
     @property
@@ -61,3 +65,17 @@ class LevelsPart(KeptPart):
         if (levels.levels < 0).any() or levels.squared_reference <= 0:
             raise ShardCorruptError("negative levels, or a final latent of zeros")
         super().keep(record, shard)
+
+    def write_results(self, reasons: dict[str, str]) -> Path | None:
+        """Write levels.csv, once the weight errors and an image are there."""
+        try:
+            weights = read_weights(self.folder, self.request.weights_id)
+        except InputError:
+            return None
+        card, done = self.folder.read_model(), read_levels(self.folder, self.subfolder)
+        if card is None or not done:
+            return None
+        scores = scores_of([shard for _, shard in done], self.request.settings.candidates, weights)
+        path = self.subfolder.root / "levels.csv"
+        write_atomically(path, scores_csv(scores, card).encode())
+        return path

@@ -68,6 +68,10 @@ class Part(ABC):
         """Write into the folder the tasks that follow from collected ones; return whether there are any."""
         return False
 
+    def conclusion(self) -> str | None:
+        """Return in one line what the written results come to; None if there is nothing to say."""
+        return None
+
     def write_results(self, reasons: dict[str, str]) -> Path | None:
         """Write the results of everything collected; return the path of the report, or None if there is none.
 

@@ -14,7 +14,7 @@ from producer.kinds.weights import read_weights
 from producer.plan.keep import parse_keep
 from producer.plan.offers import Offers, candidates_of, make_offers
 from producer.plan.prompt_sets import CHOOSING, PREDICTION, PROOF, PromptFile, prompt_sets
-from producer.plan.scores import EVENLY, LayerScores, Thirds, scores_of
+from producer.plan.scores import EVENLY, LayerScores, Method, Thirds, scores_of
 from producer.plan.solver import Limit, solve
 from producer.plan.step_time import Times, seconds_of
 from producer.plan.targets import Target, parameters_of
@@ -43,6 +43,8 @@ class PlanOptions:
     scores: ScoreTarget = "image"
     source: str | None = None
     """Id of the levels or of the sensitivity run, where the folder holds several."""
+    levels_by: Method | None = None
+    """How levels are taken; None takes what is better for that many images."""
     thirds: Thirds = EVENLY
     prompts: PromptFile
     choosing: int = CHOOSING
@@ -184,7 +186,11 @@ def _image(folder: CalibFolder, options: PlanOptions) -> Material:
             "run `producer collect --wait`, with a worker"
         )
     scores = scores_of(
-        [shard for _, shard in done], request.settings.candidates, weights, thirds=options.thirds
+        [shard for _, shard in done],
+        request.settings.candidates,
+        weights,
+        thirds=options.thirds,
+        method=options.levels_by,
     )
     return Material(
         card=card,

@@ -11,6 +11,8 @@ One image's probe says little about its own size, so each image's levels are div
 are averaged, and the largest and smallest are left out: no single image decides.
 """
 
+import csv
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -22,6 +24,7 @@ from shared.errors import RunMismatchError
 from shared.kinds.levels import LevelsShard
 from shared.kinds.weights import WeightsShard
 from shared.metrics import Booleans, Floats
+from shared.model_card import ModelCard
 from shared.plan import Choice
 
 ENOUGH_IMAGES = 8
@@ -89,6 +92,20 @@ def scores_of(
         known=weights.measurable,
         method=method,
     )
+
+
+def scores_csv(scores: LayerScores, card: ModelCard) -> str:
+    """Return a CSV with a line for each layer: the root of each candidate's score, a relative error.
+
+    A candidate that a layer can't be is an empty cell. A dead layer's are all 0.
+    """
+    buffer = io.StringIO(newline="")
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(("layer", "outputs", "inputs", *(choice.label for choice in scores.candidates)))
+    for layer, errors, known in zip(card.layers, np.sqrt(scores.error), scores.known, strict=True):
+        cells = (f"{error:.4g}" if there else "" for error, there in zip(errors, known, strict=True))
+        writer.writerow((layer.path, *layer.shape, *cells))
+    return buffer.getvalue()
 
 
 def trimmed_mean(values: Floats) -> Floats:

@@ -21,7 +21,7 @@ class LevelsSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Everything that decides what a level means."""
 
     run_id: Identifier
-    buckets: Annotated[int, Meta(ge=16, le=65536)] = 512
+    buckets: Annotated[int, Meta(ge=16, le=65536)] = 1024
     """Of the count sketch that keeps a layer's gradient."""
     candidates: Annotated[tuple[Choice, ...], Meta(max_length=16)] = ()
     """Plain candidates whose products with the gradient are measured, too."""

@@ -75,6 +75,8 @@ class VerificationShard(PackedArrays):
     """(V,) bool: the variant's output is not finite."""
     peak: Array
     """() float64: largest minus smallest value of the original's final latent; PSNR is relative to it."""
+    squared_reference: Array
+    """() float64: ||x_N||^2 of the original."""
     output_size: Array
     """() integer: number of elements of a latent."""
     velocity_error: Array
@@ -102,6 +104,7 @@ class VerificationShard(PackedArrays):
         "squared_error": (FLOATS, 1),
         "overflows": (BOOLEANS, 1),
         "peak": (FLOATS, 0),
+        "squared_reference": (FLOATS, 0),
         "output_size": (INTEGERS, 0),
         "velocity_error": (FLOATS, 2),
         "has_images": (BOOLEANS, 0),
@@ -129,7 +132,7 @@ class VerificationShard(PackedArrays):
             raise ShardCorruptError(f"{len(self.lpips)} perceptual distances of {variants} variants")
         if (self.image_png_size < 0).any() or self.image_png_size.sum() != len(self.image_png):
             raise ShardCorruptError("pictures of a verification do not fit their sizes")
-        if (self.squared_error < 0).any() or self.peak <= 0 or self.output_size <= 0:
+        if (self.squared_error < 0).any() or min(self.peak, self.squared_reference, self.output_size) <= 0:
             raise ShardCorruptError("a verification with an error below 0, or without a latent")
         self._check_finite()
 

@@ -5,8 +5,14 @@ sum is the sum of the sketches, and ||c||^2 is an unbiased estimate of ||G||^2 w
 of at most sqrt(2 / buckets).
 """
 
+import math
+from collections.abc import Sequence
+
 import mlx.core as mx
 import numpy as np
+
+from shared.layout.npz import Array
+from worker.engine.row_slices import row_slices
 
 
 class CountSketch:
@@ -32,20 +38,29 @@ class CountSketch:
         turns = random.integers(0, buckets, (outputs, 1), np.uint32)
         self._turns = mx.array(turns)
 
-    def of(self, matrix: mx.array) -> mx.array:
-        """c (B,) float32, lazy, of (outputs, inputs) float32."""
-        outputs, _ = self._shape
-        signed = mx.where(self._signs(), matrix, -matrix)
+    def of(self, matrix: mx.array) -> Array:
+        """c (B,) float64, of (outputs, inputs) float32."""
+        signs = np.random.default_rng(self._seed).bytes(-(-self._shape[0] * self._shape[1] // 8))
+        sketch = np.zeros(self._buckets)
+        for rows in row_slices(self._shape):
+            sketch += np.array(self._of_rows(matrix[rows], rows, np.frombuffer(signs, np.uint8)))
+        return sketch
+
+    def _of_rows(self, part: mx.array, rows: slice, signs: Array) -> mx.array:
+        """c (B,) float32, lazy, of some rows."""
+        signed = mx.where(_bits(signs, rows.start * self._shape[1], part.shape), part, -part)
         if self._padding:
             signed = mx.pad(signed, [(0, 0), (0, self._padding)])
-        by_row = mx.take(signed, self._order, axis=1).reshape(outputs, -1, self._buckets).sum(axis=1)
-        places = mx.remainder(mx.arange(self._buckets, dtype=mx.uint32)[None] + self._turns, self._buckets)
+        by_row = mx.take(signed, self._order, axis=1).reshape(len(part), -1, self._buckets).sum(axis=1)
+        turned = mx.arange(self._buckets, dtype=mx.uint32)[None] + self._turns[rows]
+        places = mx.remainder(turned, self._buckets)
         sketch: mx.array = mx.take_along_axis(by_row, places, axis=1).sum(axis=0)
         return sketch
 
-    def _signs(self) -> mx.array:
-        """(outputs, inputs) bool."""
-        size = self._shape[0] * self._shape[1]
-        octets = mx.array(np.frombuffer(np.random.default_rng(self._seed).bytes(-(-size // 8)), np.uint8))
-        bits = mx.bitwise_and(octets[:, None] >> mx.arange(8, dtype=mx.uint8), 1)
-        return bits.reshape(-1)[:size].reshape(self._shape).astype(mx.bool_)
+
+def _bits(octets: Array, first: int, shape: Sequence[int]) -> mx.array:
+    """Bits of octets as bool, from the first on, a multiple of 8."""
+    size = math.prod(shape)
+    some = mx.array(octets[first // 8 : (first + size + 7) // 8])
+    bits = mx.bitwise_and(some[:, None] >> mx.arange(8, dtype=mx.uint8), 1)
+    return bits.reshape(-1)[:size].reshape(*shape).astype(mx.bool_)

@@ -123,7 +123,7 @@ class ProbedTrajectory:
             steps_left=np.array(steps),
             cotangent=probe,
             cotangent_norm=norms,
-            sketches=np.zeros((layers, THIRDS, self._buckets)),
+            sketches=np.zeros((layers, THIRDS, self._buckets), np.float32),
             products=np.zeros((layers, most, THIRDS)),
             reached=np.zeros(layers, bool),
         )
@@ -132,19 +132,19 @@ class ProbedTrajectory:
         row = self._rows[layer]
         found.reached[row] |= bool(gradient.any().item())
         if self._buckets:
-            found.sketches[row, third] += np.array(self._sketches[layer].of(gradient))
+            found.sketches[row, third] += self._sketches[layer].of(gradient)
         for column, choice in enumerate(self._candidates.get(layer, ())):
             if (layer, choice) not in self._measurable:
                 continue
-            # One after the other: each dW is as large as the gradient.
-            by_output = (gradient * self._packed.difference(layer, choice)).sum(axis=-1)
-            found.products[row, column, third] += np.array(by_output, np.float64).sum()
+            for rows, delta in self._packed.differences(layer, choice):
+                by_output = (gradient[rows] * delta).sum(axis=-1)
+                found.products[row, column, third] += np.array(by_output, np.float64).sum()
 
 
 def squared_norms(sketches: Array) -> Array:
     """||sum of G_n||^2 (L, 4) of the thirds and of all steps, from sketches (L, 3, B)."""
     whole = sketches.sum(axis=1, keepdims=True)
-    squares: Array = np.square(np.concatenate([sketches, whole], axis=1)).sum(axis=-1)
+    squares: Array = np.square(np.concatenate([sketches, whole], axis=1), dtype=np.float64).sum(axis=-1)
     return squares
 
 

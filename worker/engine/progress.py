@@ -30,7 +30,7 @@ class Found:
     cotangent_norm: Array
     """(N + 1,) float64: of the gradients by what entered each step, and of the probe."""
     sketches: Array
-    """(L, 3, B) float64: sums of count sketches of G_n, by third of the steps."""
+    """(L, 3, B) float32: sums of count sketches of G_n, by third of the steps."""
     products: Array
     """(L, C, 3) float64: sums of <G_n, dW>, by third; C is the most candidates that a layer has."""
     reached: Array

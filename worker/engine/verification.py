@@ -53,6 +53,7 @@ def verify(
         squared_error=np.array([one.squared_error for one in drawn]),
         overflows=np.array([one.final is None for one in drawn]),
         peak=np.array(_peak(original[-1])),
+        squared_reference=np.array(_squared(original[-1])),
         output_size=np.array(original[-1].size),
         velocity_error=np.stack([one.velocity_error for one in drawn]),
         has_floor=np.array(task.floor),

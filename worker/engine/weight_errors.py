@@ -10,13 +10,14 @@ from shared.plan import Choice
 from worker.engine.layers import get_weight
 from worker.engine.packed_candidates import PackedCandidates, is_measurable
 from worker.engine.quantize import squared_rows
+from worker.engine.row_slices import row_slices
 from worker.families.family import Family
 
 
 def weight_errors(
     family: Family, candidates: Sequence[Choice], check: Callable[[str], None] = lambda progress: None
 ) -> WeightsShard:
-    """||dW||^2 and bytes of L layers by C candidates; one dW is held at a time.
+    """||dW||^2 and bytes of L layers by C candidates; some rows of one dW are held at a time.
 
     Args:
         family: the loaded model.
@@ -31,11 +32,14 @@ def weight_errors(
     stored_bytes = np.zeros(shape, np.int64)
     for row, layer in enumerate(layers):
         check(f"weights: {row} of {len(layers)} layers")
-        squared_norm[row] = _squared(get_weight(transformer, layer.path).astype(mx.float32))
+        weight = get_weight(transformer, layer.path)
+        squared_norm[row] = sum(_squared(weight[rows].astype(mx.float32)) for rows in row_slices(layer.shape))
         for column, choice in enumerate(candidates):
             if is_measurable(transformer, layer.path, choice):
                 measurable[row, column] = True
-                squared_error[row, column] = _squared(packed.difference(layer.path, choice))
+                squared_error[row, column] = sum(
+                    _squared(delta) for _, delta in packed.differences(layer.path, choice)
+                )
                 stored_bytes[row, column] = choice.stored_bytes(layer.shape)
     return WeightsShard(
         bits=np.array([choice.bits for choice in candidates]),

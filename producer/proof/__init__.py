@@ -1,0 +1,1 @@
+"""The proof: is the plan's picture nearer to the original's than its rivals' are?"""
