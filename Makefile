@@ -1,6 +1,7 @@
 # make demo    install, then run the main job on a small model, all on this machine
 # make test    install if need be, then lint, types and every test
 # make chaos   faults at full length: every point at which a collector may be killed, every kind of outage
+# make soak    ten thousand tasks on eight workers while 500 of them are killed, and Redis killed, frozen, wiped
 # make fuzz    ten thousand hostile jobs, records and shards, in some minutes
 # make bench   install if need be, then hold speed and agreement of the engines against their targets
 # make doctor  check this machine, and write the figures into doctor.json
@@ -18,7 +19,7 @@ PYTEST := $(BIN)/pytest -n $(shell expr $(CORES) + 1) --maxprocesses 8 --dist wo
 # Compiled on first import, and only what is imported: pip would spend half of its time on the rest.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: install demo test check lint types chaos fuzz bench doctor resolve dist clean
+.PHONY: install demo test check lint types chaos soak fuzz bench doctor resolve dist clean
 
 install: $(VENV)/.dev
 
@@ -59,6 +60,10 @@ types: install
 
 chaos: install
 	BITFLEET_CHAOS=full $(PYTEST) -m chaos --durations=5
+
+# Some minutes, on 2 cores.
+soak: install
+	BITFLEET_SOAK=10000 $(BIN)/pytest -s tests/test_soak.py
 
 # 10,000 hostile jobs, records and shards of each kind; the tests take 200.
 fuzz: install
