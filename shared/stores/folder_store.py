@@ -244,8 +244,8 @@ def _cure(url: str, error: Exception) -> str:
     # macOS asks the user before a program may read these; nobody may be there to be asked.
     if sys.platform == "darwin" and isinstance(error, PermissionError) and _GUARDED.search(url):
         return (
-            "; macOS guards this folder: allow this terminal under System Settings, Privacy & Security, Files "
-            "and Folders (or Full Disk Access), or take a folder elsewhere"
+            "; macOS guards this folder: allow this terminal under System Settings, Privacy & Security, "
+            "Files and Folders (or Full Disk Access), or take a folder elsewhere"
         )
     return ""
 
