@@ -38,7 +38,6 @@ from producer.plan.rivals import Rivals, rivals_of
 from producer.plan.targets import like
 from producer.prompts import default_prompts, read_prompts
 from producer.settings import run_settings
-from shared.choices import GROUP_SIZES
 from shared.identity import digest_of
 from shared.jobs.history import utc_now
 from shared.kinds.confirm import ConfirmSettings, ConfirmShard
@@ -62,7 +61,7 @@ from worker.kinds.registry import run_task
 from worker.service.machine import versions
 
 BITS = (2, 3, 4, 5, 6, 8)
-CANDIDATES = tuple(Choice(bits=bits, group_size=size) for bits in BITS for size in GROUP_SIZES)
+CANDIDATES = tuple(Choice(bits=bits, group_size=size) for bits in BITS for size in (32, 64, 128))
 PLAIN = tuple(Choice(bits=bits, group_size=64) for bits in (2, 3, 4))
 TARGETS = {4: (8.0, 7.5), 3: (8.0, 7.5), 2: (5.5, 5.0)}
 """By bits of the uniform model of the same size: the wanted mean gain over it, and its lower bound, in dB."""
@@ -119,8 +118,11 @@ class Demo:
         )
 
     def work(self, part: KeptPart) -> None:
-        """Run all tasks of a part, as a fleet would, and keep their shards."""
+        """Run the tasks of a part that are not done, as a fleet would, and keep their shards."""
+        done = part.collected().records
         for task in part.tasks():
+            if task.id in done:
+                continue
             started = time.perf_counter()
             shard = run_task(task, self.lent)
             part.keep(self._record(task, shard, time.perf_counter() - started), shard)
@@ -260,36 +262,42 @@ class Size:
 
 
 def measure_plans(
-    *, prompts: int, levels: int, num_steps: int, other_steps: int, other_prompts: int
+    root: Path,
+    *,
+    prompts: int,
+    levels: int,
+    predictions: int,
+    num_steps: int,
+    other_steps: int,
+    other_prompts: int,
 ) -> Report:
     """Make the plans, draw everything, and hold the gains against what is wanted."""
     report = Report(title="plans on the demo model")
-    with tempfile.TemporaryDirectory() as root:
-        demo = Demo.load(Path(root), num_steps)
-        started = time.perf_counter()
-        weights = read_weights(demo.folder, demo.measure_levels(levels))
-        report.facts["levels: images"] = levels
-        report.facts["levels: seconds"] = time.perf_counter() - started
-        sizes = []
-        for bits in TARGETS:
-            plan = demo.plan(prompts, bits)
-            kept = demo.plan(prompts, bits, keep=[f"{EMBEDDER}={bits}/64"])
-            sizes.append(Size(bits=bits, plan=plan, kept=kept, rivals=rivals_of(plan, demo.card, weights)))
-        sets = sizes[0].plan.prompts
-        report.facts |= {"prompts": len(sets.proof), "steps": num_steps, "cfg": demo.run.cfg_weight}
-        variants = {name: one for size in sizes for name, one in size.variants().items()}
-        predicted = {one.name: one for one in demo.predict(list(variants.values()), sets.prediction)}
-        choosing, proof = Drawing(demo, sets.choosing, num_steps), Drawing(demo, sets.proof, num_steps)
-        few = Drawing(demo, sets.proof[:FEW], num_steps)
-        errors: dict[str, Floats] = {}
+    demo = Demo.load(root, num_steps)
+    weights = read_weights(demo.folder, demo.measure_levels(levels))
+    report.facts["levels: images"] = levels
+    sizes = []
+    for bits in TARGETS:
+        plan = demo.plan(prompts, bits)
+        kept = demo.plan(prompts, bits, keep=[f"{EMBEDDER}={bits}/64"])
+        sizes.append(Size(bits=bits, plan=plan, kept=kept, rivals=rivals_of(plan, demo.card, weights)))
+    sets = sizes[0].plan.prompts
+    report.facts |= {"prompts": len(sets.proof), "steps": num_steps, "cfg": demo.run.cfg_weight}
+    choosing, proof = Drawing(demo, sets.choosing, num_steps), Drawing(demo, sets.proof, num_steps)
+    few = Drawing(demo, sets.proof[:FEW], num_steps)
+    errors: dict[str, Floats] = {}
+    for size in sizes:
+        errors |= _draw_size(report, size, choosing, proof, few)
+    if other_steps:
+        _other_steps(report, Drawing(demo, sets.proof[:other_prompts], other_steps), sizes, other_steps)
+    if predictions:
+        variants = [one for size in sizes for name, one in size.variants().items() if name in errors]
+        predicted = {one.name: one for one in demo.predict(variants, sets.prediction[:predictions])}
         for size in sizes:
-            errors |= _draw_size(report, size, choosing, proof, few)
-            prediction = predicted[f"plan @{size.bits}"]
-            _predicted(report, f"{size.bits} bits", prediction, errors[f"plan @{size.bits}"])
+            name = f"plan @{size.bits}"
+            _predicted(report, f"{size.bits} bits", predicted[name], errors[name])
         _ranks(report, errors, predicted)
-        if other_steps:
-            _other_steps(report, Drawing(demo, sets.proof[:other_prompts], other_steps), sizes, other_steps)
-        _hold_against_a_worker(report, demo, sizes[1].plan, num_steps)
+    _hold_against_a_worker(report, demo, sizes[1].plan, num_steps)
     return report
 
 
@@ -373,19 +381,35 @@ def _hold_against_a_worker(report: Report, demo: Demo, plan: Plan, num_steps: in
 @click.command(help=__doc__.splitlines()[0] if __doc__ else None)
 @click.option("--prompts", default=64, show_default=True, help="Prompts of the proof.")
 @click.option("--levels", default=16, show_default=True, help="Images that the levels are measured on.")
+@click.option("--predictions", default=16, show_default=True, help="Images of the prediction; 0 for none.")
 @click.option("--steps", default=20, show_default=True, help="Denoising steps.")
 @click.option("--other-steps", default=30, show_default=True, help="Another number of steps; 0 for none.")
 @click.option("--other-prompts", default=16, show_default=True, help="Prompts drawn with those.")
-def main(prompts: int, levels: int, steps: int, other_steps: int, other_prompts: int) -> None:
-    print_report(
-        measure_plans(
+@click.option(
+    "--folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Keeps levels and predictions, and goes on from those that are there.",
+)
+def main(
+    prompts: int,
+    levels: int,
+    predictions: int,
+    steps: int,
+    other_steps: int,
+    other_prompts: int,
+    folder: Path | None,
+) -> None:
+    with tempfile.TemporaryDirectory() as temporary:
+        report = measure_plans(
+            folder or Path(temporary),
             prompts=prompts,
             levels=levels,
+            predictions=predictions,
             num_steps=steps,
             other_steps=other_steps,
             other_prompts=other_prompts,
         )
-    )
+    print_report(report)
 
 
 if __name__ == "__main__":

@@ -376,22 +376,74 @@ def report(calib_dir: Path) -> None:
     show_envvar=True,
     help=f"{REDIS_URL_HELP} [default: start one for this run]",
 )
+@click.option(
+    "--target-bpw",
+    type=click.FloatRange(0, 32, min_open=True),
+    metavar="BITS",
+    help="Size of the planned model in bits for each parameter, all things counted. [default: that of "
+    "uniform 4 bits in groups of 64, 4.5 and a little]",
+)
+@click.option(
+    "--level-images",
+    default=plan_cli.DEFAULT_LEVEL_IMAGES,
+    show_default=True,
+    type=click.IntRange(1, 10_000),
+    help="How many of the images to take levels of, which the plan is made from.",
+)
+@click.option(
+    "--max-prompts",
+    default=96,
+    show_default=True,
+    type=click.IntRange(1, 96),
+    help="Draw at most this many further prompts for the proof. Nothing is claimed of fewer than 8.",
+)
+@click.option(
+    "--rivals",
+    default="uniform",
+    show_default=True,
+    type=click.Choice(["all", "uniform"]),
+    help="What to compare the plan with: the uniform models of its size, which decide, or more besides; see "
+    "`producer enqueue-verification`.",
+)
+@click.option(
+    "--export",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="The folder for the quantized model. [default: export, in the calibration folder]",
+)
+@click.option("--no-plan", is_flag=True, help="End with the report: no plan, no proof, no model.")
 @explain_errors
-def run(calib_dir: Path, workers: int, redis_url: str | None, **options: Any) -> None:
-    """Do everything on this machine: draw images, measure, collect and write the report.
+def run(
+    calib_dir: Path,
+    workers: int,
+    redis_url: str | None,
+    target_bpw: float | None,
+    level_images: int,
+    max_prompts: int,
+    rivals: str,
+    export: Path | None,
+    no_plan: bool,
+    **options: Any,
+) -> None:
+    """Do everything on this machine: draw images, measure, plan, prove, and write the quantized model.
 
+    The model is the plan if it is shown to be better than the best uniform model of its size, else that one.
     Starts its own Redis unless you name one. You can press Ctrl-C at any time; the same command
     continues where it stopped.
     """
     import sys
 
-    from producer import commands
+    from producer import whole_run
     from producer.interrupts import Interrupts
 
     sensitivity = {name: options.pop(name) for name in SENSITIVITY_NAMES}
+    wishes = whole_run.PlanWishes(
+        bpw=target_bpw, level_images=level_images, max_prompts=max_prompts, rivals=rivals, export=export
+    )
     try:
         with Interrupts() as interrupts:
-            complete = commands.run(calib_dir, redis_url, workers, options, sensitivity, interrupts)
+            complete = whole_run.run(
+                calib_dir, redis_url, workers, options, sensitivity, None if no_plan else wishes, interrupts
+            )
     except KeyboardInterrupt:
         click.echo("interrupted; give the same command again to continue", err=True)
         sys.exit(EXIT_INTERRUPTED)

@@ -49,11 +49,15 @@ class Collector:
 
     def _pass(self) -> list[PartState]:
         states, more = [], False
+        namespaces: set[str] = set()
         self.ledger.store.recount()
         for part in self.ledger.parts():
+            namespaces.update(task.namespace for task in part.tasks()[:1])
             state, asks = self._collect_part(part)
             states.append(state)
             more = more or asks
+        # Now also what the count itself has forgotten of this folder.
+        self.ledger.store.recount(namespaces)
         return self._pass() if more else states
 
     def _collect_part(self, part: Part) -> tuple[PartState, bool]:

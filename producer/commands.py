@@ -18,7 +18,6 @@ from producer.enqueue import enqueue_sensitivity as ask_for_layers
 from producer.folder.calib_folder import CalibFolder
 from producer.folder.sample_selection import default_step_stride
 from producer.interrupts import Interrupts
-from producer.jobs.local_fleet import LocalWorkers, local_redis
 from producer.jobs.reconcile import Reconciled
 from producer.jobs.serve_redis import FleetRedis, RedisOptions, check_password
 from producer.jobs.unserved import strangers, unserved
@@ -358,39 +357,3 @@ def check_store(store_id: str, label: str | None, fleet: Fleet) -> None:
     if store_id != fleet.store.id:
         wanted = f"--store {label}" if label else "no --store (the Redis relay)"
         raise WrongStoreError(f"this run was enqueued with {wanted}; give the same")
-
-
-def run(
-    calib_dir: Path,
-    redis_url: str | None,
-    workers: int,
-    calibration: dict[str, Any],
-    sensitivity: dict[str, Any],
-    interrupts: Interrupts,
-) -> bool:
-    """Draw images, measure and collect, with workers on this machine."""
-
-    def collect_all() -> bool:
-        return collect(calib_dir, fleet, wait=True, interrupts=interrupts, alive=local.check)
-
-    drop_finished = calibration.pop("drop_finished")
-    settings, prompts = read_settings(**calibration)
-    folder = CalibFolder(calib_dir)
-    folder.check_writable()
-    arguments = ["--workers", str(workers), "--calib-dir", str(calib_dir), "--quiet"]
-    if calibration["checkpoint"]:
-        arguments += ["--checkpoint", str(calibration["checkpoint"])]
-    with local_redis(redis_url, folder.state_dir / "redis", RELAY_ID) as (url, connection):
-        fleet = Fleet(connection=connection, store=open_store(None, connection), store_url=None)
-        enqueue_calibration(
-            calib_dir, settings, prompts, calibration["num_images"], fleet, drop_finished=drop_finished
-        )
-        with LocalWorkers(url, arguments) as local:
-            try:
-                if not collect_all():
-                    return False
-                enqueue_sensitivity(calib_dir, fleet, **sensitivity)
-                return collect_all()
-            except KeyboardInterrupt:
-                local.now = True
-                raise

@@ -86,7 +86,7 @@ def _enqueue_calibration(
         _replace_run(folder, old, run, fleet, drop_finished)
     folder.write_run(run)
     tasks = calibration_tasks(run)
-    whole, _ = folder.images.look(folder, tasks)
+    whole, _ = folder.images.look(tasks)
     return run, reconcile(
         tasks, frozenset(whole), connection=fleet.connection, store=fleet.store, retry_failed=True
     )
@@ -293,7 +293,7 @@ def _matching_layers(card: ModelCard, pattern: str, group_size: int) -> list[str
 def _check_collected(folder: CalibFolder, run: RunFile, max_images: int) -> None:
     needed = min(max_images, len(run.prompts))
     tasks = calibration_tasks(run)
-    records, damages = folder.images.look(folder, tasks)
+    records, damages = folder.images.look(tasks)
     first = [task.id for task in tasks[:needed]]
     if damaged := [damages[task_id] for task_id in first if task_id in damages]:
         raise InputError(f"{damaged[0]}; run `producer collect --wait` to have the image drawn again")

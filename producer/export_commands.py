@@ -10,17 +10,23 @@ from producer.inspection.inspect_checkpoint import inspect_checkpoint
 from producer.inspection.table import inspection_json, print_inspection
 
 
-def export(plan_path: Path, target: Path, *, checkpoint: Path | None, force: bool) -> None:
+def export(
+    plan_path: Path,
+    target: Path,
+    *,
+    checkpoint: Path | None = None,
+    proof: Path | None = None,
+    force: bool = False,
+) -> None:
     """Write the quantized model of a plan, and print where it is."""
     with TensorBar("export") as bar:
         plan, inspection = export_plan(
-            plan_path, target, checkpoint=checkpoint, force=force, progress=bar.show
+            plan_path, target, checkpoint=checkpoint, proof_path=proof, force=force, progress=bar.show
         )
     bits = 8 * inspection.nbytes / plan.parameters
-    quantized = len(inspection.quantized)
     out.print(
-        f"export: {target}: {format_size(inspection.nbytes)}, {bits:.2f} bits a parameter, {quantized} of "
-        f"{len(inspection.layers)} layers quantized"
+        f"export: {target}: {format_size(inspection.nbytes)}, {bits:.2f} bits a parameter, "
+        f"{len(inspection.quantized)} quantized layers"
     )
 
 

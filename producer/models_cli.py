@@ -13,7 +13,7 @@ from shared.cli import explain_errors
     "plan_path",
     required=True,
     type=click.Path(dir_okay=False, path_type=Path),
-    help="The plan.json that `producer plan` wrote.",
+    help="The plan.json of `producer plan`, or the winner.json of a proof.",
 )
 @click.option(
     "--out",
@@ -27,9 +27,14 @@ from shared.cli import explain_errors
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="The transformer weights that the run was enqueued with, if it was enqueued with --checkpoint.",
 )
-@click.option("--force", is_flag=True, help="Replace an earlier export in --out.")
+@click.option(
+    "--proof",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The verification.json to tell of in the README. [default: the one beside the plan, if any]",
+)
+@click.option("--force", is_flag=True, help="Replace an earlier export of another plan in --out.")
 @explain_errors
-def export(plan_path: Path, target: Path, checkpoint: Path | None, force: bool) -> None:
+def export(plan_path: Path, target: Path, checkpoint: Path | None, proof: Path | None, force: bool) -> None:
     """Write the quantized model of a plan: its files, config and a README.
 
     Needs the original model on this machine, and the worker's libraries (pip install '.[worker]'). The folder
@@ -38,9 +43,11 @@ def export(plan_path: Path, target: Path, checkpoint: Path | None, force: bool) 
     import sys
 
     from producer import export_commands
+    from producer.interrupts import Interrupts
 
     try:
-        export_commands.export(plan_path, target, checkpoint=checkpoint, force=force)
+        with Interrupts():
+            export_commands.export(plan_path, target, checkpoint=checkpoint, proof=proof, force=force)
     except KeyboardInterrupt:
         click.echo(f"interrupted; {target} is as it was", err=True)
         sys.exit(130)

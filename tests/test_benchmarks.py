@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks.calibration import compare_loops
 from benchmarks.jobs import compare_workers
+from benchmarks.large_folder import measure_pass
 from benchmarks.plan_solver import compare
 from benchmarks.recovery import measure_recovery
 from benchmarks.report import Report, print_report
@@ -40,6 +41,13 @@ def test_a_killed_workers_job_is_found_by_the_other():
 def test_a_second_image_needs_no_reloading_in_the_bare_loop_either():
     report = compare_loops(images=1, steps=2, hidden=64, depth=1, image_size=64)
     assert report.facts["task: seconds, fastest image"] > 0
+
+
+@pytest.mark.slow
+def test_a_large_folder_is_passed_over():
+    report = measure_pass(images=4, num_steps=2)
+    assert (report.facts["collected"], report.facts["queued"]) == (1, 3)
+    assert all(figure["met"] for figure in report.figures)
 
 
 @pytest.mark.slow

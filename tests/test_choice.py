@@ -13,11 +13,13 @@ from rq.exceptions import DequeueTimeout
 from shared.jobs.asides import kind_of_job
 from shared.jobs.connection import connect
 from shared.jobs.task_queue import TaskQueue, avoid_key, queue_name, runs_key
+from shared.jobs.workers import Place
 from tests.tasks import SETTINGS, image_task
 from worker.jobs import choice
 from worker.jobs.choice import Chooser, choosing_queue
 
 QUEUE = queue_name("relay")
+AIR = Place("air", "a-start")
 IDS = [image_task(index).id for index in range(4)]
 
 
@@ -33,7 +35,7 @@ class Waiting:
         self.redis.zadd(self.queue.delayed_key, {job_id: time.time() + seconds})
 
     def found(self, host: str = "air", timeout: int | None = None, aside: tuple[str, ...] = ()) -> Any:
-        kind = choosing_queue(host, lambda: list(aside))
+        kind = choosing_queue(Place(host, "a-start"), lambda: list(aside))
         answer = kind.lmove(self.redis, self.queue.key, timeout)
         return answer and answer[1].decode()
 
@@ -69,6 +71,8 @@ def test_a_job_is_left_to_another_host_for_a_while(waiting: Waiting) -> None:
     assert waiting.found("studio") == IDS[0]
     # Another host's name in which its own one stands.
     assert waiting.found("ai") == IDS[0]
+    waiting.redis.set(avoid_key(IDS[0]), "a-start", ex=60)
+    assert waiting.found("studio") == IDS[1]
     waiting.redis.delete(avoid_key(IDS[0]))
     assert waiting.found("air") == IDS[0]
 
@@ -127,7 +131,7 @@ class TestTurns:
 
     def test_a_second_run_has_half_of_the_workers_whatever_waits_before_it(self, redis: Redis) -> None:
         queue = self.enqueue(redis, (2500, 10))
-        workers = [Chooser("air", list) for _ in range(6)]
+        workers = [Chooser(AIR, list) for _ in range(6)]
         for worker in workers:
             self.lease(queue, self.choose(redis, worker))
         runs = Counter(kind_of_job(job_id) for job_id in queue.in_flight().started)
@@ -145,7 +149,7 @@ class TestTurns:
         now = [1000.0]
         monkeypatch.setattr("time.monotonic", lambda: now[0])
         queue = self.enqueue(redis, (1200, 1200))
-        worker = Chooser("air", list)
+        worker = Chooser(AIR, list)
         taken = []
         for _ in range(40):
             job_id = self.choose(redis, worker)
@@ -157,9 +161,9 @@ class TestTurns:
     def test_a_run_that_is_over_or_set_aside_holds_up_no_other(self, redis: Redis) -> None:
         queue = self.enqueue(redis, (1500, 2))
         first, second = image_task(0).id, image_task(0, run=self.OTHER).id
-        assert self.choose(redis, Chooser("air", lambda: [kind_of_job(first)])) == second
-        assert self.choose(redis, Chooser("air", lambda: [kind_of_job(second)])) == first
+        assert self.choose(redis, Chooser(AIR, lambda: [kind_of_job(first)])) == second
+        assert self.choose(redis, Chooser(AIR, lambda: [kind_of_job(second)])) == first
         queue.withdraw([second, image_task(1, run=self.OTHER).id])
-        assert self.choose(redis, Chooser("air", list)) == first
+        assert self.choose(redis, Chooser(AIR, list)) == first
         # It is not looked for again.
         assert redis.smembers(runs_key(QUEUE)) == {kind_of_job(first).encode()}

@@ -4,6 +4,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
@@ -14,6 +15,7 @@ from producer.folder.calib_folder import CalibFolder
 from producer.folder.run_file import RunFile
 from producer.kinds.registry import parts_of
 from producer.plan.prediction import read_predictions
+from shared.errors import InputError
 from shared.jobs.task_queue import TaskQueue, queue_name
 from shared.kinds.confirm import ConfirmShard, ConfirmTask
 from shared.kinds.kind import Task
@@ -148,6 +150,13 @@ def test_what_does_not_fit_the_model_is_dropped(bench: Bench) -> None:
     assert "levels with other candidates than were asked for" in output
     assert not list(bench.folder.root.glob("*/*/records/*.json"))
     assert {task.id for task in bench.tasks()} == {weights.id, levels.id}, "enqueued again"
+
+
+def test_the_run_can_not_change_once_levels_are_asked_for(bench: Bench) -> None:
+    bench.call("enqueue-levels", "--images", "2")
+    changed = msgspec.structs.replace(SETTINGS, num_steps=SETTINGS.num_steps + 1)
+    with pytest.raises(InputError, match=r"differs in num_steps \(4, now 5\); use another --calib-dir"):
+        bench.folder.check_run(RunFile(settings=changed, prompts=(), store_id="relay", store=None))
 
 
 def test_other_prompts_than_before_are_refused(bench: Bench) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from msgspec.structs import replace
@@ -219,10 +220,18 @@ def test_a_shard_of_other_variants_or_steps_is_dropped(verified: Verified) -> No
     lines: list[str] = []
     verified.collector.complain = lines.append
     task = request.tasks()[0]
-    data = verification_shard(20, [30.0] * (len(request.names) - 1), steps=3).to_bytes()
-    assert verified.store.put(record_of(task, data), data) == "stored"
-    verified.collector.collect()
-    assert len(lines) == 1 and "3 steps, not" in lines[0]
+    psnr = [30.0] * (len(request.names) - 1)
+    sizes = np.array([3] + [0] * len(psnr))
+    for line, changes in (
+        ("3 steps, not", {"steps": 3}),
+        ("of another image", {"image": 21}),
+        ("no PNG", {"image_png": np.frombuffer(b"GIF", np.uint8), "image_png_size": sizes}),
+    ):
+        data = verification_shard(**{"image": 20, "psnr_db": psnr} | changes).to_bytes()
+        assert verified.store.put(record_of(task, data), data) == "stored"
+        verified.collector.collect()
+        assert line in lines.pop()
+        assert not lines
 
 
 @pytest.mark.parametrize(

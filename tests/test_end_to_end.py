@@ -9,10 +9,15 @@ import numpy as np
 import pytest
 from redis import Redis
 
+from producer.folder.kept_folder import KeptFolder
+from producer.folder.verification_request import VerificationRequest
 from producer.jobs.redis_server import RedisServer
+from producer.proof.verdict import decode_verdict
 from shared.jobs.task_queue import queue_name
+from shared.kinds.verification import VerificationShard
 from shared.layout.reader import read_manifest, read_samples
-from tests.fleet import Fleet, wait_for
+from tests.fleet import PROMPTS, Fleet, wait_for
+from worker.load import load_quantized
 
 pytestmark = pytest.mark.slow
 
@@ -139,7 +144,7 @@ def test_whatever_happens_between_the_end_is_the_same(fleet: Fleet) -> None:
 def test_run_is_interrupted_and_goes_on(alone: Fleet) -> None:
     arguments = (
         "run", "--model", "tiny-sd3", "--num-images", "3", "--num-steps", "4", "--prompt-csv", "prompts.csv",
-        "--bits", "4", "--layers", QKV, "--max-images", "2",
+        "--bits", "4", "--layers", QKV, "--max-images", "2", "--max-prompts", "1", "--rivals", "uniform",
     )  # fmt: skip
     process = alone.start("producer", *arguments)
     wait_for(lambda: any(alone.calib.glob("records/*.json")))
@@ -153,7 +158,8 @@ def test_run_is_interrupted_and_goes_on(alone: Fleet) -> None:
     process = alone.start("producer", *arguments)
     wait_for(lambda: any(alone.calib.glob("sensitivity/*/records/*.json")))
     process.kill()
-    process.communicate(timeout=60)
+    # Not until the end of its output: its worker holds that, too, until it has handed its job back.
+    process.wait(timeout=60)
     middle = alone.finished_at()
     assert before.items() <= middle.items()
 
@@ -161,10 +167,31 @@ def test_run_is_interrupted_and_goes_on(alone: Fleet) -> None:
     assert "report: " in output
     assert middle.items() <= alone.finished_at().items()
     assert "7 of 7" in output
+    assert "uniform" in output.split("1 prompts are too few to show anything")[0].splitlines()[-1]
+    weights = alone.calib / "export/model.safetensors"
+    written = weights.stat()
     again = alone.producer(*arguments)
     assert "0 tasks enqueued, 7 collected" in again
+    assert weights.stat() == written
     assert len(list(read_samples(alone.calib))) == 12
     assert all(np.isfinite(sample.x).all() for sample in read_samples(alone.calib))
+    check_export(alone)
+
+
+def check_export(fleet: Fleet) -> None:
+    """What was exported is the winner, and draws its picture of the proof to the last bit."""
+    (folder,) = fleet.calib.glob("verification/*")
+    verdict = decode_verdict((folder / "verification.json").read_bytes())
+    (path,) = folder.glob("shards/*.npz")
+    shard = VerificationShard.from_bytes(path.read_bytes())
+    names = KeptFolder(folder, VerificationRequest).require_request().names
+    (worst,) = verdict.worst_prompts
+    assert worst.prompt == PROMPTS[3]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(fleet.cache))
+        drawn = load_quantized(fleet.calib / "export").draw(worst.prompt, seed=worst.seed)
+    assert drawn == shard.pictures()[names.index(verdict.winner)]
+    assert f"**{verdict.winner}**" in (fleet.calib / "export/README.md").read_text()
 
 
 def test_folder_store(fleet: Fleet) -> None:

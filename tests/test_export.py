@@ -176,11 +176,19 @@ def test_an_earlier_export_is_replaced_only_by_force_and_other_folders_never(
     # An attempt that was killed left this.
     (tmp_path / ".out.partial/half").mkdir(parents=True)
     command(*asked)
+    before = (folder / "model.safetensors").stat().st_ino
+    # The same once more: nothing but the README is written.
+    (folder / "README.md").unlink()
+    command(*asked)
+    assert (folder / "README.md").is_file()
+    assert (folder / "model.safetensors").stat().st_ino == before
+    another = tmp_path / "another.json"
+    another.write_bytes(encode_plan(replace(read_plan(exported.plan), score=0.5)))
+    asked = ("--plan", str(another), "--out", str(folder))
     assert "holds an earlier export; --force replaces it" in command(*asked, code=2)
-    before = (folder / "config.json").stat().st_ino
     command(*asked, "--force")
-    assert (folder / "config.json").stat().st_ino != before
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (folder / "model.safetensors").stat().st_ino != before
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "another.json"}
     (tmp_path / "precious.txt").write_text("")
     asked = ("--plan", str(exported.plan), "--out", str(tmp_path), "--force")
     assert "is not empty, and is no earlier export" in command(*asked, code=2)
@@ -262,8 +270,10 @@ def test_a_predicate_quantizes_the_same_layers_in_the_same_way(exported: Exporte
     for source in (exported.folder, exported.plan, exported.layers):
         said = predicate(source)
         choice = exported.layers["final_layer.linear"]
-        assert said("final_layer.linear", None) == {"group_size": choice.group_size, "bits": choice.bits}
-        assert said("x_pos_embedder.pos_embed", None) is False
+        linear, patches = nn.Linear(64, 64), nn.Conv2d(16, 64, 2, 2)
+        assert said("final_layer.linear", linear) == {"group_size": choice.group_size, "bits": choice.bits}
+        assert said("x_pos_embedder.pos_embed", nn.Embedding(64, 64)) is False
+        assert said(PATCHES, patches) is False
 
 
 def test_large_models_lie_in_several_files(tmp_path: Path) -> None:

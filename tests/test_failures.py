@@ -89,6 +89,8 @@ def test_an_allocation_that_was_refused_leaves_the_process_whole(text: str) -> N
         MemoryError(),
         OSError(errno.ENOSPC, "No space left on device", "/tmp/bitfleet-states-1/0.safetensors"),
         OSError(errno.EDQUOT, "Disc quota exceeded"),
+        # As safetensors words it.
+        Exception("Error while serializing: I/O error: No space left on device (os error 28)"),
         RuntimeError("[metal::load_device] No Metal device available"),
         ModelUnavailableError("a file is missing"),
         MachineTooSmallError("needs 19 GB"),

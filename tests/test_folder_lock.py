@@ -83,15 +83,15 @@ def test_a_second_collector_says_who_is_first_and_goes_on_when_that_one_dies(
 
 @pytest.mark.slow
 def test_collectors_and_requests_at_once(tmp_path: Path, redis: Redis, redis_url: str) -> None:
-    """Two collectors of one folder, then three requests at once: no image and no request is lost."""
+    """Two collectors of one folder, then two requests at once: no image and no request is lost."""
     folder = prepare(tmp_path / "calib", redis, images=12)
     at_once = [producer(redis_url, folder, "collect") for _ in range(2)]
     assert [process.wait(60) for process in at_once] == [0, 0]
     assert read_manifest(folder.root).n_completed == 12
-    at_once = [producer(redis_url, folder, "enqueue-sensitivity", "--bits", bits) for bits in ("2", "4", "8")]
-    assert [process.wait(60) for process in at_once] == [0, 0, 0]
+    at_once = [producer(redis_url, folder, "enqueue-sensitivity", "--bits", bits) for bits in ("2", "8")]
+    assert [process.wait(60) for process in at_once] == [0, 0]
     (place,) = folder.sensitivities()
-    assert place.require_request().bits == (2, 4, 8)
+    assert place.require_request().bits == (2, 8)
 
 
 class Machines:
@@ -105,7 +105,7 @@ class Machines:
         monkeypatch.setattr(folder_lock, "TELL_SECONDS", 0.0)
         monkeypatch.setattr(folder_lock, "POLL_SECONDS", 0.01)
         monkeypatch.setattr(folder_lock, "BEAT_SECONDS", 0.02)
-        monkeypatch.setattr(folder_lock, "STALE_SECONDS", 0.5)
+        monkeypatch.setattr(folder_lock, "STALE_SECONDS", 0.3)
 
     def take_second(self) -> tuple[threading.Thread, threading.Event, threading.Event]:
         """Take it in another thread; return that, and the events of having it and of giving it back."""

@@ -130,3 +130,13 @@ def test_no_module_hides_one_of_the_standard_library(package: str) -> None:
     for name in modules(package):
         parts = name.split(".")[1:]
         assert not parts or parts[-1].startswith("__") or parts[-1] not in sys.stdlib_module_names
+
+
+def test_every_room_is_in_the_map() -> None:
+    rooms = {
+        str(path.parent.relative_to(ROOT))
+        for package in ("shared", "producer", "worker")
+        for path in (ROOT / package).glob("*/__init__.py")
+    }
+    contributing = (ROOT / "CONTRIBUTING.md").read_text()
+    assert {room for room in rooms if f"| `{room}` |" not in contributing} == set()

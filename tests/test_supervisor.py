@@ -85,6 +85,9 @@ class FakeProcess:
     def send_signal(self, number: int) -> None:
         self.signals.append(number)
 
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
 
 def test_two_signals_at_once_reach_a_worker_as_two(monkeypatch: pytest.MonkeyPatch) -> None:
     """The second arrives while the first is handed on. Of one kind, they would be one to a busy process."""
@@ -152,6 +155,19 @@ class TestWhatEndsASupervisor:
         assert not any(lives.end(EXIT_TROUBLE, 1) for _ in range(MAX_TROUBLES))
         assert lives.end(EXIT_TROUBLE, 1)
         assert lives.supervisor._exit_code == EXIT_REFUSED
+
+    def test_a_worker_that_does_not_leave_with_our_parent_is_killed(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It waits for a Redis that ended with that parent."""
+        monkeypatch.setattr(worker.service.supervisor, "parent_is_gone", lambda: True)
+        monkeypatch.setattr(worker.service.supervisor, "LEAVE_SECONDS", 0.0)
+        supervisor = Supervisor(WorkerOptions(redis_url="none"), 1, queue_name=QUEUE, with_parent=True)
+        supervisor._slots[0].process = process = FakeProcess()  # type: ignore[assignment]
+        supervisor._leave_with_parent()
+        assert process.signals == [signal.SIGTERM, signal.SIGINT]
+        supervisor._leave_with_parent()
+        assert process.signals[2:] == [signal.SIGKILL]
 
     def test_what_it_killed_itself_is_no_jobs_fault(self, monkeypatch: pytest.MonkeyPatch) -> None:
         lives = Lives(monkeypatch)

@@ -19,7 +19,7 @@ from shared.errors import InputError
 from shared.model_card import ModelCard, encode_model_card
 from tests.calibration_shards import CARD, calibration_shard
 from tests.folders import Folder
-from tests.tasks import record_of
+from tests.tasks import SETTINGS, record_of
 from tests.test_collect_sensitivity import exact_shard
 
 
@@ -82,6 +82,20 @@ def measured(new_folder: Any) -> Folder:
     folder.leave(pair, exact_shard(pair, images=2).to_bytes())
     assert folder.call("collect").exit_code == 3
     return folder
+
+
+def test_the_relays_count_is_right_after_each_pass(new_folder: Any, redis: Redis) -> None:
+    folder = new_folder(2)
+    folder.leave_images()
+    beyond = msgspec.structs.replace(folder.images[0], image_index=99)
+    folder.leave(beyond, b"of a folder that wants more images")
+    redis.delete("bitfleet:relay:used")
+    assert folder.store.used_bytes == 0
+    folder.call("collect")
+    assert folder.store.used_bytes == len(b"of a folder that wants more images")
+    redis.delete(f"bitfleet:shard:{SETTINGS.id}:{beyond.id}")
+    assert folder.call("collect").exit_code == 0
+    assert folder.store.used_bytes == 0
 
 
 class TestModelCard:

@@ -5,20 +5,25 @@ from collections.abc import Iterable
 import pytest
 
 from shared.jobs.history import Event, Outcome
+from shared.jobs.workers import Place
 from worker.jobs.verdict import LONGEST_WAIT_SECONDS, Verdict, judge
 
-ALONE = {"studio"}
-TWO = {"studio", "air"}
+ALONE = {Place("studio", "")}
+TWO = {Place("studio", ""), Place("air", "")}
 
 
 def history(*endings: tuple[Outcome, str]) -> list[Event]:
     return [Event(outcome=outcome, host=host, worker="w") for outcome, host in endings]
 
 
-def tries(outcome: Outcome, hosts: Iterable[str], able: set[str]) -> int:
+def hosts(*names: str) -> set[Place]:
+    return {Place(name, "") for name in names}
+
+
+def tries(outcome: Outcome, on: Iterable[str], able: set[Place]) -> int:
     """How often a job is tried that always ends so, on one host after the other."""
     events: list[Event] = []
-    for host in hosts:
+    for host in on:
         events += history(("started", host), (outcome, host))
         if judge(events, able).give_up:
             break
@@ -54,24 +59,47 @@ def test_endings_of_all_kinds_are_added() -> None:
     events = history(
         ("killed", "a"), ("silent", "a"), ("crashed", "a"), ("handed back", "a"), ("failed", "a")
     )
-    assert not judge([*events, *history(("killed", "a"))], {"a"}).give_up
-    assert judge([*events, *history(("failed", "a"), ("killed", "a"))], {"a"}).give_up
+    assert not judge([*events, *history(("killed", "a"))], hosts("a")).give_up
+    assert judge([*events, *history(("failed", "a"), ("killed", "a"))], hosts("a")).give_up
 
 
 def test_each_try_waits_longer_than_the_last() -> None:
-    waits = [judge(history(*[("failed", "a")] * count), {"a", "b"}).wait_seconds for count in range(1, 8)]
+    waits = [
+        judge(history(*[("failed", "a")] * count), hosts("a", "b")).wait_seconds for count in range(1, 8)
+    ]
     assert waits == [2, 6, 18, 54, 162, LONGEST_WAIT_SECONDS, LONGEST_WAIT_SECONDS]
 
 
 @pytest.mark.parametrize("outcome", ["silent", "killed"])
 def test_the_first_machine_that_is_lost_costs_no_time(outcome: Outcome) -> None:
-    waits = [judge(history(*[(outcome, "a")] * count), {"a"}).wait_seconds for count in range(1, 4)]
+    waits = [judge(history(*[(outcome, "a")] * count), hosts("a")).wait_seconds for count in range(1, 4)]
     assert waits == [0, 2, 6]
 
 
 def test_another_try_is_left_to_hosts_that_the_job_did_not_fail_on() -> None:
-    assert judge(history(("failed", "a")), {"a", "b"}).avoid == {"a"}
-    assert judge(history(("silent", "a"), ("killed", "b")), {"a", "b", "c"}).avoid == {"a", "b"}
+    assert judge(history(("failed", "a")), hosts("a", "b")).avoid == {"a"}
+    assert judge(history(("silent", "a"), ("killed", "b")), hosts("a", "b", "c")).avoid == {"a", "b"}
     # Where there is no other one, any will do.
-    assert judge(history(("failed", "a")), {"a"}) == Verdict(wait_seconds=2.0)
-    assert judge(history(("failed", "a"), ("failed", "b")), {"a", "b"}).avoid == frozenset()
+    assert judge(history(("failed", "a")), hosts("a")) == Verdict(wait_seconds=2.0)
+    assert judge(history(("failed", "a"), ("failed", "b")), hosts("a", "b")).avoid == frozenset()
+
+
+class TestTwoStartsOnOneMachine:
+    """Each `worker start` has its own folders and files: one may fail where the other does not."""
+
+    FIRST, SECOND, ELSEWHERE = Place("studio", "one"), Place("studio", "two"), Place("air", "three")
+
+    def failures(self, *places: Place) -> list[Event]:
+        return [Event(outcome="failed", host=host, start=start, worker="w") for host, start in places]
+
+    def test_the_other_one_is_preferred(self) -> None:
+        verdict = judge(self.failures(self.FIRST), {self.FIRST, self.SECOND})
+        assert verdict.avoid == {"one"}
+        assert not judge(self.failures(*[self.FIRST] * 4), {self.FIRST, self.SECOND}).give_up
+        assert judge(self.failures(*[self.FIRST] * 3, self.SECOND), {self.FIRST, self.SECOND}).give_up
+
+    def test_another_machine_even_more(self) -> None:
+        able = {self.FIRST, self.SECOND, self.ELSEWHERE}
+        failures = self.failures(*[self.FIRST] * 3, self.SECOND)
+        assert judge(failures, able) == Verdict(wait_seconds=54.0, avoid=frozenset({"studio"}))
+        assert judge([*failures, *self.failures(self.ELSEWHERE)], able).give_up

@@ -43,9 +43,9 @@ def write_model(
 
 def _run(arguments: list[str], errors: int, progress: Callable[[int, int], None]) -> int:
     command = [sys.executable, "-P", str(LAUNCHER), PROGRAM, *arguments]
-    with subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, text=True
-    ) as process:
+    # The other end of its input closes with us, and it leaves.
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=errors, text=True) as process:
         try:
             for line in process.stdout or ():
                 done, _, total = line.partition(" ")

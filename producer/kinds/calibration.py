@@ -6,7 +6,6 @@ from functools import partial
 import numpy as np
 
 from producer.folder.calib_folder import CalibFolder
-from producer.folder.collected_images import sample_paths
 from producer.folder.run_file import RunFile
 from producer.folder.sample_seals import write_seals
 from producer.folder.tasks import calibration_tasks
@@ -42,7 +41,7 @@ class CalibrationPart(Part):
         return self._tasks
 
     def collected(self, *, closely: bool = False) -> Collected:
-        records, damages = self._folder.images.look(self._folder, self._tasks, renew=closely)
+        records, damages = self._folder.images.look(self._tasks, renew=closely)
         lines = {task_id: f"{damage}; the image is to be drawn again" for task_id, damage in damages.items()}
         restored = not records or self._folder.restore_model(write=closely)
         if not restored and len(records) == len(self._tasks):
@@ -61,14 +60,14 @@ class CalibrationPart(Part):
         image = CalibrationShard.from_bytes(shard)
         _check_shard(self._run, image)
         _check_model(self._folder, record, decode_model_card(image.model_json.tobytes()))
-        paths = sample_paths(self._folder, task)
+        paths = self._folder.sample_paths(task)
         for step, path in enumerate(paths):
             write_atomically(path, npz.pack(_sample(image, step)))
         write_seals(self._folder.seal_path(task.id), paths)
         if image.preview_png.size:
             write_atomically(self._folder.preview_path(task.image_index), image.preview_png.tobytes())
         self._folder.records.write(record)
-        self._folder.images.wrote(self._folder)
+        self._folder.images.wrote()
 
     def summarize(self, records: dict[str, Record]) -> None:
         """Write the manifest of all intact images, if it has changed."""
@@ -123,7 +122,7 @@ def _check_model(folder: CalibFolder, record: Record, card: ModelCard) -> None:
 def _sigmas(folder: CalibFolder, task: CalibrationTask) -> list[float]:
     """Return the noise levels in an image's samples, and a final 0, with which all schedules end."""
     sigmas = []
-    for path in sample_paths(folder, task):
+    for path in folder.sample_paths(task):
         with SampleFile(path) as sample:
             sigmas.append(float(sample.load(task.image_index, sample.step_index).sigma))
     return [*sigmas, 0.0]

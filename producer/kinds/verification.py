@@ -13,9 +13,11 @@ from producer.proof.measured import Measured, measured
 from producer.proof.verdict import compare, is_decided
 from producer.proof.write import conclusion, write_verdict
 from shared.errors import ShardCorruptError
-from shared.kinds.verification import VerificationShard
+from shared.kinds.verification import VerificationShard, VerificationTask
 from shared.stores.records import Record
 from shared.stores.store import ShardStore
+
+PNG = b"\x89PNG"
 
 
 def find_parts(folder: CalibFolder) -> list["VerificationPart"]:
@@ -37,12 +39,18 @@ class VerificationPart(KeptPart):
         return f"{what} {self.request.settings.id}"
 
     def keep(self, record: Record, shard: bytes) -> None:
-        variants, steps = VerificationShard.from_bytes(shard).velocity_error.shape
+        assert isinstance(record.task, VerificationTask)
+        drawn = VerificationShard.from_bytes(shard)
+        variants, steps = drawn.velocity_error.shape
         if (variants, steps) != (len(self.request.names), self.request.settings.num_steps):
             raise ShardCorruptError(
                 f"{variants} variants and {steps} steps, not {len(self.request.names)} and "
                 f"{self.request.settings.num_steps}"
             )
+        if int(drawn.image_index) != record.task.image_index:
+            raise ShardCorruptError(f"it is of another image, {drawn.image_index}")
+        if any(picture and not picture.startswith(PNG) for picture in drawn.pictures()):
+            raise ShardCorruptError("one of its pictures is no PNG")
         super().keep(record, shard)
 
     def supply(self, store: ShardStore) -> None:
@@ -65,8 +73,9 @@ class VerificationPart(KeptPart):
         if self.request.purpose == "choosing":
             return self._ask_for_proof(records)
         most = len(self.request.prompts)
-        comparisons = compare(self._measured(records), self.request.names, most)
-        if self.request.wanted == most or is_decided(comparisons):
+        if self.request.wanted == most:
+            return False
+        if is_decided(compare(self._measured(records), self.request.names, most)):
             return False
         wanted = next_look(self.request.wanted, most)
         self.subfolder.write_request(replace(self.request, wanted=wanted))

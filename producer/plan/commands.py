@@ -119,7 +119,9 @@ def plan(
     print_plans(plans)
     for made in plans:
         out.print(f"plan {made.id}: {out_file or folder.plan_path(made.id)}")
-    sets = plans[0].prompts
+    sets, measured = plans[0].prompts, plans[0].scores.images
+    if measured < len(sets.scores):
+        _tell(f"the scores are of {measured} of {len(sets.scores)} images; the others are not collected yet")
     out.print(
         f"prompts: {len(sets.scores)} for the scores, {len(sets.choosing)} for choosing, "
         f"{len(sets.prediction)} for the prediction, {len(sets.proof)} for the proof"

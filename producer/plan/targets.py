@@ -9,7 +9,7 @@ from humanfriendly import format_size
 from producer.plan.keep import parse_choice
 from producer.plan.offers import Offers
 from producer.plan.rivals import uniform
-from producer.plan.solver import Limit, solve
+from producer.plan.solver import TOLERANCE, Limit, solve
 from shared.choices import DEFAULT_GROUP_SIZE
 from shared.errors import InputError
 from shared.metrics import Floats
@@ -110,5 +110,7 @@ def _smallest(offers: Offers, scores: Floats, relative_error: float, text: str) 
             f"{text} can't be reached: the predicted relative error goes from {best:.3g} with the largest to "
             f"{worst:.3g} with the smallest of what is offered"
         )
-    solution = solve(size, offers.allowed, Limit(size=scores, most=relative_error**2))
+    # The plan of this size is solved for by itself, to a gap of its own, which must not be what is too much.
+    most = max(best**2, relative_error**2 * (1 - 2 * TOLERANCE))
+    solution = solve(size, offers.allowed, Limit(size=scores, most=most))
     return offers.total_bytes(solution.chosen)

@@ -14,8 +14,8 @@ from producer.proof.enqueue import enqueue_verification as ask_for_verification
 from shared.plan_file import read_plan
 
 
-def enqueue_verification(calib_dir: Path, fleet: Fleet, plans: Sequence[Path], **options: Any) -> None:
-    """Enqueue the verification of some plans, and print the outcome."""
+def enqueue_verification(calib_dir: Path, fleet: Fleet, plans: Sequence[Path], **options: Any) -> str:
+    """Enqueue the verification of some plans, print the outcome, and return its id."""
     folder = CalibFolder(calib_dir)
     run = folder.require_run()
     check_store(run.store_id, run.store, fleet)
@@ -30,3 +30,4 @@ def enqueue_verification(calib_dir: Path, fleet: Fleet, plans: Sequence[Path], *
         f"{settings.image_size} px",
     )
     say_enqueued(reconciled, "prompts")
+    return settings.id

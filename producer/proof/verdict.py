@@ -15,6 +15,7 @@ from shared.decoding import decode
 from shared.errors import InputError
 from shared.kinds.verification import VerificationSettings
 from shared.metrics import MAX_PSNR_DB, Bucket, Floats
+from shared.plan_file import PlanPrompt
 from shared.runs import RunSettings
 
 FORMAT = 1
@@ -22,6 +23,8 @@ FORMAT = 1
 
 FLOOR_MARGIN_DB = 3.0
 """Nothing is claimed of what is nearer than this to the noise floor."""
+WORST_PROMPTS = 3
+"""So many are named."""
 UNIFORM = "uniform "
 """How the names of the models begin that anybody could make without a plan."""
 
@@ -87,6 +90,14 @@ class Comparison(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Number of prompts at the look that showed it."""
 
 
+class WorstPrompt(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A prompt on which what is to be shipped is farthest from the original."""
+
+    prompt: str
+    seed: int
+    psnr_db: float
+
+
 class Verdict(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a proof says."""
 
@@ -112,6 +123,8 @@ class Verdict(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Name of what is to be shipped."""
     reason: str
     """Why, in one sentence."""
+    worst_prompts: tuple[WorstPrompt, ...] = ()
+    """Of the winner, the worst first."""
 
     @property
     def floor_text(self) -> str:
@@ -127,6 +140,7 @@ def judge(
     *,
     complete: bool,
     predictions: Mapping[str, Prediction],
+    images: Sequence[PlanPrompt] = (),
 ) -> Verdict:
     """Return the verdict.
 
@@ -135,6 +149,7 @@ def judge(
         request: what was asked for. Of several candidates the best is named, and nothing is claimed.
         complete: whether no further prompt is to be drawn.
         predictions: by name of the variant.
+        images: the prompts that were measured, in their order; without them the worst are not named.
     """
     names = request.names
     if request.purpose == "choosing":
@@ -163,6 +178,15 @@ def judge(
         comparisons=tuple(comparisons),
         winner=winner,
         reason=reason,
+        worst_prompts=_worst(found.psnr_db[names.index(winner)], images),
+    )
+
+
+def _worst(psnr_db: Floats, images: Sequence[PlanPrompt]) -> tuple[WorstPrompt, ...]:
+    """Return the worst of n images, given (n,) values in dB."""
+    order = np.argsort(psnr_db, kind="stable")[:WORST_PROMPTS] if images else ()
+    return tuple(
+        WorstPrompt(prompt=images[i].prompt, seed=images[i].seed, psnr_db=float(psnr_db[i])) for i in order
     )
 
 

@@ -47,7 +47,11 @@ def write_verdict(
     comparisons = compare(found, request.names, len(request.prompts)) if request.purpose == "proof" else []
     at_the_end = request.wanted == len(request.prompts) or is_decided(comparisons)
     verdict = judge(
-        found, request, complete=not missing and at_the_end, predictions=_predictions(folder, request)
+        found,
+        request,
+        complete=not missing and at_the_end,
+        predictions=_predictions(folder, request),
+        images=_images(request, shards),
     )
     write_atomically(subfolder.root / VERDICT, encode_verdict(verdict))
     if request.purpose == "proof":

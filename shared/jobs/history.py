@@ -24,6 +24,8 @@ class Event(Struct, frozen=True, kw_only=True):
     outcome: Outcome
     host: str
     worker: str
+    start: str = ""
+    """The `worker start` that the worker belongs to."""
     detail: str = ""
     """A traceback, a signal or another reason."""
     at: str = ""

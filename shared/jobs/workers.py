@@ -1,7 +1,7 @@
 """The workers of a queue, as they have registered in Redis."""
 
 from dataclasses import dataclass
-from typing import cast
+from typing import NamedTuple, cast
 
 from redis import Redis
 
@@ -16,6 +16,13 @@ START_FIELD = "bitfleet_start"
 SEEN_FIELD = "bitfleet_seen"
 """In a worker's hash, beside what RQ writes: its machine, its `worker start`, and when it was seen last, by
 Redis' clock. Only workers of ours have them."""
+
+
+class Place(NamedTuple):
+    """One `worker start` on one machine. Another one there may have other folders and files."""
+
+    host: str
+    start_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,11 +63,14 @@ def live_workers(queue: TaskQueue) -> list[WorkerInfo]:
     return workers
 
 
-def able_hosts(queue: TaskQueue, kind: str) -> set[str]:
-    """Return the connected machines with a worker that has not set a kind of tasks aside."""
-    ours = [worker for worker in live_workers(queue) if worker.start_id is not None]
+def able_places(queue: TaskQueue, kind: str) -> set[Place]:
+    """Return where workers are connected that have not set a kind of tasks aside."""
     unable = {entry.start_id for entry in asides_of(queue, kind)}
-    return {worker.host for worker in ours if worker.start_id not in unable}
+    return {
+        Place(worker.host, worker.start_id)
+        for worker in live_workers(queue)
+        if worker.start_id is not None and worker.start_id not in unable
+    }
 
 
 def asides_of(queue: TaskQueue, kind: str) -> list[Entry]:

@@ -7,11 +7,9 @@ import sys
 from collections.abc import Iterator
 from importlib import metadata
 
+from shared.supported import OLDEST_MACOS, PYTHONS
 from worker.doctor.check import Check, ok
 
-PYTHONS = ((3, 11), (3, 14))
-"""The oldest and the newest Python that the tests run with."""
-OLDEST_MACOS = 14
 OLDEST_MLX = (0, 32, 4)
 
 

@@ -10,10 +10,15 @@ Predicate = Callable[[str, Any], bool | dict[str, Any]]
 
 
 def predicate_of(layers: Mapping[str, Choice]) -> Predicate:
-    """Return a `class_predicate` that quantizes these layers, and no others."""
+    """Return a `class_predicate` that quantizes these layers, and no others.
+
+    A patch embedding that is a convolution keeps its weight: MLX has no quantized module for it.
+    """
 
     def predicate(path: str, module: Any) -> bool | dict[str, Any]:
         choice = layers.get(path)
-        return False if choice is None else {"group_size": choice.group_size, "bits": choice.bits}
+        if choice is None or not hasattr(module, "to_quantized"):
+            return False
+        return {"group_size": choice.group_size, "bits": choice.bits}
 
     return predicate

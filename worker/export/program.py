@@ -1,7 +1,8 @@
 """The program that writes a quantized model: `python -P launch.py worker.export.program REQUEST FOLDER`
 
 The producer starts it, for it imports no MLX itself. Each line of standard output says how many tensors of
-how many are written; an error is one line of standard error, and exit code 2.
+how many are written; an error is one line of standard error, and exit code 2. It ends with the producer,
+which holds the other end of its standard input.
 """
 
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 from shared.decoding import decode
 from shared.errors import BitfleetError, InputError, RunMismatchError
 from shared.exported import ExportRequest, request_decoder
+from worker.service.parent import leave_with_parent
 
 
 def export(
@@ -50,6 +52,7 @@ def export(
 def main(arguments: list[str]) -> int:
     """Export; return the exit code."""
     path, folder = arguments
+    leave_with_parent()
     try:
         request = decode(request_decoder, Path(path).read_bytes(), InputError, f"{path} is no request")
         export(request, Path(folder), lambda done, total: print(done, total, flush=True))  # noqa: T201

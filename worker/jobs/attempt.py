@@ -7,8 +7,9 @@ from rq.executions import Execution
 from rq.job import Job
 
 from shared.errors import BitfleetError, LeaseLostError
-from shared.jobs.history import Event
+from shared.jobs.history import Event, Outcome
 from shared.jobs.task_queue import TaskQueue
+from shared.jobs.workers import Place
 from worker.jobs.failures import HOPELESS, traceback_text
 from worker.jobs.outcome import end_attempt, hand_back
 from worker.jobs.verdict import Verdict
@@ -19,14 +20,16 @@ logger = logging.getLogger("bitfleet.worker")
 class Attempt:
     """What one worker does with one job between taking it and its end."""
 
-    def __init__(self, queue: TaskQueue, job: Job, execution: Execution, *, host: str, worker: str) -> None:
+    def __init__(
+        self, queue: TaskQueue, job: Job, execution: Execution, *, place: Place, worker: str
+    ) -> None:
         self.execution = execution
         self.dropped = False
         """Whether another worker has the job by now."""
         self._redis: Redis = queue.connection
         self._queue = queue
         self._job = job
-        self._host = host
+        self._place = place
         self._worker = worker
 
     def holds_lease(self) -> bool:
@@ -45,7 +48,7 @@ class Attempt:
 
     def hand_back(self, reason: str) -> None:
         """Put the job back at the front of the queue: it is not to blame."""
-        event = Event(outcome="handed back", host=self._host, worker=self._worker, detail=reason)
+        event = self._event("handed back", reason)
         with self._redis.pipeline() as then:
             self.execution.delete(self._job, then)
             handed_back = hand_back(self._queue, self._job, self.execution.composite_key, event, then)
@@ -57,7 +60,7 @@ class Attempt:
     def fail(self, error: BaseException | None) -> None:
         """Note the error in the job's history, which decides what follows."""
         text = str(error) if isinstance(error, BitfleetError) else traceback_text(error)
-        event = Event(outcome="failed", host=self._host, worker=self._worker, detail=text)
+        event = self._event("failed", text)
         lease, hopeless = self.execution.composite_key, isinstance(error, HOPELESS)
         with self._redis.pipeline() as then:
             self.execution.delete(self._job, then)
@@ -66,6 +69,10 @@ class Attempt:
             self.drop()
             return
         logger.error("%s failed (%s): %s", self._job.description, _described(verdict), text.rstrip())
+
+    def _event(self, outcome: Outcome, detail: str) -> Event:
+        host, start = self._place
+        return Event(outcome=outcome, host=host, start=start, worker=self._worker, detail=detail)
 
     def drop(self) -> None:
         """Leave the job to the worker that has it now."""

@@ -10,6 +10,7 @@ from rq.exceptions import DequeueTimeout
 
 from shared.jobs.asides import kind_of_job
 from shared.jobs.task_queue import TaskQueue, avoid_key, delayed_key, is_job_id, runs_key
+from shared.jobs.workers import Place
 
 POLL_SECONDS = 1.0
 
@@ -19,14 +20,15 @@ TURN_SECONDS = 120.0
 """For so long a worker stays with one run while another one has as few workers: changing costs a model."""
 
 # KEYS: the queue's list, the delayed jobs, the runs, the leases, and when each run was chosen last. ARGV:
-# the host, the beginning of the keys of avoided hosts, the size of the window, the run that this worker stays
-# with or nothing, and the runs that are set aside here. What is found stays where it is: see TaskQueue.lmove.
+# the host, the `worker start`, the beginning of the keys of avoided hosts, the size of the window, the run
+# that this worker stays with or nothing, and the runs that are set aside here. What is found stays where it
+# is: see TaskQueue.lmove.
 _CHOOSE = r"""
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1000000
-local window = tonumber(ARGV[3])
+local window = tonumber(ARGV[4])
 local aside = {}
-for place = 5, #ARGV do
+for place = 6, #ARGV do
   aside[ARGV[place]] = true
 end
 
@@ -35,8 +37,15 @@ local function run_of(id)
 end
 
 local function is_better_elsewhere(id)
-  local hosts = redis.pcall('GET', ARGV[2] .. id)
-  return type(hosts) == 'string' and string.find('\n' .. hosts .. '\n', '\n' .. ARGV[1] .. '\n', 1, true)
+  local hosts = redis.pcall('GET', ARGV[3] .. id)
+  if type(hosts) ~= 'string' then
+    return false
+  end
+  hosts = '\n' .. hosts .. '\n'
+  local function names(text)
+    return string.find(hosts, '\n' .. text .. '\n', 1, true)
+  end
+  return names(ARGV[1]) or names(ARGV[2])
 end
 
 -- Delayed jobs that are due come to the front.
@@ -147,7 +156,7 @@ if #runs > 1 then
   for _, run in ipairs(runs) do
     if (busy[run] or 0) == least then
       local last = tonumber(redis.call('ZSCORE', KEYS[5], run) or '0')
-      if run == ARGV[4] then
+      if run == ARGV[5] then
         last = -1
       end
       if not chosen or last < longest_ago then
@@ -186,12 +195,12 @@ class Choice:
 class Chooser:
     """Chooses for one worker process: of the run with the fewest workers, in turns where they are equal."""
 
-    def __init__(self, host: str, aside: Callable[[], list[str]]) -> None:
+    def __init__(self, place: Place, aside: Callable[[], list[str]]) -> None:
         """`aside` tells the runs (beginnings of jobs' ids) that this machine can't do now.
 
-        Jobs that failed on `host` are left to others for a while.
+        Jobs that failed at `place` are left to others for a while.
         """
-        self._host = host
+        self._place = place
         self._aside = aside
         self._run = ""
         self._since = 0.0
@@ -208,16 +217,16 @@ class Chooser:
                 f"rq:wip:{queue}",
                 f"bitfleet:turns:{queue}",
             ],
-            args=[self._host, avoid_key(""), WINDOW, stays_with, *self._aside()],
+            args=[*self._place, avoid_key(""), WINDOW, stays_with, *self._aside()],
         )
         if found is not None and (run := kind_of_job(found.decode("utf-8", "replace"))) != self._run:
             self._run, self._since = run, now
         return Choice(found, None if seconds is None else float(seconds))
 
 
-def choosing_queue(host: str, aside: Callable[[], list[str]]) -> type[TaskQueue]:
+def choosing_queue(place: Place, aside: Callable[[], list[str]]) -> type[TaskQueue]:
     """Return a queue class for one worker; the arguments are those of `Chooser`."""
-    chooser = Chooser(host, aside)
+    chooser = Chooser(place, aside)
 
     class ChoosingQueue(TaskQueue):
         @classmethod

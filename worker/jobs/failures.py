@@ -67,6 +67,7 @@ _TOO_LONG = (
 _NO_GPU = ("[metal::load_device]", "[metal::Device] Unable to load", "No Metal device available")
 _GPU_FAILED = ("[METAL]", "kIOGPUCommandBufferCallbackError")
 _NO_DISK = (errno.ENOSPC, errno.EDQUOT)
+_DISK_WORDS = ("No space left on device", "Disk quota exceeded", "Disc quota exceeded")
 
 
 def is_the_machines(error: BaseException | None) -> bool:
@@ -96,7 +97,7 @@ def _trouble(error: BaseException | None) -> tuple[str, BaseException, str] | No
     for cause in _causes(error):
         if isinstance(cause, MemoryError) or (isinstance(cause, RuntimeError) and _says(cause, _NO_MEMORY)):
             return "out of memory", cause, "close other programs, or run fewer workers here"
-        if isinstance(cause, OSError) and cause.errno in _NO_DISK:
+        if _is_no_disk(cause):
             return "the disk is full", cause, "make room on it"
         if isinstance(cause, RuntimeError) and _says(cause, _TOO_LONG):
             return (
@@ -111,6 +112,13 @@ def _trouble(error: BaseException | None) -> tuple[str, BaseException, str] | No
                 "run the worker in a session with a GPU, install mlx again",
             )
     return None
+
+
+def _is_no_disk(error: BaseException) -> bool:
+    if isinstance(error, OSError) and error.errno in _NO_DISK:
+        return True
+    # Libraries that are written in Rust or C++ tell it in words only.
+    return isinstance(error, Exception) and _says(error, _DISK_WORDS)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -23,7 +23,7 @@ from shared.jobs.history import Event, Progress, clear_progress, forget_events, 
 from shared.jobs.redis_time import redis_time
 from shared.jobs.task_job import TaskJob
 from shared.jobs.task_queue import TaskQueue, runs_key
-from shared.jobs.workers import HOST_FIELD, START_FIELD, able_hosts
+from shared.jobs.workers import HOST_FIELD, START_FIELD, Place, able_places
 from shared.kinds.kind import Task
 from worker.jobs.attempt import Attempt
 from worker.jobs.choice import choosing_queue
@@ -109,9 +109,10 @@ class LeaseWorker(LeanWorker):
         self._functions = functions
         self._alone = alone
         self._when_idle = when_idle
-        self.set_aside = SetAside(connection, queue_name, host=host, start_id=start_id or name)
+        self._place = Place(host, start_id or name)
+        self.set_aside = SetAside(connection, queue_name, host=host, start_id=self._place.start_id)
         self._streaks = FailureStreaks()
-        queue_class = choosing_queue(host, self.set_aside.prefixes)
+        queue_class = choosing_queue(self._place, self.set_aside.prefixes)
         self._context = JobContext(confirm=lambda: None)
         super().__init__(
             [queue_class(queue_name, connection)],
@@ -163,7 +164,7 @@ class LeaseWorker(LeanWorker):
         execution = self._take(job, queue)
         if execution is None:
             return
-        self._attempt = Attempt(self._queue, job, execution, host=self.host, worker=self.name)
+        self._attempt = Attempt(self._queue, job, execution, place=self._place, worker=self.name)
         context = JobContext(confirm=self._attempt.confirm, others_wait=lambda: self._others_wait(job))
         context.hand_back = self._context.hand_back
         self._context = context
@@ -207,7 +208,7 @@ class LeaseWorker(LeanWorker):
         self._state = "busy"
         # All machines compare it with their own; so it is Redis' time.
         started = datetime.fromtimestamp(redis_time(self.connection), UTC)
-        event = Event(outcome="started", host=self.host, worker=self.name)
+        event = Event(outcome="started", host=self.host, start=self._place.start_id, worker=self.name)
         with self.connection.pipeline() as then:
             execution = Execution.create(job, self.lease_seconds, then, worker_name=self.name)
             job.prepare_for_execution(self.name, then)
@@ -227,7 +228,7 @@ class LeaseWorker(LeanWorker):
 
     def serialize(self) -> dict[Any, Any]:
         """What stands of this worker in Redis."""
-        return super().serialize() | {HOST_FIELD: self.host, START_FIELD: self.set_aside.start_id}
+        return super().serialize() | {HOST_FIELD: self.host, START_FIELD: self._place.start_id}
 
     def _maintain(self, redis: Redis) -> None:
         """At every beat, of the worker's own thread while it computes: a sign of life, then lost jobs."""
@@ -285,7 +286,7 @@ class LeaseWorker(LeanWorker):
     def _look_at_myself(self, job: Job, error: BaseException | None) -> None:
         """Leave such tasks to others if several of them failed here in a row, and there are others."""
         pause = self._streaks.failed(job.id)
-        if pause and able_hosts(self._queue, kind_of_job(job.id)) - {self.host}:
+        if pause and able_places(self._queue, kind_of_job(job.id)) - {self._place}:
             last = (str(error).strip().splitlines() or [""])[0]
             reason = f"several in a row failed here, the last one: {type(error).__name__}: {last}"
             self.set_aside.add(job.id, reason, pause)

@@ -15,6 +15,7 @@ from shared.jobs.redis_time import redis_time
 from shared.jobs.task_job import TaskJob
 from shared.jobs.task_queue import TaskQueue, given_up_key, is_job_id
 from shared.jobs.worker_keys import forget_odd_workers
+from shared.jobs.workers import Place
 from worker.jobs.lease_scripts import end_lease
 from worker.jobs.outcome import end_attempt, hand_back
 from worker.jobs.strangers import return_strangers_jobs
@@ -115,7 +116,8 @@ def return_job(queue: TaskQueue, lease: bytes, outcome: Outcome, cause: str, *, 
             end_lease(redis, leases_key, lease, then, over=over)
             return False
         worker = job.worker_name or "unknown"
-        event = Event(outcome=outcome, host=_host_of(queue, job_id, worker), worker=worker, detail=cause)
+        host, start = _place_of(queue, job_id, worker)
+        event = Event(outcome=outcome, host=host, start=start, worker=worker, detail=cause)
         if outcome == "handed back":
             returned = hand_back(queue, job, lease, event, then, over=over)
         else:
@@ -125,6 +127,6 @@ def return_job(queue: TaskQueue, lease: bytes, outcome: Outcome, cause: str, *, 
     return returned
 
 
-def _host_of(queue: TaskQueue, job_id: str, worker: str) -> str:
-    hosts = [event.host for event in read_events(queue.connection, job_id) if event.worker == worker]
-    return hosts[-1] if hosts else ""
+def _place_of(queue: TaskQueue, job_id: str, worker: str) -> Place:
+    events = [event for event in read_events(queue.connection, job_id) if event.worker == worker]
+    return Place(events[-1].host, events[-1].start) if events else Place("", "")

@@ -15,7 +15,7 @@ from shared.jobs.history import Event, push_event, read_events
 from shared.jobs.redis_time import redis_time
 from shared.jobs.task_job import FAILURE_TTL
 from shared.jobs.task_queue import TaskQueue, avoid_key, given_up_key
-from shared.jobs.workers import able_hosts
+from shared.jobs.workers import able_places
 from worker.jobs.lease_scripts import end_lease
 from worker.jobs.verdict import PREFERENCE_SECONDS, Verdict, judge
 
@@ -54,7 +54,7 @@ def end_attempt(
     those of `hand_back`.
     """
     events = [*read_events(queue.connection, job.id), event]
-    verdict = Verdict(give_up=True) if hopeless else judge(events, able_hosts(queue, kind_of_job(job.id)))
+    verdict = Verdict(give_up=True) if hopeless else judge(events, able_places(queue, kind_of_job(job.id)))
     push_event(then, job.id, event)
     if verdict.give_up:
         _give_up(queue, job, event.detail, then)

@@ -34,7 +34,7 @@ class SetAside:
         self._connection = connection
         self._queue_name = queue_name
         self._host = host
-        self.start_id = start_id
+        self._start_id = start_id
         self._kinds = self._read()
 
     def add(self, job_id: str, reason: str, seconds: float = ASIDE_SECONDS) -> None:
@@ -66,7 +66,7 @@ class SetAside:
         try:
             until = redis_time(self._connection) + seconds
             aside = Aside(host=self._host, reason=reason, until=until)
-            self._connection.hset(key, f"{self.start_id}:{kind}", msgspec.json.encode(aside))
+            self._connection.hset(key, f"{self._start_id}:{kind}", msgspec.json.encode(aside))
             self._connection.expire(key, int(10 * ASIDE_SECONDS))
         except ResponseError:
             # No hash of ours, or no room: this process knows it even so.
@@ -77,5 +77,5 @@ class SetAside:
         return {
             entry.kind: _Kept(entry.aside.reason, time.monotonic() + entry.aside.until - now)
             for entry in read_asides(self._connection, self._queue_name, now)
-            if entry.start_id == self.start_id
+            if entry.start_id == self._start_id
         }

@@ -18,6 +18,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from shared.jobs.history import Event
+from shared.jobs.workers import Place
 
 LIMIT = 4.0
 LIMIT_ON_ONE_HOST = 8.0
@@ -39,28 +40,46 @@ class Verdict:
     wait_seconds: float = 0.0
     """Before the next try."""
     avoid: frozenset[str] = frozenset()
-    """Hosts that leave the job to others for a while."""
+    """Hosts, or `worker start`s of one host, that leave the job to others for a while."""
 
 
-def judge(events: Sequence[Event], able: Collection[str]) -> Verdict:
+def judge(events: Sequence[Event], able: Collection[Place]) -> Verdict:
     """Decide over a job.
 
     Args:
         events: its history, with the ending that is judged as the last.
-        able: connected hosts that have not set such tasks aside.
+        able: where workers are connected that have not set such tasks aside.
     """
     charged = [event for event in events if event.outcome in COST]
     silent = [event for event in events if event.outcome == "silent"]
-    hosts = {event.host for event in charged}
     cost = sum(COST[event.outcome] for event in charged)
-    limit = LIMIT if len(hosts) > 1 or not set(able) - hosts else LIMIT_ON_ONE_HOST
+    limit = LIMIT_ON_ONE_HOST if _only_one_failed_it(_places(charged), set(able)) else LIMIT
     if cost >= limit or len(silent) >= MAX_SILENCES:
         return Verdict(give_up=True)
     # The first time that a machine fell silent or a process was killed, the job is innocent.
     last = events[-1].outcome
     past = len(silent) - 1 if last == "silent" else len(charged) - (last == "killed")
-    troubled = frozenset(hosts.union(event.host for event in silent))
     return Verdict(
         wait_seconds=min(FIRST_WAIT_SECONDS * GROWTH ** (past - 1), LONGEST_WAIT_SECONDS) if past else 0.0,
-        avoid=troubled if set(able) - troubled else frozenset(),
+        avoid=_to_avoid(_places([*charged, *silent]), set(able)),
     )
+
+
+def _places(events: Sequence[Event]) -> set[Place]:
+    return {Place(event.host, event.start) for event in events}
+
+
+def _only_one_failed_it(places: set[Place], able: set[Place]) -> bool:
+    hosts = {place.host for place in places}
+    other_hosts = {place.host for place in able} - hosts
+    return (len(hosts) == 1 and bool(other_hosts)) or (len(places) == 1 and bool(able - places))
+
+
+def _to_avoid(troubled: set[Place], able: set[Place]) -> frozenset[str]:
+    """Another machine is best, another `worker start` on the same one the next best."""
+    hosts = frozenset(place.host for place in troubled)
+    if {place.host for place in able} - hosts:
+        return hosts
+    if able - troubled:
+        return frozenset(place.start_id for place in troubled)
+    return frozenset()

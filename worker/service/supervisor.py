@@ -29,6 +29,8 @@ HEALTHY_SECONDS = 60.0
 PROVEN_SECONDS = 10.0
 """Once a worker has lived this long, a later start that is refused is tried again: a share can be mounted
 again, an update of a library ends."""
+LEAVE_SECONDS = 15.0
+"""How long workers may take to hand their jobs back once our parent is gone."""
 MAX_TROUBLES = 5
 """With --burst, how many workers in a row may find Redis or the store out of reach before we give up."""
 
@@ -68,7 +70,8 @@ class Supervisor:
         self._signals = 0
         self._exit_code = 0
         self._with_parent = with_parent
-        self._orphaned = False
+        self._orphaned: float | None = None
+        """Since when the parent is gone, on the monotonic clock."""
 
     def run(self) -> int:
         """Supervise; return 0, or 2 when this machine can't serve the run."""
@@ -79,11 +82,18 @@ class Supervisor:
                 for slot in self._slots:
                     self._look_after(slot)
                 time.sleep(POLL_SECONDS)
-                if self._with_parent and not self._orphaned and parent_is_gone():
-                    self._orphaned = True
-                    self._hand_on(signal.SIGTERM, None)
-                    self._hand_on(signal.SIGTERM, None)
+                if self._with_parent:
+                    self._leave_with_parent()
         return self._exit_code
+
+    def _leave_with_parent(self) -> None:
+        """Stop the workers once the parent is gone, and kill those that can't: their Redis ended, too."""
+        if self._orphaned is None and parent_is_gone():
+            self._orphaned = time.monotonic()
+            self._hand_on(signal.SIGTERM, None)
+            self._hand_on(signal.SIGTERM, None)
+        elif self._orphaned is not None and time.monotonic() - self._orphaned > LEAVE_SECONDS:
+            self._hand_on(signal.SIGTERM, None)
 
     def _look_after(self, slot: _Slot) -> None:
         if slot.over:
@@ -140,7 +150,7 @@ class Supervisor:
         self._signals += 1
         # Read the count now: the next signal may arrive before this one is passed on.
         count = self._signals
-        if self._with_parent and not self._orphaned:
+        if self._with_parent and self._orphaned is None:
             # `producer run` prints its own messages.
             pass
         elif count == 1:
