@@ -2,6 +2,8 @@
 
     python -m benchmarks.jobs [--jobs 300 --rounds 7]
 
+Also: how long it takes to choose a job while two runs of 20,000 wait in one queue.
+
 Both run a burst of jobs from a Redis of their own, one after the other in turns; of the rounds, the
 median counts. A stock worker sends no heartbeat during a job and checks nothing before it writes an
 outcome.
@@ -22,10 +24,12 @@ from benchmarks.report import Report, print_report
 from benchmarks.settings import run_settings
 from producer.jobs.redis_server import RedisServer
 from shared.jobs.connection import connect
-from shared.jobs.task_queue import TaskQueue, queue_name
+from shared.jobs.task_queue import TaskQueue, queue_name, runs_key
+from shared.jobs.workers import Place
 from shared.kinds.calibration import CalibrationTask
 from shared.kinds.kind import Task
 from shared.kinds.registry import encode_task
+from worker.jobs.choice import Chooser
 from worker.jobs.job_context import JobContext
 from worker.jobs.lease_worker import LeaseWorker
 
@@ -57,6 +61,29 @@ def compare_workers(*, jobs: int, rounds: int) -> Report:
     report.facts |= {"jobs a round": jobs, "rounds": rounds}
     report.facts |= {"ours: ms a job": 1e3 * ours, "stock: ms a job": 1e3 * stock}
     report.at_most("ours over stock", ours / stock, 1.2)
+    return report
+
+
+def measure_choice(*, waiting: int, choices: int) -> Report:
+    """Choose jobs of two runs that have so many each in one queue, and take them out."""
+    report = Report(title=f"choosing a job: two runs, {waiting} waiting jobs each")
+    with tempfile.TemporaryDirectory() as folder, RedisServer(Path(folder)) as server:
+        connection = connect(server.url)
+        queue = TaskQueue(queue_name("benchmark"), connection)
+        for run in ("cal-aaaaaaaaaaaa-", "sen-bbbbbbbbbbbb-"):
+            connection.rpush(queue.key, *[f"{run}{index:05d}" for index in range(waiting)])
+            connection.sadd(runs_key(queue.name), run)
+        chooser = Chooser(Place("here", "start"), list)
+        seconds = []
+        for _ in range(choices):
+            start = time.perf_counter()
+            choice = chooser.choose(connection, queue.name)
+            seconds.append(time.perf_counter() - start)
+            assert choice.job_id
+            connection.lrem(queue.key, 1, choice.job_id.decode())
+    report.facts |= {"choices": choices, "ms a choice, slowest": 1e3 * max(seconds)}
+    report.facts |= {"ms a choice, median": 1e3 * statistics.median(seconds)}
+    report.at_most("ms a choice, mean", 1e3 * statistics.fmean(seconds), 10)
     return report
 
 
@@ -107,6 +134,7 @@ def _burst(worker: SimpleWorker, connection: Redis, jobs: int) -> float:
 @click.option("--rounds", default=7, show_default=True, help="Rounds each.")
 def main(**options: int) -> None:
     print_report(compare_workers(**options))
+    print_report(measure_choice(waiting=20_000, choices=3000))
 
 
 if __name__ == "__main__":

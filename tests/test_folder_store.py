@@ -11,7 +11,7 @@ from uuid import uuid4
 import fsspec
 import pytest
 
-from shared.errors import ShardCorruptError, StoreError, WrongStoreError
+from shared.errors import ShardCorruptError, StoreError, StoreTroubleError, WrongStoreError
 from shared.stores.folder_store import MARKER, FolderStore
 from shared.stores.store import ShardStore
 from tests.store_contract import RECORD, SHARD, TASK, StoreContract
@@ -325,3 +325,28 @@ def small_disk(place: Path, kilobytes: int) -> Iterator[Path]:
         yield place
     finally:
         subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@pytest.mark.parametrize(
+    ("url", "platform", "guarded"),
+    [
+        ("/Users/me/Documents/store", "darwin", True),
+        ("/Volumes/share", "darwin", True),
+        ("/Users/me/Library/Mobile Documents/store", "darwin", True),
+        ("/Users/me/store", "darwin", False),
+        ("/Volumes/share", "linux", False),
+    ],
+)
+def test_macos_guards_some_folders(
+    monkeypatch: pytest.MonkeyPatch, url: str, platform: str, guarded: bool
+) -> None:
+    """No Mac was at hand: what it answers is made up."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr("shared.stores.folder_store.open_filesystem", refuse)
+    monkeypatch.setattr("shared.stores.folder_store.sys.platform", platform)
+    with pytest.raises(StoreTroubleError) as caught:
+        FolderStore.open(url)
+    assert ("macOS guards this folder: allow" in str(caught.value)) == guarded

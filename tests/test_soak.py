@@ -22,7 +22,7 @@ TASKS = int(os.environ.get("BITFLEET_SOAK") or 600)
 KILLS = max(10, TASKS // 20)
 REDIS_KILLS, FREEZES, WIPES = 3, 2, 1
 GROWTH_BYTES = 10e6
-BYTES_A_RECORD = 6000
+BYTES_A_RECORD = 4000
 """What this test's collector keeps of a task: the task itself, and its record."""
 
 pytestmark = [

@@ -148,6 +148,12 @@ def start(
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON with every figure, to compare machines by.")
 @click.option(
+    "--first-mac",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Do what docs/first-mac.md asks for, as with --full, run the demo, and write all into this file.",
+)
+@click.option(
     "--redis-url",
     envvar="REDIS_URL",
     show_envvar=True,
@@ -164,7 +170,14 @@ def start(
     "--model", default=DEFAULT_MODEL, show_default=True, metavar="ID", help="Whose files to look for."
 )
 @explain_errors
-def doctor(full: bool, as_json: bool, redis_url: str | None, store: str | None, model: str) -> None:
+def doctor(
+    full: bool,
+    as_json: bool,
+    first_mac: Path | None,
+    redis_url: str | None,
+    store: str | None,
+    model: str,
+) -> None:
     """Check whether this machine can be trusted with work: Python, MLX, what its GPU computes, Redis, disk.
 
     Nothing is downloaded. Each step of small random models is computed on the GPU and on the CPU and
@@ -172,18 +185,25 @@ def doctor(full: bool, as_json: bool, redis_url: str | None, store: str | None, 
     """
     import sys
 
+    from shared.files import write_atomically
     from shared.models import model_spec
     from shared.printable import printable
     from worker.doctor.examine import examine, line_of, to_json
 
     model_spec(model)
     checks = []
-    for check in examine(full=full, redis_url=redis_url, store=store, model=model):
+    full = full or first_mac is not None
+    for check in examine(
+        full=full, redis_url=redis_url, store=store, model=model, first_mac=first_mac is not None
+    ):
         checks.append(check)
         if not as_json:
             click.echo(printable(line_of(check)))
     if as_json:
         click.echo(to_json(checks, full=full))
+    if first_mac is not None:
+        write_atomically(first_mac, to_json(checks, full=full).encode())
+        click.echo(f"written: {first_mac}", err=True)
     failed = sum(check.outcome == "failed" for check in checks)
     if failed:
         click.echo(f"{failed} of {len(checks)} checks failed", err=True)

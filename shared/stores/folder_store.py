@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import re
+import sys
 from collections.abc import Sequence
 from typing import Any
 from uuid import uuid4
@@ -20,6 +21,9 @@ MARKER = "bitfleet-store.json"
 MAX_RECORD_BYTES = 64 * 1024
 
 _marker_decoder = msgspec.json.Decoder(dict[str, str])
+_GUARDED = re.compile(
+    r"/(Documents|Desktop|Downloads|Library/Mobile Documents|Library/CloudStorage)(/|$)|^/Volumes/"
+)
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -234,6 +238,18 @@ def _protocols(filesystem: Any) -> tuple[str, ...]:
     return (protocol,) if isinstance(protocol, str) else tuple(protocol)
 
 
+def _cure(url: str, error: Exception) -> str:
+    if not is_readable(url):
+        return f"; {PERCENT_ENCODE}"
+    # macOS asks the user before a program may read these; nobody may be there to be asked.
+    if sys.platform == "darwin" and isinstance(error, PermissionError) and _GUARDED.search(url):
+        return (
+            "; macOS guards this folder: allow this terminal under System Settings, Privacy & Security, "
+            "Files and Folders (or Full Disk Access), or take a folder elsewhere"
+        )
+    return ""
+
+
 @contextlib.contextmanager
 def _explained(url: str, path: str | None = None) -> Any:
     """Turn all errors into one line that names the store, and the file if given. No password is in it."""
@@ -246,7 +262,7 @@ def _explained(url: str, path: str | None = None) -> Any:
         reason = without_secrets(said, url) or type(error).__name__
         store = f"store {safe_url(url)}"
         what = f"{without_secrets(path, url)} in {store} can't be read" if path else f"{store} can't be used"
-        cure = "" if is_readable(url) else f"; {PERCENT_ENCODE}"
+        cure = _cure(url, error)
         trouble = StoreTroubleError(f"{what}: {reason}{cure}")
         if without_secrets(str(error), url) != str(error):
             # A traceback would tell all that the library said.

@@ -11,6 +11,7 @@ from msgspec import Struct
 
 from shared import __version__
 from worker.doctor.check import Check, CheckFunction, run_checks
+from worker.doctor.first_mac import check_demo, check_session
 from worker.doctor.surroundings import check_disk, check_model_files, check_redis
 from worker.doctor.system import check_mlx_version, check_python, check_system
 
@@ -28,8 +29,18 @@ class Examination(Struct, frozen=True, kw_only=True):
     checks: list[Check]
 
 
-def examine(*, full: bool, redis_url: str | None, store: str | None, model: str) -> Iterator[Check]:
-    """Yield one check after the other. The first ones that fail explain those that come after."""
+def examine(
+    *, full: bool, redis_url: str | None, store: str | None, model: str, first_mac: bool = False
+) -> Iterator[Check]:
+    """Yield one check after the other. The first ones that fail explain those that come after.
+
+    Args:
+        full: whether to use transformers as wide as published ones.
+        redis_url: a Redis to check; None: none.
+        store: a store to check; None: the relay in that Redis.
+        model: whose files to look for.
+        first_mac: whether to tell the kind of session and run the demo, too.
+    """
     functions: list[tuple[str, CheckFunction]] = [
         ("Python", check_python),
         ("System", check_system),
@@ -44,6 +55,8 @@ def examine(*, full: bool, redis_url: str | None, store: str | None, model: str)
             ("Model files", lambda: check_model_files(model, _downloads())),
         ]
     )
+    if first_mac:
+        yield from run_checks([("Session", check_session), ("Demo", check_demo)])
 
 
 def _numbers(*, full: bool) -> Iterator[Check]:

@@ -30,28 +30,31 @@ class CountSketch:
         self._seed = (seed, 0)
         random = np.random.default_rng((seed, 1))
         outputs, inputs = shape
-        width = -(-inputs // buckets) * buckets
-        # Number j of row i goes to bucket (place of j + turn of i) mod B: any two of them meet with a chance
-        # of 1 in B at most. So all is sums and a gather, where a scatter would queue for B addresses.
-        self._order = mx.array(random.permutation(width).astype(np.uint32))
-        self._padding = width - inputs
-        turns = random.integers(0, buckets, (outputs, 1), np.uint32)
-        self._turns = mx.array(turns)
+        self._width = -(-inputs // buckets) * buckets
+        # Number j of row i goes to bucket (j + turn of its chunk of B columns + turn of i) mod B: any two of
+        # them meet with a chance of 1 in B at most. So all is sums and a gather, where a scatter would queue
+        # for B addresses.
+        self._chunk_turns: list[int] = random.integers(0, buckets, self._width // buckets).tolist()
+        self._turns = mx.array(random.integers(0, buckets, (outputs, 1), np.uint32))
 
     def of(self, matrix: mx.array) -> Array:
         """c (B,) float64, of (outputs, inputs) float32."""
         signs = np.random.default_rng(self._seed).bytes(-(-self._shape[0] * self._shape[1] // 8))
         sketch = np.zeros(self._buckets)
-        for rows in row_slices(self._shape):
+        for rows in row_slices((self._shape[0], self._width)):
             sketch += np.array(self._of_rows(matrix[rows], rows, np.frombuffer(signs, np.uint8)))
         return sketch
 
     def _of_rows(self, part: mx.array, rows: slice, signs: Array) -> mx.array:
         """c (B,) float32, lazy, of some rows."""
-        signed = mx.where(_bits(signs, rows.start * self._shape[1], part.shape), part, -part)
-        if self._padding:
-            signed = mx.pad(signed, [(0, 0), (0, self._padding)])
-        by_row = mx.take(signed, self._order, axis=1).reshape(len(part), -1, self._buckets).sum(axis=1)
+        count, inputs = part.shape
+        signed = mx.where(_bits(signs, rows.start * inputs, part.shape), part, -part)
+        signed = mx.pad(signed, [(0, 0), (0, self._width - inputs)])
+        chunks = signed.reshape(count, -1, self._buckets)
+        by_row = mx.zeros((count, self._buckets))
+        for chunk, turn in enumerate(self._chunk_turns):
+            # Turned by hand: two copies, no gather.
+            by_row = by_row + mx.concatenate([chunks[:, chunk, turn:], chunks[:, chunk, :turn]], axis=1)
         turned = mx.arange(self._buckets, dtype=mx.uint32)[None] + self._turns[rows]
         places = mx.remainder(turned, self._buckets)
         sketch: mx.array = mx.take_along_axis(by_row, places, axis=1).sum(axis=0)

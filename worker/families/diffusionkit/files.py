@@ -18,7 +18,6 @@ from diffusionkit.mlx.mmdit import MMDiT
 from diffusionkit.mlx.t5 import SD3T5Encoder
 from diffusionkit.mlx.vae import VAEDecoder
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from mlx.nn.layers.base import Module
 from platformdirs import user_cache_path
 
@@ -46,6 +45,7 @@ from worker.families.diffusionkit.sd3_layout import (
 )
 from worker.families.diffusionkit.small_models import WEIGHTS_FILE, BuiltIn
 from worker.families.diffusionkit.t5 import PublishedDense, T5Stack
+from worker.families.downloads import unavailable
 
 
 class ModelFiles:
@@ -155,7 +155,7 @@ class ModelFiles:
         try:
             return Path(hf_hub_download(repo_id, filename))
         except Exception as error:
-            raise _unavailable(self.model_id, repo_id, filename, error) from error
+            raise unavailable(self.model_id, repo_id, filename, error) from error
 
     @property
     def _weights_file(self) -> str:
@@ -232,19 +232,6 @@ _strict_update = Module.update
 def _lenient_update(self: Module, parameters: dict[str, Any], strict: bool = False) -> Module:
     updated: Module = _strict_update(self, parameters, strict=strict)
     return updated
-
-
-def _unavailable(model_id: str, repo_id: str, filename: str, error: Exception) -> ModelUnavailableError:
-    page = f"https://huggingface.co/{repo_id}"
-    other = "or give the weights with --checkpoint FILE"
-    if isinstance(error, GatedRepoError):
-        reason, remedy = "is gated", f"accept the licence at {page}, then run `hf auth login`, {other}"
-    elif isinstance(error, RepositoryNotFoundError):
-        reason, remedy = "can't be seen without a login", f"look at {page} and run `hf auth login`, {other}"
-    else:
-        reason = f"is not on this machine and can't be downloaded ({type(error).__name__})"
-        remedy = f"check the network and HF_HUB_OFFLINE, then try again, {other}"
-    return ModelUnavailableError(f"{model_id}: {filename} of {repo_id} {reason}; {remedy}")
 
 
 def file_sha256(path: Path) -> str:
