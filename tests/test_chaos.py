@@ -192,7 +192,7 @@ def test_a_run_that_nobody_collects_stalls_no_other(chaos: Chaos) -> None:
     chaos.store.set_limit(3 * len(shard_of(stale[0])))
     chaos.queue.enqueue_tasks(stale)
     workers = [chaos.start() for _ in range(2)]
-    chaos.wait_until(lambda: "is full; waiting" in chaos.logs())
+    chaos.wait_until(lambda: chaos.logs().count("is full; waiting") == 2)
     assert len(chaos.store.record_ids(namespace)) == 3
     chaos.enqueue(8, "0.01")
     chaos.collect_all()
