@@ -155,7 +155,13 @@ class Demo:
 
     def plan(self, prompts: int, bits: int, keep: Sequence[str] = ()) -> Plan:
         """Make the plan of the size of a uniform model."""
-        options = PlanOptions(targets=[like(f"uniform:{bits}")], keep=keep, prompts=self.file, proof=prompts)
+        options = PlanOptions(
+            source=LevelsSettings(run_id=self.run.id, candidates=PLAIN).id,
+            targets=[like(f"uniform:{bits}")],
+            keep=keep,
+            prompts=self.file,
+            proof=prompts,
+        )
         return make_plans(self.folder, options)[0]
 
     def predict(self, variants: Sequence[Variant], prompts: tuple[PlanPrompt, ...]) -> list[Prediction]:
