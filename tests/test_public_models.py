@@ -81,7 +81,9 @@ def folder(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pat
             return result.output
 
         def work() -> None:
-            command = ["-m", "tests.tiny_worker", "start", "--burst", "--redis-url", server.url]
+            # Published models' names stand for tiny ones here: what those would need doesn't matter.
+            limit = ("--memory-limit", "100GB")
+            command = ["-m", "tests.tiny_worker", "start", "--burst", "--redis-url", server.url, *limit]
             done = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True)
             assert done.returncode == 0, done.stderr
 
