@@ -179,7 +179,7 @@ def test_what_was_written_survives_a_kill(tmp_path: Path) -> None:
         pid = client.info("server")["process_id"]
         for number in range(100):
             client.rpush("list", number)
-        # While the disk is busy with an fsync, Redis holds back what it should append, for two seconds at most.
+        # While the disk is busy with an fsync, Redis holds back what it should append, for up to two seconds.
         wait_until(lambda: client.info("persistence")["aof_buffer_length"] == 0)
         os.kill(pid, signal.SIGKILL)
     with RedisServer(tmp_path) as again:
