@@ -112,7 +112,7 @@ def test_clocks_are_wrong_by_an_hour(chaos: Chaos) -> None:
     workers[2].wait()
     chaos.collect_all()
     finished = [datetime.fromisoformat(record.finished_at) for record in chaos.collected.values()]
-    assert max(finished) - min(finished) > timedelta(hours=2)
+    assert max(finished) - min(finished) > timedelta(hours=1.9)
     chaos.settle()
     assert [worker.returncode for worker in workers] == [0, 0, -signal.SIGKILL]
     # Nothing was done twice, and only the dead one was missed.

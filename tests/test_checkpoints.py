@@ -8,8 +8,6 @@ import huggingface_hub.constants
 import mlx.core as mx
 import numpy as np
 import pytest
-from diffusionkit.mlx.config import FLUX_DEV, FLUX_SCHNELL, SD3_2b, SD3_8b
-from diffusionkit.mlx.mmdit import MMDiT
 from safetensors.numpy import load_file, save_file
 
 from benchmarks.settings import run_settings
@@ -23,8 +21,13 @@ from worker.families.diffusionkit import files as model_files
 from worker.families.diffusionkit.files import file_sha256
 from worker.families.diffusionkit.loading import LoadedModel, load_model
 from worker.families.diffusionkit.published import PublishedMMDiT
+from worker.families.diffusionkit.quiet_imports import quiet_imports
 from worker.families.diffusionkit.small_models import DEMO, TINY_SD3
 from worker.families.registry import load_family
+
+with quiet_imports():
+    from diffusionkit.mlx.config import FLUX_DEV, FLUX_SCHNELL, SD3_2b, SD3_8b
+    from diffusionkit.mlx.mmdit import MMDiT
 
 pytestmark = pytest.mark.slow
 

@@ -3,8 +3,6 @@
 from collections import Counter
 
 import pytest
-from diffusionkit.mlx.config import FLUX_DEV, FLUX_SCHNELL, SD3_2b, SD3_8b
-from diffusionkit.mlx.mmdit import MMDiT
 
 from shared.choices import DEFAULT_MODEL
 from shared.costs import TaskSize, cost_of, packed_bytes, passing_of
@@ -15,7 +13,12 @@ from shared.runs import RunSettings
 from shared.stores.store import MAX_PORTABLE_BYTES
 from tests.tasks import SETTINGS
 from worker.families.diffusionkit.layers import linear_layers
+from worker.families.diffusionkit.quiet_imports import quiet_imports
 from worker.families.diffusionkit.small_models import DEMO, TINY_SD3
+
+with quiet_imports():
+    from diffusionkit.mlx.config import FLUX_DEV, FLUX_SCHNELL, SD3_2b, SD3_8b
+    from diffusionkit.mlx.mmdit import MMDiT
 
 SD3, SD35 = DEFAULT_MODEL, "argmaxinc/mlx-stable-diffusion-3.5-large"
 SCHNELL, DEV = "argmaxinc/mlx-FLUX.1-schnell", "argmaxinc/mlx-FLUX.1-dev"

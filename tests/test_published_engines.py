@@ -5,8 +5,6 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from diffusionkit.mlx import FluxPipeline
-from diffusionkit.mlx.sampler import FluxSampler
 
 from benchmarks.published_models import POOLED, TEXT, TOKENS, cases, load_mlx, write_checkpoint
 from benchmarks.random_mmdit import as_family
@@ -18,6 +16,11 @@ from worker.engine.sketch import SketchEngine
 from worker.engine.trajectory import Trajectory, denoise
 from worker.families.diffusionkit.layers import linear_layers
 from worker.families.diffusionkit.modulation import set_modulation
+from worker.families.diffusionkit.quiet_imports import quiet_imports
+
+with quiet_imports():
+    from diffusionkit.mlx import FluxPipeline
+    from diffusionkit.mlx.sampler import FluxSampler
 
 pytestmark = pytest.mark.slow
 

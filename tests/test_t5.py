@@ -7,11 +7,14 @@ import huggingface_hub.constants
 import mlx.core as mx
 import numpy as np
 import pytest
-from diffusionkit.mlx import model_io
 
 from shared.models import Reference
 from tests.tiny_models import SD3, T5_TOKENS, repository, tiny_tables, write_t5
 from worker.families.diffusionkit.files import ModelFiles
+from worker.families.diffusionkit.quiet_imports import quiet_imports
+
+with quiet_imports():
+    from diffusionkit.mlx import model_io
 
 pytestmark = pytest.mark.slow
 

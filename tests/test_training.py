@@ -5,7 +5,6 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
-from diffusionkit.mlx.sampler import ModelSamplingDiscreteFlow
 from mlx import nn
 
 from training.diffusion import SHIFT, shifted
@@ -13,6 +12,10 @@ from training.grammar import sample_scenes
 from training.optimiser import Recipe, TrainingState, cosine, plateau
 from training.render import render_all
 from training.vae import LATENT_FORMAT, Autoencoder, as_input, scale_latents
+from worker.families.diffusionkit.quiet_imports import quiet_imports
+
+with quiet_imports():
+    from diffusionkit.mlx.sampler import ModelSamplingDiscreteFlow
 
 RECIPE = Recipe(steps=8, peak=0.1, warmup=2, schedule=cosine, ema=0.9)
 

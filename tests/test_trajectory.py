@@ -6,9 +6,6 @@ import mlx.core as mx
 import msgspec
 import numpy as np
 import pytest
-from diffusionkit.mlx import FluxLatentFormat, FluxPipeline, model_io
-from diffusionkit.mlx.mmdit import MMDiT
-from diffusionkit.mlx.sampler import FluxSampler
 from mlx.utils import tree_flatten
 
 from shared.errors import InputError
@@ -21,8 +18,14 @@ from worker.engine.trajectory import Trajectory, denoise
 from worker.families.diffusionkit import files as model_files
 from worker.families.diffusionkit import tiny_checkpoint
 from worker.families.diffusionkit.mmdit_family import MMDiTFamily
+from worker.families.diffusionkit.quiet_imports import quiet_imports
 from worker.families.flux import Flux
 from worker.families.registry import load_family
+
+with quiet_imports():
+    from diffusionkit.mlx import FluxLatentFormat, FluxPipeline, model_io
+    from diffusionkit.mlx.mmdit import MMDiT
+    from diffusionkit.mlx.sampler import FluxSampler
 
 pytestmark = pytest.mark.slow
 

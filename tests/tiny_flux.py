@@ -7,13 +7,16 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
-from diffusionkit.mlx import model_io
-from diffusionkit.mlx.config import MMDiTConfig, PositionalEncoding
-from diffusionkit.mlx.mmdit import MMDiT
 
 from worker.families.diffusionkit.files import ModelFiles
+from worker.families.diffusionkit.quiet_imports import quiet_imports
 from worker.families.diffusionkit.sd3_layout import empty_parameters, mmdit_to_flux
 from worker.families.diffusionkit.tiny_checkpoint import random_like, write_weights
+
+with quiet_imports():
+    from diffusionkit.mlx import model_io
+    from diffusionkit.mlx.config import MMDiTConfig, PositionalEncoding
+    from diffusionkit.mlx.mmdit import MMDiT
 
 FLUX = "argmaxinc/mlx-FLUX.1-schnell"
 

@@ -10,24 +10,27 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import diffusionkit.mlx as diffusionkit
 import mlx.core as mx
 import numpy as np
 import pytest
 import sentencepiece
-from diffusionkit.mlx import model_io
-from diffusionkit.mlx.config import MMDiTConfig
-from diffusionkit.mlx.mmdit import MMDiT
-from diffusionkit.mlx.t5 import SD3T5Encoder
-from diffusionkit.mlx.vae import VAEDecoder
 from safetensors.numpy import save_file
 
 from tests.tiny_flux import TINY_FLUX
 from worker.families.diffusionkit import files as model_files
 from worker.families.diffusionkit import sd3_layout
+from worker.families.diffusionkit.quiet_imports import quiet_imports
 from worker.families.diffusionkit.sd3_layout import Weights, empty_parameters
 from worker.families.diffusionkit.small_models import TINY_SD3
 from worker.families.diffusionkit.tiny_checkpoint import new_clip, random_like, write_clip, write_tokenizers
+
+with quiet_imports():
+    import diffusionkit.mlx as diffusionkit
+    from diffusionkit.mlx import model_io
+    from diffusionkit.mlx.config import MMDiTConfig
+    from diffusionkit.mlx.mmdit import MMDiT
+    from diffusionkit.mlx.t5 import SD3T5Encoder
+    from diffusionkit.mlx.vae import VAEDecoder
 
 SD3 = "argmaxinc/mlx-stable-diffusion-3-medium"
 SD35 = "argmaxinc/mlx-stable-diffusion-3.5-large"

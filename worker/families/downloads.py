@@ -33,7 +33,7 @@ def _explain(page: str, error: Exception) -> tuple[str, str]:
     if isinstance(error, HfHubHTTPError) and status is not None and (status == 429 or status >= 500):
         return (
             f"can't be had at the moment (the hub answers {status})",
-            "nothing, it is tried again by itself",
+            "wait, it is tried again by itself",
         )
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "has no room on this disk", "make room, or set HF_HOME to a folder on a larger disk"
