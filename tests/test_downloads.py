@@ -27,7 +27,7 @@ def answered(kind: type[HfHubHTTPError], status: int) -> HfHubHTTPError:
         (answered(RepositoryNotFoundError, 401), "can't be seen without a login; look at"),
         (answered(HfHubHTTPError, 403), "is refused to this token; run `hf auth whoami`"),
         (answered(HfHubHTTPError, 503), r"\(the hub answers 503\); wait, it is tried again by itself"),
-        (answered(HfHubHTTPError, 429), r"\(the hub answers 429\); nothing"),
+        (answered(HfHubHTTPError, 429), r"\(the hub answers 429\); wait"),
         (OSError(errno.ENOSPC, "No space left on device"), "has no room on this disk; make room"),
         (PermissionError(errno.EACCES, "Permission denied", "/hub"), "can't be written to /hub"),
         (LocalEntryNotFoundError("offline"), r"\(LocalEntryNotFoundError\); check the network"),
