@@ -1,5 +1,6 @@
 """A Redis for the fleet: on the network, with a password, its data kept; in the foreground until stopped."""
 
+import contextlib
 import subprocess
 import time
 from dataclasses import dataclass
@@ -122,10 +123,11 @@ class FleetRedis:
         host = "127.0.0.1" if "*" in self._options.bind else self._options.bind.split()[0]
         with Redis(host=host, port=self._options.port, password=self._options.password) as client:
             while time.monotonic() < deadline and self._process and self._process.poll() is None:
-                try:
-                    return int(client.info("server")["process_id"]) == self._process.pid
-                except (RedisError, OSError):
-                    time.sleep(0.05)
+                with contextlib.suppress(RedisError, OSError):
+                    # Another server may answer at this port: ours then ends by itself, and says why.
+                    if int(client.info("server")["process_id"]) == self._process.pid:
+                        return True
+                time.sleep(0.05)
         return False
 
 
