@@ -1,6 +1,5 @@
 """The judge is brute force: the weight swapped in a fresh model, run by DiffusionKit's own denoiser."""
 
-import gc
 from dataclasses import replace
 from functools import cache
 
@@ -18,6 +17,7 @@ from benchmarks.random_mmdit import (
 )
 from shared.errors import RunMismatchError, TaskRefusedError
 from shared.kinds.sensitivity import SensitivityShard
+from tests.garbage import collect_garbage
 from worker.engine.exact import ExactEngine
 from worker.engine.layers import get_weight, set_weight
 from worker.engine.memory import memory_of_weights
@@ -48,7 +48,7 @@ def new_engine(name, **options):
 @pytest.fixture(autouse=True)
 def no_garbage():
     """What other tests of this process left is gone before memory is planned, and not in its midst."""
-    gc.collect()
+    collect_garbage()
     mx.clear_cache()
 
 

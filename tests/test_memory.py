@@ -1,4 +1,3 @@
-import gc
 from dataclasses import replace
 
 import mlx.core as mx
@@ -13,6 +12,7 @@ from shared.layout.sample_set import SampleSet
 from shared.models import MODELS
 from shared.plan import Choice
 from shared.transformer_shape import TransformerShape
+from tests.garbage import collect_garbage
 from tests.toy_families import ToyFamily
 from worker.engine.batches import Batch, batch_forward
 from worker.engine.block_gradients import record_states
@@ -44,7 +44,7 @@ WORKING = A_PASS.working * 5 // 4 + STATE
 @pytest.fixture(autouse=True)
 def no_garbage():
     """What other tests of this process left is gone before memory is planned, and not in its midst."""
-    gc.collect()
+    collect_garbage()
     mx.clear_cache()
 
 
@@ -203,7 +203,7 @@ def test_a_backward_trajectory_takes_what_its_cost_says(dtype, latent):
     size = TaskSize(
         image_size=8 * latent, num_steps=1, rows=2, text_tokens=text_tokens, fused_attention=False
     )
-    gc.collect()
+    collect_garbage()
     mx.clear_cache()
     held = mx.get_active_memory() - weights
     taken = taken_by(lambda: engine.measure(trajectory, probe_seed=0, image_index=0)) - held

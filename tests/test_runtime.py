@@ -1,6 +1,5 @@
 """What a worker process takes from its machine: refused before it is taken, and given back when idle."""
 
-import gc
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from redis import Redis
 import worker.service.runtime
 from shared.errors import MachineTooSmallError
 from shared.stores.relay_store import RelayStore
+from tests.garbage import collect_garbage
 from tests.tasks import SETTINGS, image_task
 from worker.engine.limits import CACHE_SHARE, default_memory_limit
 from worker.families.registry import FAMILIES
@@ -35,7 +35,7 @@ def runtime(redis: Redis, tmp_path: Path) -> Any:
 
 
 def test_what_does_not_fit_is_refused_before_its_weights_are_read(runtime: Any) -> None:
-    gc.collect()
+    collect_garbage()
     before = mx.get_active_memory()
     with pytest.raises(MachineTooSmallError) as caught:
         runtime(memory_limit=1_000_000).run(image_task(), CONTEXT)
