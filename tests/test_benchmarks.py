@@ -31,6 +31,7 @@ def test_every_job_of_both_workers_is_done():
     assert report.facts["stock: ms a job"] > 0
 
 
+@pytest.mark.chaos
 @pytest.mark.slow
 def test_a_killed_workers_job_is_found_by_the_other():
     report = measure_recovery(rounds=1, options={"lease_seconds": 2, "beat_seconds": 0.4})

@@ -26,7 +26,7 @@ from tests.hosts import two_hosts
 from tests.redis_process import RedisProcess, short_folder
 from tests.tasks import SETTINGS, image_task
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.chaos, pytest.mark.slow]
 
 OTHER_RUN = msgspec.structs.replace(SETTINGS, seed=1)
 
@@ -38,7 +38,6 @@ def chaos(own_redis: RedisProcess, tmp_path: Path) -> Iterator[Chaos]:
     chaos.close()
 
 
-@pytest.mark.chaos
 def test_workers_are_killed_again_and_again(chaos: Chaos) -> None:
     kills = 20 if FULL else 3
     chaos.enqueue(300 if FULL else 24, "0.1")
@@ -59,7 +58,6 @@ def test_workers_are_killed_again_and_again(chaos: Chaos) -> None:
     assert len(done) <= len(chaos.tasks) + kills
 
 
-@pytest.mark.chaos
 def test_workers_fall_asleep_and_wake_up(chaos: Chaos) -> None:
     workers = [chaos.start() for _ in range(2)]
     for turn in range(8 if FULL else 1):
@@ -102,7 +100,6 @@ def late_results(chaos: Chaos) -> int:
     return chaos.logs().count("the result is dropped") + len(done) - len(set(done))
 
 
-@pytest.mark.chaos
 def test_clocks_are_wrong_by_an_hour(chaos: Chaos) -> None:
     """They go wrong while workers run. One of these dies: its lease ends when it should."""
     chaos.enqueue(30 if FULL else 7, "0.8")
@@ -120,7 +117,6 @@ def test_clocks_are_wrong_by_an_hour(chaos: Chaos) -> None:
     assert chaos.logs().count("gave no sign of life") <= 1
 
 
-@pytest.mark.chaos
 def test_redis_is_killed_and_restarted(chaos: Chaos, own_redis: RedisProcess) -> None:
     chaos.enqueue(60 if FULL else 12, "0.2")
     workers = [chaos.start() for _ in range(2)]
@@ -136,7 +132,6 @@ def test_redis_is_killed_and_restarted(chaos: Chaos, own_redis: RedisProcess) ->
     assert [worker.returncode for worker in workers] == [0, 0]
 
 
-@pytest.mark.chaos
 def test_redis_is_frozen(chaos: Chaos, own_redis: RedisProcess) -> None:
     chaos.enqueue(20 if FULL else 6, "0.3")
     workers = [chaos.start() for _ in range(2)]
@@ -151,7 +146,6 @@ def test_redis_is_frozen(chaos: Chaos, own_redis: RedisProcess) -> None:
     assert "gave no sign of life" not in chaos.logs()
 
 
-@pytest.mark.chaos
 def test_redis_is_wiped(chaos: Chaos) -> None:
     chaos.enqueue(40 if FULL else 10, "0.2")
     workers = [chaos.start() for _ in range(2)]
@@ -255,7 +249,6 @@ def test_an_idle_worker_takes_a_second_copy_of_a_slow_job(chaos: Chaos) -> None:
     chaos.settle()
 
 
-@pytest.mark.chaos
 def test_a_machine_is_cut_off_and_comes_back(tmp_path: Path) -> None:
     """Two worker hosts in network namespaces of their own; one loses its network for longer than a lease."""
     with two_hosts() as (near, far), short_folder() as folder:
