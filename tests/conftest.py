@@ -1,5 +1,6 @@
 """A real Redis for the tests, and finished sensitivity tasks as a worker would leave them."""
 
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -17,6 +18,9 @@ from shared.runs import RunSettings, SensitivitySettings
 from shared.stores.records import Record
 from tests.redis_process import RedisProcess, short_folder
 from worker.families.diffusionkit.mmdit_places import place_of
+
+# Programs that tests start inherit an ignored signal, as it is under nohup; what they do on it is tested.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 pytest.register_assert_rewrite("tests.store_contract", "tests.lease_fleet", "tests.job_fleet", "tests.tasks")
 

@@ -30,8 +30,11 @@ MAKE: dict[str, Callable[[Redis, str], object]] = {
 
 
 def spoil(redis: Redis, key: str, kind: str) -> None:
-    redis.delete(key)
-    MAKE[kind](redis, key)
+    # One step: a worker may write the key in between.
+    with redis.pipeline() as step:
+        step.delete(key)
+        MAKE[kind](step, key)
+        step.execute()
 
 
 @pytest.fixture
