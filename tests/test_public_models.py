@@ -16,14 +16,17 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from benchmarks.settings import run_settings
 from producer.cli import main as producer
 from producer.folder.calib_folder import CalibFolder
 from producer.jobs.redis_server import RedisServer
 from producer.results.results import Results, decode_results
 from shared.layout.reader import read_samples
+from shared.models import PARTS
 from shared.runs import RunSettings
 from tests.fleet import PROMPTS, ROOT
 from tests.tiny_models import DEV, SCHNELL, SD3, SD35, tiny_tables, write_cache
+from worker.cli import main as worker
 from worker.families.diffusionkit.loading import load_model
 
 pytestmark = pytest.mark.slow
@@ -191,3 +194,20 @@ def test_a_card_says_whose_files_these_are(folder: Path) -> None:
         # Measuring loads the transformer alone, and has its fingerprint.
         assert card.parts.keys() == {"transformer", "text_encoder", "vae"}
         assert card.parts["transformer"] == card.fingerprint
+
+
+def test_a_model_is_fetched_before_any_run(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(home / "hub"))
+    with tiny_tables():
+        fetched = CliRunner().invoke(worker, ["fetch", SD35])
+        assert fetched.exit_code == 0, fetched.output
+        assert f"{SD35} is ready on this machine" in fetched.output
+        printed = [line.partition(": sha256 ")[2] for line in fetched.output.splitlines()[:3]]
+        settings = run_settings(model=SD35, reference="published")
+        model = load_model(settings)
+        assert printed == [model.part_fingerprints()[part][:12] for part in PARTS]
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(home / "nothing"))
+        missing = CliRunner().invoke(worker, ["fetch", SD35])
+        assert missing.exit_code == 2
+        assert "is not on this machine" in missing.output

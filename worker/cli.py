@@ -141,6 +141,24 @@ def start(
 
 
 @main.command()
+@click.argument("model", default=DEFAULT_MODEL)
+@click.option("--use-t5/--no-t5", default=None, help="Fetch the T5 text encoder. [default: only for FLUX]")
+@explain_errors
+def fetch(model: str, use_t5: bool | None) -> None:
+    """Download MODEL and check its files, before the first task asks for them.
+
+    With a bar for each file. What is there already is only checked. Give --use-t5 if the runs do.
+    """
+    from worker.service.fetch import fetch_model
+    from worker.service.machine import require_mlx
+
+    require_mlx()
+    for part, sha256 in fetch_model(model, use_t5=use_t5):
+        click.echo(f"{part.replace('_', ' ')}: sha256 {sha256[:12]}")
+    click.echo(f"{model} is ready on this machine")
+
+
+@main.command()
 @click.option(
     "--full",
     is_flag=True,

@@ -167,6 +167,6 @@ def check_model_files(model: str, cache: Path) -> Iterator[Check]:
             name="Model files",
             outcome="warning",
             found=f"{model} is not on this machine; its transformer is {format_size(spec.weight_bytes)}",
-            cure="the first task downloads it; a gated model wants its licence accepted on huggingface.co "
-            "and `hf auth login` first",
+            cure="`worker fetch` downloads it, or else the first task; a gated model wants its licence "
+            "accepted on huggingface.co and `hf auth login` first",
         )
