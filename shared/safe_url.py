@@ -81,8 +81,11 @@ def _secrets(url: str) -> list[str]:
     before, _, after = rest.rpartition("@")
     query = re.split("[?#]", f"{after}?", maxsplit=1)[1].removesuffix("?")
     found = {before, *before.split(":"), before.partition(":")[2], query}
-    for pair in re.split("[&?#]", query):
-        found |= {pair, pair.partition("=")[2]}
+    found |= {*re.split("[&?#]", query)}
+    # A value that was not percent-encoded goes on beyond an & or a #, nobody knows how far.
+    starts = [place + 1 for place, letter in enumerate(query) if letter == "="]
+    ends = [*(place for place, letter in enumerate(query) if letter in "&?#"), len(query)]
+    found |= {query[start:end] for start in starts for end in ends if start < end}
     found |= {unquote(part) for part in found}
     # As Python quotes it.
     found |= {repr(part)[1:-1] for part in found}
