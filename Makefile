@@ -66,9 +66,10 @@ chaos: install
 soak: install
 	BITFLEET_SOAK=10000 $(BIN)/pytest -s tests/test_soak.py
 
-# 10,000 hostile jobs, records and shards of each kind; the tests take 200.
+# 10,000 hostile jobs, records, shards and URLs of each kind; the tests take 100 or 200, the same each time.
+HOSTILE := test_hostile test_jobs test_npz test_printable test_records test_safe_url
 fuzz: install
-	BITFLEET_FUZZ=10000 $(PYTEST) tests/test_hostile.py --durations=5
+	BITFLEET_FUZZ=10000 $(PYTEST) $(HOSTILE:%=tests/%.py) --durations=5
 
 bench: install
 	$(BIN)/python -m benchmarks

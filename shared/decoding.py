@@ -5,6 +5,7 @@ from typing import TypeVar
 import msgspec
 
 from shared.errors import BitfleetError
+from shared.printable import printable
 
 Value = TypeVar("Value")
 
@@ -32,7 +33,7 @@ def decode(
     try:
         return decoder.decode(data)
     except UNDECODABLE as reason:
-        raise error(f"{problem}: {reason}{remedy}") from None
+        raise error(f"{problem}: {printable(str(reason))}{remedy}") from None
 
 
 def decode_or_none(decoder: msgspec.json.Decoder[Value], data: bytes | str) -> Value | None:

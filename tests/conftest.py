@@ -1,5 +1,6 @@
 """A real Redis for the tests, and finished sensitivity tasks as a worker would leave them."""
 
+import os
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -25,7 +26,11 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 pytest.register_assert_rewrite("tests.store_contract", "tests.lease_fleet", "tests.job_fleet", "tests.tasks")
 
 # A busy machine is no failure.
-settings.register_profile("bitfleet", deadline=None)
+# The same examples each time, so that a red run is red again; `make fuzz` draws others, and more of them.
+FUZZ = int(os.environ.get("BITFLEET_FUZZ", 0))
+settings.register_profile(
+    "bitfleet", deadline=None, derandomize=not FUZZ, max_examples=FUZZ or settings.default.max_examples
+)
 settings.load_profile("bitfleet")
 
 IMAGE = "multimodal_transformer_blocks.{}.image_transformer_block."
