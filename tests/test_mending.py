@@ -8,6 +8,7 @@ import pytest
 from redis import Redis
 from redis.exceptions import ResponseError
 
+from shared.jobs import mending as mending_module
 from shared.jobs.connection import connect
 from shared.jobs.history import read_events, read_progress
 from shared.jobs.mending import FAMILIES, reset_misfits, type_of
@@ -89,6 +90,35 @@ def test_a_script_and_an_error_of_another_kind(redis: Redis, mending: Redis) -> 
     with pytest.raises(ResponseError, match="not an integer"):
         mending.set("bitfleet:relay:limit", "x")
         mending.incr("bitfleet:relay:limit")
+
+
+def test_keys_that_are_spoilt_while_a_command_is_sent_again(
+    redis: Redis, mending: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = [f"bitfleet:history:{place}" for place in range(4)]
+    script = mending.register_script(
+        "for _, key in ipairs(KEYS) do redis.call('LLEN', key) end return 'done'"
+    )
+    redis.set(keys[0], b"theirs")
+    later = iter(keys[1:])
+
+    def spoil_another(key: str) -> None:
+        redis.set(next(later, "others"), b"theirs")
+
+    monkeypatch.setattr(mending_module, "say_reset", spoil_another)
+    assert script(keys=keys) == b"done"
+
+
+def test_a_key_that_another_client_reset_first(
+    redis: Redis, mending: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_late(_: Redis, keys: list[str]) -> list[str]:
+        redis.delete(*keys)
+        return []
+
+    monkeypatch.setattr(mending_module, "reset_misfits", too_late)
+    redis.set("bitfleet:history:x", b"theirs")
+    assert mending.rpush("bitfleet:history:x", b"ours") == 1
 
 
 def test_keys_that_fit_are_not_touched(redis: Redis) -> None:

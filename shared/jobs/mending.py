@@ -52,6 +52,8 @@ FAMILIES: dict[str, str] = {
 _FAMILIES = [(re.compile(pattern, re.DOTALL), kind) for pattern, kind in FAMILIES.items()]
 _WRONG_TYPE = "WRONGTYPE"
 _MAX_KEY_BYTES = 500
+# Keys may be spoilt one after the other while a command is sent again.
+_TRIES = 20
 
 # ARGV: the type of each key, as it should be. Returns the places of the keys that were deleted.
 _RESET = """
@@ -98,13 +100,14 @@ class MendingRedis(Redis):
     """A client that resets keys of a wrong type and sends the command again."""
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
-        """Send a command; when one of its keys has a wrong type, reset the key and send it once more."""
-        try:
-            return super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
-        except ResponseError as error:
-            if not is_wrong_type(error) or not _reset_keys_of(self, args):
-                raise
-            return super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
+        """Send a command; while one of its keys has a wrong type, reset the key and send it once more."""
+        for _ in range(_TRIES):
+            try:
+                return super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
+            except ResponseError as error:
+                if not is_wrong_type(error) or not _is_mendable(self, args):
+                    raise
+        return super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
 
     def pipeline(self, transaction: bool = True, shard_hint: Any = None) -> Pipeline:
         """Return a pipeline that does the same for each of its commands."""
@@ -128,7 +131,6 @@ class _MendingPipeline(Pipeline):
 
     def _again(self, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         # The others were done all the same, as in any transaction of Redis.
-        _reset_keys_of(self._client, args)
         try:
             return self._client.execute_command(*args, **options)
         except ResponseError as still:
@@ -140,10 +142,15 @@ def is_wrong_type(error: ResponseError) -> bool:
     return _WRONG_TYPE in str(error)
 
 
-def _reset_keys_of(redis: Redis, args: tuple[Any, ...]) -> list[str]:
-    """Reset what does not fit among the keys of a command. All that looks like a key is looked at."""
+def _is_mendable(redis: Redis, args: tuple[Any, ...]) -> bool:
+    """Reset what does not fit among the keys of a command. All that looks like a key is looked at.
+
+    False when none of them is ours. It does not matter who reset a key: another client may be quicker.
+    """
     texts = [_text(arg) for arg in args[1:] if isinstance(arg, (str, bytes)) and len(arg) <= _MAX_KEY_BYTES]
-    return reset_misfits(redis, [text for text in texts if text.startswith(("rq:", "bitfleet:"))])
+    ours = [text for text in texts if type_of(text)]
+    reset_misfits(redis, ours)
+    return bool(ours)
 
 
 def _text(value: str | bytes) -> str:
