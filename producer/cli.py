@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from producer import models_cli, plan_cli, proof_cli
+from producer import models_cli, plan_cli, proof_cli, steering_cli
 from producer.cli_options import (
     DEFAULT_BITS_TEXT,
     Bits,
@@ -454,6 +454,15 @@ main.add_command(plan_cli.enqueue_levels)
 main.add_command(plan_cli.plan)
 main.add_command(plan_cli.enqueue_confirm)
 main.add_command(proof_cli.enqueue_verification)
+for command in (
+    steering_cli.cancel,
+    steering_cli.retry,
+    steering_cli.failures,
+    steering_cli.pause,
+    steering_cli.resume,
+    steering_cli.drain,
+):
+    main.add_command(command)
 main.add_command(models_cli.export)
 main.add_command(models_cli.inspect)
 

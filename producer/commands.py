@@ -25,6 +25,7 @@ from producer.kinds.registry import parts_of
 from producer.ledger import Ledger, PartState
 from producer.prompts import COLUMN, default_prompts, read_prompts
 from producer.settings import run_settings
+from producer.steering.halt import halts
 from shared.awake import awake
 from shared.choices import DEFAULT_MAX_IMAGES
 from shared.errors import InputError, RedisUnavailableError, WrongStoreError
@@ -222,7 +223,11 @@ def status(calib_dir: Path, fleet: Fleet) -> None:
         out.print(f"the relay holds {format_size(used)} of {format_size(limit)}")
     workers = _workers(fleet)
     print_workers(workers)
-    for line in (*strangers(workers), *unserved(fleet.connection, fleet.store.id, workers)):
+    for line in (
+        *halts(fleet),
+        *strangers(workers),
+        *unserved(fleet.connection, fleet.store.id, workers),
+    ):
         out.print(line)
 
 
@@ -281,6 +286,7 @@ class _NobodyWorks:
         workers = _workers(self._fleet)
         if not workers:
             yield "no worker is connected; start some with `worker start`"
+        yield from halts(self._fleet)
         yield from strangers(workers)
         yield from unserved(self._fleet.connection, self._fleet.store.id, workers)
 
@@ -297,6 +303,7 @@ def _say_collected(folder: CalibFolder, parts: Sequence[PartState]) -> None:
         detail += [f"{part.unreadable} can't be read from the store"] if part.unreadable else []
         detail += ["nothing is enqueued"] if part.trouble is not None else []
         detail += [f"{part.given_up} given up"] if part.given_up else []
+        detail += [f"{part.cancelled} cancelled"] if part.cancelled else []
         note = f" ({', '.join(detail)})" if detail else ""
         out.print(f"{part.title}: {part.done} of {part.total}{missing}{note}")
         print_missing(part)

@@ -126,7 +126,11 @@ def print_missing(part: PartState) -> None:
     if len(part.failures) > MAX_FAILURES:
         out.print(f"... and {len(part.failures) - MAX_FAILURES} more failed")
     if part.failures:
-        out.print("enqueue again to retry failed tasks")
+        out.print("`producer failures` tells their histories, `producer retry` enqueues them again")
+    if part.cancelled:
+        out.print(
+            f"{part.title}: {part.cancelled} cancelled; `producer retry` with its name asks for them again"
+        )
 
 
 def print_workers(workers: Sequence[WorkerInfo]) -> None:

@@ -86,6 +86,7 @@ def _enqueue_calibration(
         _replace_run(folder, old, run, fleet, drop_finished)
     folder.write_run(run)
     tasks = calibration_tasks(run)
+    folder.cancelled.remove(task.id for task in tasks)
     whole, _ = folder.images.look(tasks)
     return run, reconcile(
         tasks, frozenset(whole), connection=fleet.connection, store=fleet.store, retry_failed=True
@@ -189,6 +190,7 @@ def _enqueue_sensitivity(
     subfolder.write_request(request)
     folder.sample_sets.supply(settings.sample_set_sha256, fleet.store, old=subfolder.old_samples_path)
     tasks = [*sketch_tasks(request, run), *exact_tasks(request, run)]
+    folder.cancelled.remove(task.id for task in tasks)
     done = frozenset(subfolder.records.read())
     return request, reconcile(tasks, done, connection=fleet.connection, store=fleet.store, retry_failed=True)
 

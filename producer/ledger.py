@@ -18,6 +18,8 @@ from shared.jobs.task_queue import queue_name
 from shared.kinds.kind import Task
 from shared.stores.store import ShardStore
 
+CANCELLED = "cancelled"
+"""The reason why a cancelled task is not done."""
 _NONE: Mapping[str, str] = MappingProxyType({})
 
 
@@ -43,6 +45,8 @@ class PartState:
     """Finished tasks whose files in the store can't be read."""
     given_up: int = 0
     """Tasks that are not enqueued again, because their shards were bad too often."""
+    cancelled: int = 0
+    """Tasks that are not enqueued again until somebody asks for them."""
     trouble: str | None = None
     """Why none of the missing tasks can be enqueued; empty if that passes by itself."""
 
@@ -53,10 +57,11 @@ class PartState:
 
     @property
     def settled(self) -> bool:
-        """Whether waiting will not help: each task is collected or failed, or can't be read or enqueued."""
+        """Whether waiting will not help: each task is collected, failed or cancelled, or can't be had."""
         if self.trouble:
             return self.waiting + self.in_flight == 0
-        return self.done + len(self.failures) + self.unreadable + self.given_up == self.total
+        ended = len(self.failures) + self.unreadable + self.given_up + self.cancelled
+        return self.done + ended == self.total
 
 
 class Ledger:
@@ -101,6 +106,7 @@ class Ledger:
             trouble: why nothing is enqueued; empty if that passes by itself.
         """
         tasks = part.tasks()
+        unwanted = dict.fromkeys(self.folder.cancelled.read(), CANCELLED)
         reconciled = reconcile(
             tasks,
             done,
@@ -108,9 +114,10 @@ class Ledger:
             store=self.store,
             retry_failed=False,
             enqueue=enqueue,
-            leave=given_up.keys(),
+            leave=given_up.keys() | unwanted.keys(),
         )
-        left = {task_id: given_up[task_id] for task_id in reconciled.left}
+        left = {task_id: unwanted.get(task_id) or given_up[task_id] for task_id in reconciled.left}
+        cancelled = len(reconciled.left & unwanted.keys())
         reasons = self._reasons(tasks, reconciled) | left | dict(unreadable)
         labels = {task.id: task.label for task in tasks if task.id in reconciled.failed}
         return PartState(
@@ -122,7 +129,8 @@ class Ledger:
             enqueued=len(reconciled.enqueued),
             reasons=reasons,
             unreadable=len(unreadable),
-            given_up=len(left),
+            given_up=len(left) - cancelled,
+            cancelled=cancelled,
             trouble=trouble,
             failures=[f"{labels[task_id]}: {reasons[task_id]}" for task_id in sorted(labels)],
         )

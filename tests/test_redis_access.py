@@ -15,11 +15,17 @@ from rq.exceptions import DequeueTimeout
 from producer.collect import Collector
 from producer.enqueue import Fleet, enqueue_calibration
 from producer.folder.calib_folder import CalibFolder
+from producer.folder.tasks import calibration_tasks
 from producer.ledger import Ledger
+from producer.steering import halt
+from producer.steering.cancel import cancel
+from producer.steering.failures import failures
+from producer.steering.retry import retry
 from shared.cli import _one_line
 from shared.errors import RedisUnavailableError
 from shared.jobs.connection import connect
 from shared.jobs.history import Progress, read_events, set_progress
+from shared.jobs.orders import orders_key
 from shared.jobs.task_queue import TaskQueue, queue_name
 from shared.jobs.workers import live_workers
 from shared.kinds.kind import Task
@@ -186,6 +192,33 @@ class TestUsers:
             work(server)
             (part,) = Collector(Ledger(folder, theirs, store), complain=pytest.fail).collect()
             assert part.complete
+        assert refusals(admin) == []
+
+    @pytest.mark.usefixtures("quick_retries")
+    def test_steering(self, server: TlsRedis, admin: Redis, tmp_path: Path) -> None:
+        """Fail, tell, retry, cancel, pause, drain: the worker's rights and the producer's are enough."""
+        with connect(server.url("producer")) as theirs:
+            store = RelayStore(theirs)
+            fleet = Fleet(connection=theirs, store=store, store_url=None)
+            folder = CalibFolder(tmp_path)
+            enqueue_calibration(folder, SETTINGS, ["a circle", "a square"], 2, fleet)
+            assert cancel(folder, fleet, ["image 1"]).queued == 1
+            work(server, fails={0: 99})
+            (failure,) = failures(folder, fleet, [])
+            assert failure.hosts == ["here"]
+            assert retry(folder, fleet, [], cancelled=True).failed == 1
+            assert halt.pause(fleet)
+            theirs.hset(orders_key(QUEUE), "drain:here", "x")
+            # It leaves, with nothing done.
+            work(server)
+            assert len(list(halt.halts(fleet))) == 2
+            halt.undo_drain(fleet, "here")
+            assert halt.resume(fleet)
+            assert len(TaskQueue(QUEUE, theirs).in_flight().queued) == 2
+            work(server)
+            assert store.record_ids(SETTINGS.id) == {
+                task.id for task in calibration_tasks(folder.require_run())
+            }
         assert refusals(admin) == []
 
     def test_waiting_for_work(self, server: TlsRedis, admin: Redis) -> None:

@@ -1,6 +1,7 @@
 """The paths of a calibration folder. Only the producer writes here.
 
 run.json                            the run, and which images are wanted
+cancelled.json                      which tasks are not wanted any more
 manifest.json, samples/, previews/  what has been collected, in the calibration layout
 model.json                          the model card of the first worker
 records/                            a record and a seal for each collected image, and a copy of model.json
@@ -19,6 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from producer.folder.cancelled_tasks import CancelledTasks
 from producer.folder.collected_images import CollectedImages
 from producer.folder.folder_lock import FolderLock
 from producer.folder.image_files import ImageFiles
@@ -52,6 +54,7 @@ class CalibFolder(ImageFiles):
         self.records = RecordFolder(root / "records")
         """Records of the collected images."""
         self.images = CollectedImages(self, self.records)
+        self.cancelled = CancelledTasks(root / "cancelled.json")
         self.weights = KeptFolders(root / "weights", WeightsRequest)
         self.levels = KeptFolders(root / "levels", LevelsRequest)
         self.confirms = KeptFolders(root / "confirms", ConfirmRequest)

@@ -55,7 +55,9 @@ def _enqueue_levels(
     prompts = images_of(run, file, images) if images else ()
     folder.weights.open(weights_id).write_request(weights)
     reconciled = [
-        _reconciled([weights_task(weights, run)], folder.weights.open(weights_id).records.read(), fleet)
+        _reconciled(
+            folder, [weights_task(weights, run)], folder.weights.open(weights_id).records.read(), fleet
+        )
     ]
     if not prompts:
         return None, weights_id, reconciled
@@ -73,7 +75,7 @@ def _enqueue_levels(
         weights_id=weights_id,
     )
     subfolder.write_request(request)
-    reconciled.append(_reconciled(levels_tasks(request, run), subfolder.records.read(), fleet))
+    reconciled.append(_reconciled(folder, levels_tasks(request, run), subfolder.records.read(), fleet))
     return request, weights_id, reconciled
 
 
@@ -118,7 +120,7 @@ def _enqueue_confirm(
     write_atomically(subfolder.root / VARIANTS, data)
     subfolder.write_request(request)
     fleet.store.put_blob(settings.variants_sha256, data)
-    return request, _reconciled(confirm_tasks(request, run), subfolder.records.read(), fleet)
+    return request, _reconciled(folder, confirm_tasks(request, run), subfolder.records.read(), fleet)
 
 
 def _with_earlier(
@@ -148,7 +150,10 @@ def confirm_variants(folder: CalibFolder, plans: Sequence[Plan]) -> tuple[Varian
     return (*chosen, *uniform_that_fit(offers, largest.budget_bytes).values())
 
 
-def _reconciled(tasks: Sequence[Task], done: Mapping[str, object], fleet: Fleet) -> Reconciled:
+def _reconciled(
+    folder: CalibFolder, tasks: Sequence[Task], done: Mapping[str, object], fleet: Fleet
+) -> Reconciled:
+    folder.cancelled.remove(task.id for task in tasks)
     return reconcile(
         tasks, frozenset(done), connection=fleet.connection, store=fleet.store, retry_failed=True
     )

@@ -85,10 +85,9 @@ def _enqueue(
     request = asked[-1]
     subfolder = folder.verifications.open(request.settings.id)
     fleet.store.put_blob(request.settings.variants_sha256, (subfolder.root / VARIANTS).read_bytes())
-    done = frozenset(subfolder.records.read())
-    return request, reconcile(
-        request.tasks(), done, connection=fleet.connection, store=fleet.store, retry_failed=True
-    )
+    tasks, done = request.tasks(), frozenset(subfolder.records.read())
+    folder.cancelled.remove(task.id for task in tasks)
+    return request, reconcile(tasks, done, connection=fleet.connection, store=fleet.store, retry_failed=True)
 
 
 def _check_plans(plans: Sequence[Plan], run: RunFile, card: ModelCard) -> None:

@@ -78,12 +78,12 @@ def forget_events(connection: Redis | Pipeline, job_ids: list[str]) -> None:
 
 def set_progress(connection: Redis, queue: str, job_id: str, progress: Progress) -> None:
     """Store a job's progress."""
-    connection.hset(_progress_key(queue), job_id, msgspec.json.encode(progress))
+    connection.hset(progress_key(queue), job_id, msgspec.json.encode(progress))
 
 
 def clear_progress(connection: Redis, queue: str, job_id: str) -> None:
     """Delete the progress of a job that has ended."""
-    connection.hdel(_progress_key(queue), job_id)
+    connection.hdel(progress_key(queue), job_id)
 
 
 def read_progress(connection: Redis, queue: str) -> dict[str, Progress]:
@@ -91,7 +91,7 @@ def read_progress(connection: Redis, queue: str) -> dict[str, Progress]:
 
     After a crash, an entry stays until its job ends. Use only those of jobs that are running.
     """
-    lines = cast(dict[bytes, bytes], connection.hgetall(_progress_key(queue)))
+    lines = cast(dict[bytes, bytes], connection.hgetall(progress_key(queue)))
     return {
         job_id.decode("utf-8", "replace"): progress
         for job_id, line in lines.items()
@@ -103,5 +103,6 @@ def _history_key(job_id: str) -> str:
     return f"bitfleet:history:{job_id}"
 
 
-def _progress_key(queue: str) -> str:
+def progress_key(queue: str) -> str:
+    """Return the key of the progress of a queue's running jobs."""
     return f"bitfleet:progress:{queue}"

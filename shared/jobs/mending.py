@@ -28,6 +28,7 @@ FAMILIES: dict[str, str] = {
     r"bitfleet:grace:.*": "string",
     r"bitfleet:history:.*": "list",
     r"bitfleet:looked:.*": "string",
+    r"bitfleet:orders:.*": "hash",
     r"bitfleet:progress:.*": "hash",
     r"bitfleet:reconcile:.*": "string",
     r"bitfleet:records:.*": "hash",

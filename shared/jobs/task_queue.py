@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from redis import Redis
 from rq.exceptions import DequeueTimeout
@@ -14,6 +14,7 @@ from rq.timeouts import BaseDeathPenalty
 
 from shared import __version__
 from shared.jobs.asides import kind_of_job
+from shared.jobs.history import progress_key
 from shared.jobs.task_job import FAILURE_TTL, JOB_TIMEOUT, RESULT_TTL, TaskJob
 from shared.kinds.kind import Task
 from shared.kinds.registry import encode_task, kind_of
@@ -81,6 +82,52 @@ class InFlight:
     def ids(self) -> frozenset[str]:
         """Ids of all."""
         return self.started.union(self.queued)
+
+
+class Withdrawn(NamedTuple):
+    """How many jobs were withdrawn."""
+
+    queued: int
+    running: int
+
+
+# KEYS: the queue's list, the delayed jobs, the leases, and the progress. ARGV: ids of jobs. Returns how many
+# of them waited, and how many ran.
+_WITHDRAW = """
+local wanted = {}
+for _, id in ipairs(ARGV) do
+  wanted[id] = true
+end
+local queued, running, kept = 0, 0, {}
+for _, id in ipairs(redis.call('LRANGE', KEYS[1], 0, -1)) do
+  if wanted[id] then
+    queued = queued + 1
+  else
+    kept[#kept + 1] = id
+  end
+end
+if queued > 0 then
+  redis.call('DEL', KEYS[1])
+  for from = 1, #kept, 1000 do
+    redis.call('RPUSH', KEYS[1], unpack(kept, from, math.min(from + 999, #kept)))
+  end
+end
+for _, id in ipairs(redis.call('ZRANGE', KEYS[2], 0, -1)) do
+  if wanted[id] then
+    queued = queued + redis.call('ZREM', KEYS[2], id)
+  end
+end
+for _, lease in ipairs(redis.call('ZRANGE', KEYS[3], 0, -1)) do
+  if wanted[string.match(lease, '^[^:]*')] then
+    running = running + redis.call('ZREM', KEYS[3], lease)
+  end
+end
+for _, id in ipairs(ARGV) do
+  redis.call('DEL', 'rq:job:' .. id, 'bitfleet:avoid:' .. id, 'bitfleet:history:' .. id)
+  redis.call('HDEL', KEYS[4], id)
+end
+return {queued, running}
+"""
 
 
 class TaskQueue(Queue):
@@ -182,22 +229,14 @@ class TaskQueue(Queue):
             pipeline.execute()
         return len(batch)
 
-    def withdraw(self, job_ids: Iterable[str]) -> None:
-        """Remove jobs that wait, and end the leases of those that run: their workers drop the results."""
-        ids = list(job_ids)
-        with self.connection.pipeline() as pipeline:
-            for job_id in ids:
-                pipeline.lrem(self.key, 0, job_id)
-                pipeline.zrem(self.delayed_key, job_id)
-            pipeline.execute()
-            # Only now: a worker may have just taken one.
-            wanted, key = set(ids), self.started_job_registry.key
-            for entry in cast(list[bytes], self.connection.zrange(key, 0, -1)):
-                if _text(entry).partition(":")[0] in wanted:
-                    pipeline.zrem(key, entry)
-            for job_id in ids:
-                pipeline.delete(self.job_class.key_for(job_id), avoid_key(job_id))
-            pipeline.execute()
+    def withdraw(self, job_ids: Iterable[str]) -> "Withdrawn":
+        """Remove jobs that wait, and end the leases of those that run: their workers drop the results.
+
+        All in one step, with what was written of the jobs: a worker takes one before it or not at all.
+        """
+        keys = [self.key, self.delayed_key, self.started_job_registry.key, progress_key(self.name)]
+        script = self.connection.register_script(_WITHDRAW)
+        return Withdrawn(*script(keys=keys, args=[*job_ids]))
 
     def in_flight(self) -> InFlight:
         """Return the ids of queued and running jobs, read in one transaction.

@@ -44,7 +44,9 @@ class Attempt:
             LeaseLostError: another worker has the job.
         """
         if not self.holds_lease():
-            raise LeaseLostError(f"{self._job.description}: the lease was lost, another worker has the job")
+            raise LeaseLostError(
+                f"{self._job.description}: the lease was lost, another worker has the job or it was cancelled"
+            )
 
     def hand_back(self, reason: str) -> None:
         """Put the job back at the front of the queue: it is not to blame."""

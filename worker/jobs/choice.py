@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from redis import Redis
-from rq.exceptions import DequeueTimeout
+from rq.exceptions import DequeueTimeout, StopRequested
 
 from shared.jobs.asides import kind_of_job
+from shared.jobs.orders import orders_key
 from shared.jobs.task_queue import TaskQueue, avoid_key, delayed_key, is_job_id, runs_key
 from shared.jobs.workers import Place
 
@@ -19,10 +20,10 @@ WINDOW = 1000
 TURN_SECONDS = 120.0
 """For so long a worker stays with one run while another one has as few workers: changing costs a model."""
 
-# KEYS: the queue's list, the delayed jobs, the runs, the leases, and when each run was chosen last. ARGV:
-# the host, the `worker start`, the beginning of the keys of avoided hosts, the size of the window, the run
-# that this worker stays with or nothing, and the runs that are set aside here. What is found stays where it
-# is: see TaskQueue.lmove.
+# KEYS: the queue's list, the delayed jobs, the runs, the leases, each run's last turn, and the orders.
+# ARGV: the host, the `worker start`, the beginning of the keys of avoided hosts, the size of the window, the
+# run that this worker stays with or nothing, and the runs that are set aside here. What is found stays where
+# it is: see TaskQueue.lmove.
 _CHOOSE = r"""
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1000000
@@ -46,6 +47,13 @@ local function is_better_elsewhere(id)
     return string.find(hosts, '\n' .. text .. '\n', 1, true)
   end
   return names(ARGV[1]) or names(ARGV[2])
+end
+
+if redis.call('HEXISTS', KEYS[6], 'drain:' .. ARGV[1]) == 1 then
+  return {false, false, 'drained'}
+end
+if redis.call('HEXISTS', KEYS[6], 'pause') == 1 then
+  return {false, redis.call('LLEN', KEYS[1]) + redis.call('ZCARD', KEYS[2]) > 0 and '1'}
 end
 
 -- Delayed jobs that are due come to the front.
@@ -190,6 +198,12 @@ class Choice:
     job_id: bytes | None
     seconds: float | None
     """None: no job that waits now is one for this machine."""
+    drained: bool = False
+    """Whether this machine is to take no job any more."""
+
+
+class DrainedError(StopRequested):
+    """This machine was drained: its workers leave."""
 
 
 class Chooser:
@@ -209,19 +223,20 @@ class Chooser:
         """Put delayed jobs that are due back into the queue, and find one for this machine."""
         now = time.monotonic()
         stays_with = self._run if now - self._since < TURN_SECONDS else ""
-        found, seconds = connection.register_script(_CHOOSE)(
+        found, seconds, *drained = connection.register_script(_CHOOSE)(
             keys=[
                 TaskQueue.redis_queue_namespace_prefix + queue,
                 delayed_key(queue),
                 runs_key(queue),
                 f"rq:wip:{queue}",
                 f"bitfleet:turns:{queue}",
+                orders_key(queue),
             ],
             args=[*self._place, avoid_key(""), WINDOW, stays_with, *self._aside()],
         )
         if found is not None and (run := kind_of_job(found.decode("utf-8", "replace"))) != self._run:
             self._run, self._since = run, now
-        return Choice(found, None if seconds is None else float(seconds))
+        return Choice(found, None if seconds is None else float(seconds), bool(drained))
 
 
 def choosing_queue(place: Place, aside: Callable[[], list[str]]) -> type[TaskQueue]:
@@ -237,10 +252,13 @@ def choosing_queue(place: Place, aside: Callable[[], list[str]]) -> type[TaskQue
 
             Raises:
                 DequeueTimeout: there was none for a while; RQ calls again.
+                DrainedError: this machine was told to leave.
             """
             name = queue_key.removeprefix(cls.redis_queue_namespace_prefix)
             while True:
                 choice = chooser.choose(connection, name)
+                if choice.drained:
+                    raise DrainedError
                 if choice.job_id is not None:
                     if is_job_id(choice.job_id):
                         return queue_key, choice.job_id

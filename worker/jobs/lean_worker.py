@@ -18,6 +18,7 @@ from rq.utils import now
 
 from shared.jobs.redis_time import redis_time
 from shared.jobs.workers import SEEN_FIELD
+from worker.jobs.choice import DrainedError
 from worker.jobs.failures import REDIS_IS_FULL
 
 logger = logging.getLogger("bitfleet.worker")
@@ -34,6 +35,8 @@ class LeanWorker(SimpleWorker):
 
     RQ's loop also ends, without an exception, over an error in itself.
     """
+    drained = False
+    """Whether it left because this machine was drained."""
     leaving = False
     """Whether it leaves the list of workers just now."""
     _maintained: float | None = None
@@ -54,6 +57,9 @@ class LeanWorker(SimpleWorker):
                 found = super().dequeue_job_and_maintain_ttl(timeout, max_idle_time)
                 self.exited_cleanly = self.exited_cleanly or found is None
                 return found
+            except DrainedError:
+                self.drained = self.exited_cleanly = True
+                raise
             except OutOfMemoryError:
                 if not told:
                     logger.warning(REDIS_IS_FULL)

@@ -20,6 +20,7 @@ from rq.utils import utcformat
 
 from shared.jobs.asides import kind_of_job
 from shared.jobs.history import Event, Progress, clear_progress, forget_events, push_event
+from shared.jobs.orders import is_paused
 from shared.jobs.redis_time import redis_time
 from shared.jobs.task_job import TaskJob
 from shared.jobs.task_queue import TaskQueue, runs_key
@@ -321,7 +322,7 @@ class LeaseWorker(LeanWorker):
         self._maintain_now()
         self._when_idle()
         # A copy might be of what is set aside here.
-        if self._hedge and not self.set_aside.prefixes():
+        if self._hedge and not self.set_aside.prefixes() and not is_paused(self.connection, self._queue.name):
             self._hedge.take_copy()
 
     def _maintain_when_due(self) -> None:

@@ -29,6 +29,7 @@ logger = logging.getLogger("bitfleet.worker")
 EXIT_REFUSED = 2
 EXIT_TROUBLE = 69
 EXIT_BROKEN = 70
+EXIT_DRAINED = 71
 MAX_CLOCK_SECONDS = 10.0
 
 
@@ -96,6 +97,13 @@ def _work(options: WorkerOptions) -> int:
     if worker.fatal:
         logger.error("this machine can't serve the run and leaves: %s", worker.fatal)
         return EXIT_REFUSED
+    if worker.drained:
+        logger.warning(
+            "this machine was drained, with `producer drain %s`: leaving; with --undo there, and a new "
+            "`worker start` here, it works again",
+            host,
+        )
+        return EXIT_DRAINED
     if worker.broken:
         logger.error("the GPU failed: this process leaves for a new one")
         return EXIT_BROKEN

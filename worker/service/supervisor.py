@@ -18,7 +18,7 @@ from worker.jobs.post_mortem import cause_of_death, report_death
 from worker.service.machine import host_name
 from worker.service.options import WorkerOptions, new_worker_name
 from worker.service.parent import parent_is_gone
-from worker.service.process import EXIT_REFUSED, EXIT_TROUBLE
+from worker.service.process import EXIT_DRAINED, EXIT_REFUSED, EXIT_TROUBLE
 
 logger = logging.getLogger("bitfleet.worker")
 
@@ -111,6 +111,9 @@ class Supervisor:
         if slot.process.stdin:
             slot.process.stdin.close()
         slot.process = None
+        if code == EXIT_DRAINED:
+            slot.over = True
+            return
         if code not in (0, EXIT_REFUSED):
             # What we killed is nobody's fault.
             cause = code if self._signals < 3 else -signal.SIGTERM

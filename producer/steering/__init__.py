@@ -1,0 +1,1 @@
+"""Steering: what a person says to a run or to the whole fleet while it works."""

@@ -1,0 +1,127 @@
+"""The commands of steering, one function each: they call the library and print the outcome."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+import msgspec
+
+from producer.commands import check_store
+from producer.console import err, out
+from producer.enqueue import Fleet
+from producer.folder.calib_folder import CalibFolder
+from producer.steering import halt
+from producer.steering.cancel import cancel as cancel_tasks
+from producer.steering.failures import Failure
+from producer.steering.failures import failures as failed_tasks
+from producer.steering.retry import retry as retry_tasks
+from shared.errors import InputError
+from shared.printable import printable
+
+
+def cancel(calib_dir: Path, fleet: Fleet, patterns: Sequence[str], *, everything: bool) -> None:
+    """Cancel tasks and print how many."""
+    if bool(patterns) == everything:
+        raise InputError(
+            "say what to cancel: parts or tasks by name, such as calibration or 'image 1*'; or "
+            "--all, which is the whole run"
+        )
+    folder = _folder(calib_dir, fleet)
+    done = cancel_tasks(folder, fleet, patterns)
+    out.print(
+        f"{_tasks(done.cancelled)} cancelled: {done.queued} were queued, {done.running} running, which their "
+        "workers drop at the next check"
+        if done.cancelled or done.running
+        else "nothing to cancel"
+    )
+    for count, what in (
+        (done.before, "cancelled before"),
+        (done.finished, "finished, which stays"),
+        (done.failed, "failed"),
+    ):
+        if count:
+            out.print(f"{_tasks(count)} {what}")
+    if done.cancelled:
+        out.print("`producer retry` with the same names, or a new enqueue, asks for them again")
+
+
+def retry(calib_dir: Path, fleet: Fleet, patterns: Sequence[str], *, cancelled: bool) -> None:
+    """Enqueue failed tasks again, and cancelled ones if they are meant, and print how many."""
+    folder = _folder(calib_dir, fleet)
+    done = retry_tasks(folder, fleet, patterns, cancelled=cancelled or bool(patterns))
+    if not done.failed + done.cancelled:
+        there = len(folder.cancelled.read())
+        hint = f"; {_tasks(there)} of this folder are cancelled: name them, or --all" if there else ""
+        out.print(f"nothing to retry: none of these tasks has failed{hint}")
+        return
+    out.print(f"{done.failed} failed and {done.cancelled} cancelled tasks enqueued again")
+
+
+def failures(calib_dir: Path, fleet: Fleet, patterns: Sequence[str], *, as_json: bool) -> None:
+    """Print the failed tasks with their histories."""
+    found = failed_tasks(_folder(calib_dir, fleet), fleet, patterns)
+    if as_json:
+        _print_json(found)
+        return
+    if not found:
+        out.print("no task has failed")
+    for failure in found:
+        _print_failure(failure)
+    if found:
+        out.print(f"{_tasks(len(found))} failed; `producer retry` gives them another life")
+
+
+def _print_failure(failure: Failure) -> None:
+    hosts = ", ".join(failure.hosts) or "no host"
+    out.print(
+        f"{failure.label} ({failure.task}, {failure.part}): {len(failure.attempts)} attempts on {hosts}"
+    )
+    for event in failure.events:
+        head, *rest = event.detail.rstrip().splitlines() or [""]
+        where = printable(f"{event.host or '?'} {event.worker}", 200)
+        out.print(f"  {printable(event.at, 40)} {where}: {event.outcome}{': ' if head else ''}{head}")
+        for line in rest:
+            out.print(f"      {line}")
+
+
+def pause(fleet: Fleet) -> None:
+    """Pause the fleet and print how many workers that concerns."""
+    new = halt.pause(fleet)
+    busy = [worker for worker in halt.workers_of(fleet) if worker.state == "busy"]
+    out.print("the fleet is paused" if new else "the fleet was paused already")
+    if busy:
+        out.print(f"{len(busy)} workers finish their job first: {', '.join(sorted(w.name for w in busy))}")
+    out.print("`producer resume` lets it go on")
+
+
+def resume(fleet: Fleet) -> None:
+    """Let the fleet go on."""
+    out.print("the fleet goes on" if halt.resume(fleet) else "the fleet was not paused")
+
+
+def drain(fleet: Fleet, host: str, *, undo: bool) -> None:
+    """Let a machine leave, or work again."""
+    shown = printable(host, 80)
+    if undo:
+        halt.undo_drain(fleet, host)
+        out.print(f"{shown} may work again: give `worker start` there, if its workers have left")
+        return
+    new = halt.drain(fleet, host)
+    here = [worker for worker in halt.workers_of(fleet) if worker.host == host]
+    out.print(f"{shown} is drained{'' if new else ' already'}: its {len(here)} workers leave after their job")
+    out.print(f"`producer drain --undo {shown}` lets it work again")
+
+
+def _folder(calib_dir: Path, fleet: Fleet) -> CalibFolder:
+    folder = CalibFolder(calib_dir, err.print)
+    run = folder.require_run()
+    check_store(run.store_id, run.store, fleet)
+    return folder
+
+
+def _tasks(count: int) -> str:
+    return "1 task" if count == 1 else f"{count} tasks"
+
+
+def _print_json(content: object) -> None:
+    click.echo(msgspec.json.format(msgspec.json.encode(content), indent=2))
