@@ -14,6 +14,7 @@ from producer.cli_options import (
     DEFAULT_BITS_TEXT,
     Bits,
     calib_dir_option,
+    quiet_option,
     relay_limit_option,
     store_option,
 )
@@ -26,7 +27,7 @@ from shared.choices import (
     DEFAULT_STEPS_PER_IMAGE,
     GROUP_SIZES,
 )
-from shared.cli import REDIS_URL_HELP, explain_errors, redis_url_option
+from shared.cli import CONTEXT_SETTINGS, REDIS_URL_HELP, explain_errors, redis_url_option, version_option
 
 SENSITIVITY_NAMES = (
     "bits",
@@ -69,6 +70,8 @@ calibration_options = _options(
     ),
     click.option(
         "--num-steps",
+        "--steps",
+        "num_steps",
         type=click.IntRange(1, 1000),
         help="Denoising steps per image. [default: what the model recommends: 50 for SD3 medium, 28 for "
         "SD3.5-large, 4 for FLUX.1-schnell]",
@@ -108,6 +111,7 @@ calibration_options = _options(
     ),
     click.option(
         "--model",
+        "-m",
         default=DEFAULT_MODEL,
         show_default=True,
         metavar="ID",
@@ -204,8 +208,8 @@ sensitivity_options = _options(
 )
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(package_name="bitfleet")
+@click.group(context_settings=CONTEXT_SETTINGS)
+@version_option
 def main() -> None:
     """Find out how many bits each layer of a diffusion transformer needs.
 
@@ -235,6 +239,7 @@ def main() -> None:
 @store_option
 @relay_limit_option
 @redis_url_option
+@quiet_option
 @explain_errors
 def enqueue_calibration(
     calib_dir: Path,
@@ -261,6 +266,7 @@ def enqueue_calibration(
 @store_option
 @relay_limit_option
 @redis_url_option
+@quiet_option
 @explain_errors
 def enqueue_sensitivity(
     calib_dir: Path, store: str | None, relay_limit: str | None, redis_url: str, **options: Any
@@ -295,6 +301,7 @@ def status(calib_dir: Path, store: str | None, redis_url: str) -> None:
 @calib_dir_option
 @store_option
 @redis_url_option
+@quiet_option
 @explain_errors
 def collect(calib_dir: Path, store: str | None, redis_url: str, wait: bool) -> None:
     """Fetch finished work: write samples and manifest, results and report.
@@ -351,6 +358,7 @@ def serve_redis(folder: Path | None, bind: str, port: int, max_memory: str) -> N
 
 @main.command()
 @calib_dir_option
+@quiet_option
 @explain_errors
 def report(calib_dir: Path) -> None:
     """Write results and reports again from the calibration folder.
@@ -411,6 +419,7 @@ def report(calib_dir: Path) -> None:
     help="The folder for the quantized model. [default: export, in the calibration folder]",
 )
 @click.option("--no-plan", is_flag=True, help="End with the report: no plan, no proof, no model.")
+@quiet_option
 @explain_errors
 def run(
     calib_dir: Path,

@@ -29,10 +29,31 @@ class Bits(click.ParamType[list[int]]):
 
 calib_dir_option = click.option(
     "--calib-dir",
+    envvar="BITFLEET_CALIB_DIR",
+    show_envvar=True,
     default="calibration_data",
     show_default=True,
     type=click.Path(file_okay=False, path_type=Path),
     help="The folder for samples, manifest, results and reports.",
+)
+
+
+def _be_quiet(context: click.Context, parameter: click.Parameter, quiet: bool) -> None:
+    if quiet:
+        from producer.console import out
+
+        out.quiet = True
+        # Commands that are called in this process later are not meant.
+        context.call_on_close(lambda: setattr(out, "quiet", False))
+
+
+quiet_option = click.option(
+    "-q",
+    "--quiet",
+    is_flag=True,
+    expose_value=False,
+    callback=_be_quiet,
+    help="Print warnings and errors only.",
 )
 store_option = click.option(
     "--store",

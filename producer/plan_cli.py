@@ -10,6 +10,7 @@ from producer.cli_options import (
     DEFAULT_BITS_TEXT,
     Bits,
     calib_dir_option,
+    quiet_option,
     relay_limit_option,
     store_option,
 )
@@ -76,6 +77,7 @@ def _prompt_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @store_option
 @relay_limit_option
 @redis_url_option
+@quiet_option
 @explain_errors
 def enqueue_levels(
     calib_dir: Path, store: str | None, relay_limit: str | None, redis_url: str, **options: Any
@@ -239,6 +241,7 @@ def plan(
 @store_option
 @relay_limit_option
 @redis_url_option
+@quiet_option
 @explain_errors
 def enqueue_confirm(
     plans: tuple[Path, ...], calib_dir: Path, store: str | None, relay_limit: str | None, redis_url: str

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from producer.cli_options import calib_dir_option, relay_limit_option, store_option
+from producer.cli_options import calib_dir_option, quiet_option, relay_limit_option, store_option
 from shared.cli import explain_errors, redis_url_option
 
 
@@ -36,7 +36,11 @@ from shared.cli import explain_errors, redis_url_option
     "from weight errors alone, and random plans. uniform: only what decides, in a third of the time.",
 )
 @click.option(
-    "--num-steps", type=click.IntRange(1, 1000), help="Denoising steps per image. [default: those of the run]"
+    "--num-steps",
+    "--steps",
+    "num_steps",
+    type=click.IntRange(1, 1000),
+    help="Denoising steps per image. [default: those of the run]",
 )
 @click.option(
     "--cfg-weight",
@@ -52,6 +56,7 @@ from shared.cli import explain_errors, redis_url_option
 @store_option
 @relay_limit_option
 @redis_url_option
+@quiet_option
 @explain_errors
 def enqueue_verification(
     calib_dir: Path, store: str | None, relay_limit: str | None, redis_url: str, **options: Any

@@ -16,6 +16,17 @@ REDIS_URL_HELP = (
     "see the options of a running command, so set REDIS_URL instead if the URL holds a password."
 )
 DEFAULT_REDIS_URL = "redis://localhost:6379"
+CONTEXT_SETTINGS: dict[str, Any] = {
+    "help_option_names": ["-h", "--help"],
+    "max_content_width": 100,
+    "auto_envvar_prefix": "BITFLEET",
+}
+"""Of both commands. Each option of each command can be set in the environment: docs/options.md."""
+
+
+def version_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --version. It alone is not read from the environment: BITFLEET_VERSION says other things there."""
+    return click.version_option(package_name="bitfleet", allow_from_autoenv=False)(function)
 
 
 class OneLineError(click.ClickException):
@@ -70,8 +81,10 @@ def _url_or_file(context: click.Context, parameter: click.Parameter, url: str) -
 
 
 def debug_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add --debug to a command: show the traceback of an error."""
-    return click.option("--debug", is_flag=True, help="Show the traceback of an error.")(function)
+    """Add --debug (or -v) to a command: show the traceback of an error."""
+    return click.option(
+        "-v", "--verbose", "--debug", "debug", is_flag=True, help="Show the traceback of an error."
+    )(function)
 
 
 def explain_errors(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -9,11 +9,11 @@ from worker.launch import require_own_shared
 require_own_shared()
 
 from shared.choices import DEFAULT_MODEL  # noqa: E402
-from shared.cli import explain_errors, redis_url_option  # noqa: E402
+from shared.cli import CONTEXT_SETTINGS, explain_errors, redis_url_option, version_option  # noqa: E402
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(package_name="bitfleet")
+@click.group(context_settings=CONTEXT_SETTINGS)
+@version_option
 def main() -> None:
     """Run the tasks that a producer has enqueued, on this machine."""
 
@@ -75,7 +75,7 @@ def main() -> None:
     help="Seconds between two heartbeats.",
 )
 @click.option("--burst", is_flag=True, help="Exit when the queue is empty.")
-@click.option("--quiet", is_flag=True, help="Log warnings and errors only.")
+@click.option("-q", "--quiet", is_flag=True, help="Log warnings and errors only.")
 @click.option("--with-parent", is_flag=True, hidden=True, help="Exit when the parent process has ended.")
 @explain_errors
 def start(
@@ -185,7 +185,7 @@ def fetch(model: str, use_t5: bool | None) -> None:
     help="Check this store, too. [default: the relay in Redis]",
 )
 @click.option(
-    "--model", default=DEFAULT_MODEL, show_default=True, metavar="ID", help="Whose files to look for."
+    "--model", "-m", default=DEFAULT_MODEL, show_default=True, metavar="ID", help="Whose files to look for."
 )
 @explain_errors
 def doctor(

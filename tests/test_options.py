@@ -1,0 +1,104 @@
+"""What holds for every option: the environment, short spellings, completion, colours, silence."""
+
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+import producer.cli
+import worker.cli
+from producer.console import PlainConsole, out
+
+ROOT = Path(__file__).parent.parent
+MAINS = {"producer": producer.cli.main, "worker": worker.cli.main}
+
+
+def invoke(*arguments: str, program: str = "producer", **environment: str) -> Result:
+    # COLUMNS: a message is not folded.
+    return CliRunner().invoke(
+        MAINS[program], arguments, prog_name=program, env={"COLUMNS": "200", **environment}
+    )
+
+
+@pytest.mark.parametrize("program", MAINS)
+def test_every_option_can_be_set_in_the_environment(program: str) -> None:
+    """A value of each is a value on the command line: nonsense is refused by the option's name."""
+    for name, command in MAINS[program].commands.items():
+        needed = [
+            word
+            for each in command.params
+            if each.required
+            for word in ([each.opts[0]] if isinstance(each, click.Option) else []) + ["x"]
+        ]
+        for parameter in command.params:
+            if isinstance(parameter, click.Option) and isinstance(parameter.type, click.IntRange):
+                variable = f"BITFLEET_{name}_{parameter.name}".upper().replace("-", "_")
+                result = invoke(name, *needed, program=program, **{variable: "nonsense"})
+                assert result.exit_code == 2
+                assert "nonsense" in result.output.splitlines()[-1], (variable, result.output)
+
+
+def test_the_command_line_counts_before_the_environment(tmp_path: Path) -> None:
+    set_in = {"BITFLEET_REPORT_CALIB_DIR": "long", "BITFLEET_CALIB_DIR": "short"}
+    assert invoke("report", "--calib-dir", str(tmp_path / "given"), **set_in).output.startswith(
+        f"Error: {tmp_path / 'given'} holds no run"
+    )
+    assert invoke("report", **set_in).output.startswith("Error: short holds no run")
+    del set_in["BITFLEET_CALIB_DIR"]
+    assert invoke("report", **set_in).output.startswith("Error: long holds no run")
+
+
+@pytest.mark.parametrize("variable", ["BITFLEET_VERSION", "BITFLEET_HELP", "BITFLEET_SEED", "BITFLEET_CHAOS"])
+def test_variables_that_say_other_things(variable: str) -> None:
+    assert "holds no run" in invoke("report", **{variable: "full"}).output
+
+
+@pytest.mark.parametrize("program", MAINS)
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_completion(program: str, shell: str) -> None:
+    variable = f"_{program.upper()}_COMPLETE"
+    script = invoke(program=program, **{variable: f"{shell}_source"}).output
+    assert variable in script
+    assert f"{shell}_complete" in script
+    words = {"COMP_WORDS": f"{program} sta", "COMP_CWORD": "sta" if shell == "fish" else "1"}
+    assert {"producer": "status", "worker": "start"}[program] in invoke(
+        program=program, **{variable: f"{shell}_complete"}, **words
+    ).output
+
+
+def test_completion_of_choices() -> None:
+    words = {"COMP_WORDS": "producer enqueue-sensitivity --method ", "COMP_CWORD": "3"}
+    found = invoke(_PRODUCER_COMPLETE="zsh_complete", **words).output.split()
+    assert {"exact", "sketch"} <= set(found)
+
+
+def test_spellings_of_other_tools() -> None:
+    result = invoke("enqueue-calibration", "-m", "nonsense", "--steps", "2")
+    assert "no model named 'nonsense'" in result.output
+    assert "'--num-steps' / '--steps'" in invoke("run", "--steps", "0").output
+
+
+def test_quiet_is_over_when_the_command_is() -> None:
+    assert invoke("report", "-q").output.startswith("Error:")
+    assert not out.quiet
+
+
+def test_no_color(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    for set_to, coloured in ((None, True), ("1", False)):
+        monkeypatch.setenv("NO_COLOR", set_to or "")
+        console = PlainConsole()
+        with console.capture() as shown:
+            console.print("text", style="red")
+        assert ("\x1b[31m" in shown.get()) == coloured
+
+
+def test_the_table_of_short_names_is_whole() -> None:
+    text = (ROOT / "docs" / "options.md").read_text()
+    for main in MAINS.values():
+        for command in main.commands.values():
+            for parameter in command.params:
+                if isinstance(parameter.envvar, str):
+                    assert f"| `{parameter.envvar}` | `{parameter.opts[-1]}`" in text
