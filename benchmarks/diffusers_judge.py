@@ -1,14 +1,17 @@
 """The same checkpoints in diffusers' models, converted by diffusers' own functions. Needs the dev extra."""
 
+import math
 from pathlib import Path
 from types import FunctionType
-from typing import Any
+from typing import Any, Literal
+from unittest.mock import patch
 
 import mlx.core as mx
 import numpy as np
 import torch
 from diffusers import FluxTransformer2DModel, SD3Transformer2DModel
 from diffusers.loaders import single_file_utils
+from diffusers.models import embeddings
 from safetensors.torch import load_file
 
 from benchmarks.published_models import (
@@ -26,7 +29,7 @@ from benchmarks.published_models import (
 from shared.layout.npz import Array
 
 
-def load_diffusers(case: Case, path: Path, dtype: DType) -> Any:
+def load_diffusers(case: Case, path: Path, dtype: DType | Literal["float64"]) -> Any:
     """The same file in diffusers' model, converted by diffusers' own function."""
     config = case.config
     sizes: dict[str, Any] = {
@@ -88,6 +91,28 @@ def diffusers_velocity(case: Case, model: Any, question: Question, timestep: flo
             None if case.guidance is None else torch.full((rows,), _rounded_guidance(case, dtype) / 1000),
         ).sample
     return _unpacked(output.float().numpy(), side)
+
+
+def float64_velocity(case: Case, model: Any, question: Question, timestep: float) -> Array:
+    """What `diffusers_velocity` would be without rounding; of a model in float64, with float32's guidance."""
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        # diffusers computes them in float32, whatever the model's dtype.
+        with patch.object(embeddings, "get_timestep_embedding", _float64_sinusoids):
+            return diffusers_velocity(case, model, question, timestep, "float32")
+    finally:
+        torch.set_default_dtype(usual)
+
+
+def _float64_sinusoids(timesteps: Any, embedding_dim: int, **settings: Any) -> Any:
+    """(B, embedding_dim) float64, cosines before sines, as all these models have them."""
+    if not settings["flip_sin_to_cos"] or settings["downscale_freq_shift"]:
+        raise AssertionError(f"other sinusoids are wanted: {settings}")
+    half = embedding_dim // 2
+    frequencies = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float64) / half)
+    angles = settings["scale"] * timesteps[:, None].double() * frequencies
+    return torch.cat([torch.cos(angles), torch.sin(angles)], dim=-1)
 
 
 def _rounded_guidance(case: Case, dtype: DType) -> float:
