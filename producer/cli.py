@@ -470,6 +470,8 @@ for command in (
     steering_cli.pause,
     steering_cli.resume,
     steering_cli.drain,
+    steering_cli.runs,
+    steering_cli.forget,
 ):
     main.add_command(command)
 main.add_command(models_cli.export)

@@ -26,6 +26,7 @@ from producer.ledger import Ledger, PartState
 from producer.prompts import COLUMN, default_prompts, read_prompts
 from producer.settings import run_settings
 from producer.steering.halt import halts
+from producer.steering.room import crowding
 from shared.awake import awake
 from shared.choices import DEFAULT_MAX_IMAGES
 from shared.errors import InputError, RedisUnavailableError, WrongStoreError
@@ -225,6 +226,7 @@ def status(calib_dir: Path, fleet: Fleet) -> None:
     print_workers(workers)
     for line in (
         *halts(fleet),
+        *crowding(fleet),
         *strangers(workers),
         *unserved(fleet.connection, fleet.store.id, workers),
     ):
@@ -287,6 +289,7 @@ class _NobodyWorks:
         if not workers:
             yield "no worker is connected; start some with `worker start`"
         yield from halts(self._fleet)
+        yield from crowding(self._fleet)
         yield from strangers(workers)
         yield from unserved(self._fleet.connection, self._fleet.store.id, workers)
 

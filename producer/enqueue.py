@@ -89,7 +89,12 @@ def _enqueue_calibration(
     folder.cancelled.remove(task.id for task in tasks)
     whole, _ = folder.images.look(tasks)
     return run, reconcile(
-        tasks, frozenset(whole), connection=fleet.connection, store=fleet.store, retry_failed=True
+        tasks,
+        frozenset(whole),
+        connection=fleet.connection,
+        store=fleet.store,
+        retry_failed=True,
+        folder=folder.root,
     )
 
 
@@ -192,7 +197,14 @@ def _enqueue_sensitivity(
     tasks = [*sketch_tasks(request, run), *exact_tasks(request, run)]
     folder.cancelled.remove(task.id for task in tasks)
     done = frozenset(subfolder.records.read())
-    return request, reconcile(tasks, done, connection=fleet.connection, store=fleet.store, retry_failed=True)
+    return request, reconcile(
+        tasks,
+        done,
+        connection=fleet.connection,
+        store=fleet.store,
+        retry_failed=True,
+        folder=folder.root,
+    )
 
 
 def _withdraw_sketch(

@@ -115,6 +115,7 @@ class Ledger:
             retry_failed=False,
             enqueue=enqueue,
             leave=given_up.keys() | unwanted.keys(),
+            folder=self.folder.root,
         )
         left = {task_id: unwanted.get(task_id) or given_up[task_id] for task_id in reconciled.left}
         cancelled = len(reconciled.left & unwanted.keys())

@@ -127,3 +127,44 @@ def drain(host: str, undo: bool, store: str | None, redis_url: str) -> None:
     from producer.steering import commands as steering
 
     steering.drain(commands.open_fleet(redis_url, store), host, undo=undo)
+
+
+@click.command()
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print a list of objects: run, model, folder, host, since, seen, queued, running, failed, finished, "
+    "shard_bytes, blob_bytes, namespaces, blobs.",
+)
+@store_option
+@redis_url_option
+@explain_errors
+def runs(as_json: bool, store: str | None, redis_url: str) -> None:
+    """List every run that has anything in this Redis or store: whose it is, how much, since when.
+
+    The largest comes first. It needs no calibration folder, and changes nothing.
+    """
+    from producer import commands
+    from producer.steering import commands as steering
+
+    steering.runs(commands.open_fleet(redis_url, store), as_json=as_json)
+
+
+@click.command()
+@click.argument("run")
+@click.option("--yes", "-y", is_flag=True, help="Don't ask.")
+@store_option
+@redis_url_option
+@explain_errors
+def forget(run: str, yes: bool, store: str | None, redis_url: str) -> None:
+    """Delete all that Redis and the store hold of a run: jobs, histories, records, shards, samples.
+
+    For a run whose calibration folder is gone, or that nobody wants any more. RUN is its id as in `producer
+    runs`, or its beginning; `unclaimed` is what belongs to no run. What was finished but not collected is
+    lost; what was collected stays in its folder.
+    """
+    from producer import commands
+    from producer.steering import commands as steering
+
+    steering.forget(commands.open_fleet(redis_url, store), run, yes=yes)

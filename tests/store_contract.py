@@ -8,6 +8,7 @@ import pytest
 from shared.errors import ShardCorruptError, StoreError, TooLargeError
 from shared.stores.records import encode_record
 from shared.stores.store import ShardStore
+from shared.stores.usage import Usage
 from tests.tasks import SENSITIVITY, image_task, layer_task, record_of
 
 SHARD = b"the bytes of a shard" * 10
@@ -180,3 +181,24 @@ class StoreContract:
             store.discard_blob(digest)
         with pytest.raises(StoreError):
             store.blob(digest)
+
+    def test_what_it_holds_is_counted_and_goes_by_namespace(self, store: ShardStore) -> None:
+        assert store.usage() == Usage()
+        layer, data = layer_task(), b"another shard"
+        for task, shard in ((TASK, SHARD), (image_task(1), SHARD), (layer, data)):
+            store.put(record_of(task, shard), shard)
+        digest = hashlib.sha256(b"blob").hexdigest()
+        store.put_blob(digest, b"blob")
+        usage = store.usage(["nothing"])
+        assert {name: held.records for name, held in usage.namespaces.items()} == {
+            TASK.namespace: 2,
+            layer.namespace: 1,
+        }
+        assert usage.namespaces[TASK.namespace].size >= 2 * len(SHARD)
+        assert usage.blobs == {digest: 4}
+        assert usage.size >= 2 * len(SHARD) + len(data) + 4
+        store.discard_namespace(TASK.namespace)
+        store.discard_namespace("nothing")
+        assert store.usage([TASK.namespace]).namespaces.keys() == {layer.namespace}
+        assert store.record_ids(TASK.namespace) == set()
+        assert store.shard(store.record(layer.namespace, layer.id)) == data

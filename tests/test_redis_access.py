@@ -16,11 +16,14 @@ from producer.collect import Collector
 from producer.enqueue import Fleet, enqueue_calibration
 from producer.folder.calib_folder import CalibFolder
 from producer.folder.tasks import calibration_tasks
+from producer.jobs.claims import claims_key
 from producer.ledger import Ledger
 from producer.steering import halt
 from producer.steering.cancel import cancel
 from producer.steering.failures import failures
+from producer.steering.forget import forget
 from producer.steering.retry import retry
+from producer.steering.runs import UNCLAIMED, find_run, runs
 from shared.cli import _one_line
 from shared.errors import RedisUnavailableError
 from shared.jobs.connection import connect
@@ -219,6 +222,12 @@ class TestUsers:
             assert store.record_ids(SETTINGS.id) == {
                 task.id for task in calibration_tasks(folder.require_run())
             }
+            store.put_blob("0" * 64, b"a sample")
+            theirs.hdel(claims_key(QUEUE), *theirs.hkeys(claims_key(QUEUE)))
+            for name in (SETTINGS.id, UNCLAIMED):
+                found = runs(fleet)
+                forget(fleet, find_run(found, name), found)
+            assert runs(fleet) == []
         assert refusals(admin) == []
 
     def test_waiting_for_work(self, server: TlsRedis, admin: Redis) -> None:

@@ -5,10 +5,13 @@ The same code handles lost jobs, a wiped Redis, repeated commands and continued 
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from redis import Redis
 from redis.lock import Lock
 
+from producer.jobs.claims import claim, unclaim
+from shared.jobs.asides import kind_of_job
 from shared.jobs.history import forget_events
 from shared.jobs.task_queue import TaskQueue, queue_name
 from shared.kinds.kind import Task
@@ -64,10 +67,12 @@ def reconcile(
     retry_failed: bool,
     enqueue: bool = True,
     leave: Collection[str] = (),
+    folder: Path | None = None,
 ) -> Reconciled:
     """Enqueue the tasks that are missing, but none of `leave`. All tasks belong to one namespace and store.
 
-    `retry_failed` enqueues failed tasks again; without it they are only reported.
+    `retry_failed` enqueues failed tasks again; without it they are only reported. `folder` is the one that
+    wants the tasks, for those who see them in Redis.
     """
     queue = TaskQueue(queue_name(store.id), connection)
     wanted = {task.id for task in tasks}
@@ -86,6 +91,11 @@ def reconcile(
                 forget_events(connection, [task.id for task in batch])
                 queue.enqueue_tasks(batch)
                 lock.reacquire()
+    if folder is not None and tasks and enqueue:
+        if wanted <= done:
+            unclaim(connection, queue.name, [kind_of_job(tasks[0].id)])
+        else:
+            claim(connection, queue.name, tasks, folder)
     return Reconciled(
         done=frozenset(wanted & done),
         in_store=frozenset(in_store),

@@ -155,5 +155,10 @@ def _reconciled(
 ) -> Reconciled:
     folder.cancelled.remove(task.id for task in tasks)
     return reconcile(
-        tasks, frozenset(done), connection=fleet.connection, store=fleet.store, retry_failed=True
+        tasks,
+        frozenset(done),
+        connection=fleet.connection,
+        store=fleet.store,
+        retry_failed=True,
+        folder=folder.root,
     )

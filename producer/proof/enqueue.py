@@ -87,7 +87,14 @@ def _enqueue(
     fleet.store.put_blob(request.settings.variants_sha256, (subfolder.root / VARIANTS).read_bytes())
     tasks, done = request.tasks(), frozenset(subfolder.records.read())
     folder.cancelled.remove(task.id for task in tasks)
-    return request, reconcile(tasks, done, connection=fleet.connection, store=fleet.store, retry_failed=True)
+    return request, reconcile(
+        tasks,
+        done,
+        connection=fleet.connection,
+        store=fleet.store,
+        retry_failed=True,
+        folder=folder.root,
+    )
 
 
 def _check_plans(plans: Sequence[Plan], run: RunFile, card: ModelCard) -> None:

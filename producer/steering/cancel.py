@@ -39,12 +39,10 @@ def cancel(folder: CalibFolder, fleet: Fleet, patterns: Sequence[str]) -> Cancel
         selected = select(list(parts_of(folder)), patterns)
         states = [state_of(each, fleet) for each in selected]
         before = folder.cancelled.read()
-        wanted = {
-            task.id
-            for each, state in zip(selected, states, strict=True)
-            for task in each.tasks
-            if task.id not in state.done | state.in_store | state.failed
-        }
+        wanted: set[str] = set()
+        for each, state in zip(selected, states, strict=True):
+            ended = state.done | state.in_store | state.failed
+            wanted.update({task.id for task in each.tasks} - ended)
         folder.cancelled.add(wanted)
         withdrawn = TaskQueue(queue_name(fleet.store.id), fleet.connection).withdraw(sorted(wanted))
     return Cancelled(

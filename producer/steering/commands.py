@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 import msgspec
+from humanfriendly import format_size
 
 from producer.commands import check_store
 from producer.console import err, out
@@ -14,7 +15,11 @@ from producer.steering import halt
 from producer.steering.cancel import cancel as cancel_tasks
 from producer.steering.failures import Failure
 from producer.steering.failures import failures as failed_tasks
+from producer.steering.forget import forget as forget_run
 from producer.steering.retry import retry as retry_tasks
+from producer.steering.room import age, describe
+from producer.steering.runs import UNCLAIMED, RunContent, find_run
+from producer.steering.runs import runs as all_runs
 from shared.errors import InputError
 from shared.printable import printable
 
@@ -110,6 +115,56 @@ def drain(fleet: Fleet, host: str, *, undo: bool) -> None:
     here = [worker for worker in halt.workers_of(fleet) if worker.host == host]
     out.print(f"{shown} is drained{'' if new else ' already'}: its {len(here)} workers leave after their job")
     out.print(f"`producer drain --undo {shown}` lets it work again")
+
+
+def runs(fleet: Fleet, *, as_json: bool) -> None:
+    """Print what every run has there."""
+    found = all_runs(fleet)
+    if as_json:
+        _print_json(found)
+        return
+    if not found:
+        out.print(f"{fleet.store.label} and its queue hold nothing")
+    for run in found:
+        name = "unclaimed" if run.run == UNCLAIMED else f"run {printable(run.run, 80)}"
+        model = f" of {printable(run.model)}" if run.model else ""
+        out.print(f"{name}{model}: {_contents(run)}")
+        if run.run == UNCLAIMED:
+            out.print("  samples that no run here needs; `producer forget unclaimed` deletes them")
+        elif run.folder is None:
+            out.print("  its folder is not known: an older revision enqueued it, or Redis lost the note")
+        else:
+            ages = f"enqueued {age(run.since)} ago, last looked at {age(run.seen)} ago"
+            out.print(f"  {printable(run.folder)} on {printable(run.host or '?')}, {ages}")
+
+
+def forget(fleet: Fleet, name: str, *, yes: bool) -> None:
+    """Delete all that Redis and the store hold of a run, once somebody has agreed."""
+    found = all_runs(fleet)
+    run = find_run(found, name)
+    out.print(f"{describe(run)}: {_contents(run)}")
+    if not yes:
+        try:
+            agreed = click.confirm("Delete all of that? What was collected stays in its folder.", err=True)
+        except click.Abort:
+            raise InputError("nothing was deleted: nobody answered; --yes answers the question") from None
+        if not agreed:
+            out.print("nothing was deleted")
+            return
+    forget_run(fleet, run, found)
+    out.print(f"forgotten, {format_size(run.size)} are free")
+    if run.folder is not None:
+        out.print("`producer collect` in that folder asks for it again, unless `producer cancel --all` did")
+
+
+def _contents(run: RunContent) -> str:
+    counts = ((run.queued, "queued"), (run.running, "running"), (run.failed, "failed"))
+    parts = [f"{count} {what}" for count, what in counts if count]
+    if run.finished:
+        parts.append(f"{run.finished} finished, to be collected ({format_size(run.shard_bytes)})")
+    if run.blob_bytes:
+        parts.append(f"samples for the workers ({format_size(run.blob_bytes)})")
+    return ", ".join(parts) or "nothing but the note that it is wanted"
 
 
 def _folder(calib_dir: Path, fleet: Fleet) -> CalibFolder:

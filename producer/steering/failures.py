@@ -9,7 +9,7 @@ from producer.folder.calib_folder import CalibFolder
 from producer.kinds.registry import parts_of
 from producer.steering.cancel import state_of
 from producer.steering.selection import select
-from shared.jobs.history import Event, read_events
+from shared.jobs.history import Event, read_histories
 
 
 class Failure(Struct, frozen=True, kw_only=True):
@@ -44,14 +44,10 @@ def failures(folder: CalibFolder, fleet: Fleet, patterns: Sequence[str]) -> list
     found = []
     for each in select(list(parts_of(folder)), patterns):
         failed = state_of(each, fleet).failed
+        tasks = [task for task in each.tasks if task.id in failed]
+        histories = read_histories(fleet.connection, [task.id for task in tasks])
         found += [
-            Failure(
-                task=task.id,
-                label=task.label,
-                part=each.part.title,
-                events=tuple(read_events(fleet.connection, task.id)),
-            )
-            for task in each.tasks
-            if task.id in failed
+            Failure(task=task.id, label=task.label, part=each.part.title, events=tuple(events))
+            for task, events in zip(tasks, histories, strict=True)
         ]
     return found

@@ -33,13 +33,19 @@ def retry(folder: CalibFolder, fleet: Fleet, patterns: Sequence[str], *, cancell
         unwanted = folder.cancelled.read() if cancelled else frozenset[str]()
         for each in select(list(parts_of(folder)), patterns):
             state = state_of(each, fleet)
-            tasks = [task for task in each.tasks if task.id in state.failed | unwanted]
+            again = state.failed | unwanted
+            tasks = [task for task in each.tasks if task.id in again]
             if not tasks:
                 continue
             each.part.supply(fleet.store)
             folder.cancelled.remove(task.id for task in tasks)
             enqueued = reconcile(
-                tasks, state.done, connection=fleet.connection, store=fleet.store, retry_failed=True
+                tasks,
+                state.done,
+                connection=fleet.connection,
+                store=fleet.store,
+                retry_failed=True,
+                folder=folder.root,
             ).enqueued
             failed_again += len(state.failed.intersection(enqueued))
             cancelled_again += len(unwanted.intersection(enqueued))

@@ -1,5 +1,6 @@
 """The history of each job (its attempts) and its progress, kept in Redis."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Literal, cast
 
@@ -66,8 +67,19 @@ def push_event(pipeline: Pipeline, job_id: str, event: Event) -> None:
 
 def read_events(connection: Redis, job_id: str) -> list[Event]:
     """Return a job's history, oldest event first. Unreadable entries are left out."""
-    lines = cast(list[bytes], connection.lrange(_history_key(job_id), 0, -1))
-    return [event for line in lines if (event := decode_or_none(_event_decoder, line)) is not None]
+    return read_histories(connection, [job_id])[0]
+
+
+def read_histories(connection: Redis, job_ids: Sequence[str]) -> list[list[Event]]:
+    """Return the histories of many jobs at once, in their order; see `read_events`."""
+    with connection.pipeline(transaction=False) as pipeline:
+        for job_id in job_ids:
+            pipeline.lrange(_history_key(job_id), 0, -1)
+        answers = cast(list[list[bytes]], pipeline.execute())
+    return [
+        [event for line in lines if (event := decode_or_none(_event_decoder, line)) is not None]
+        for lines in answers
+    ]
 
 
 def forget_events(connection: Redis | Pipeline, job_ids: list[str]) -> None:

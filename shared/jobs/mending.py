@@ -23,6 +23,7 @@ FAMILIES: dict[str, str] = {
     r"bitfleet:avoid:.*": "string",
     r"bitfleet:blob:.*": "string",
     r"bitfleet:canary:.*": "hash",
+    r"bitfleet:claims:.*": "hash",
     r"bitfleet:delayed:.*": "zset",
     r"bitfleet:given-up:.*": "zset",
     r"bitfleet:grace:.*": "string",

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 from redis import Redis
-from rq.exceptions import DequeueTimeout
+from rq.exceptions import DequeueTimeout, NoSuchJobError
 from rq.job import Job
 from rq.queue import Queue
 from rq.serializers import JSONSerializer
 from rq.timeouts import BaseDeathPenalty
 
 from shared import __version__
+from shared.errors import BitfleetError
 from shared.jobs.asides import kind_of_job
 from shared.jobs.history import progress_key
 from shared.jobs.task_job import FAILURE_TTL, JOB_TIMEOUT, RESULT_TTL, TaskJob
@@ -237,6 +238,14 @@ class TaskQueue(Queue):
         keys = [self.key, self.delayed_key, self.started_job_registry.key, progress_key(self.name)]
         script = self.connection.register_script(_WITHDRAW)
         return Withdrawn(*script(keys=keys, args=[*job_ids]))
+
+    def task_of(self, job_id: str) -> Task | None:
+        """Return the task of a job; None if there is no such job, or this revision can't read it."""
+        try:
+            job = TaskJob.fetch(job_id, connection=self.connection, serializer=self.serializer)
+            return cast(TaskJob, job).task
+        except (NoSuchJobError, BitfleetError):
+            return None
 
     def in_flight(self) -> InFlight:
         """Return the ids of queued and running jobs, read in one transaction.

@@ -47,6 +47,11 @@ class ConfirmTask(Task, frozen=True, kw_only=True, forbid_unknown_fields=True, t
         return self.confirm.id
 
     @property
+    def blobs(self) -> tuple[str, ...]:
+        """What its settings name."""
+        return (self.confirm.variants_sha256,)
+
+    @property
     def label(self) -> str:
         """A short description for messages."""
         return f"predicted errors on image {self.image_index}"

@@ -37,6 +37,11 @@ class Task(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         """A short description for messages."""
         raise NotImplementedError
 
+    @property
+    def blobs(self) -> tuple[str, ...]:
+        """Digests of the blobs that the task needs; one that lists others stands for them."""
+        return ()
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kind:

@@ -30,6 +30,11 @@ class SensitivityTask(Task, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         return self.sensitivity.id
 
     @property
+    def blobs(self) -> tuple[str, ...]:
+        """What its settings name."""
+        return (self.sensitivity.sample_set_sha256,)
+
+    @property
     def label(self) -> str:
         """A short description for messages."""
         return f"{self.layer} at {self.bits} bits"

@@ -41,6 +41,11 @@ class SketchTask(Task, frozen=True, kw_only=True, forbid_unknown_fields=True, ta
         return self.sensitivity.id
 
     @property
+    def blobs(self) -> tuple[str, ...]:
+        """What its settings name."""
+        return (self.sensitivity.sample_set_sha256,)
+
+    @property
     def label(self) -> str:
         """A short description for messages."""
         return f"sketch of sample {self.sample}, probes {self.probe_batch}"

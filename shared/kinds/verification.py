@@ -57,6 +57,11 @@ class VerificationTask(Task, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         return self.verification.id
 
     @property
+    def blobs(self) -> tuple[str, ...]:
+        """What its settings name."""
+        return (self.verification.variants_sha256,)
+
+    @property
     def label(self) -> str:
         """A short description for messages."""
         return f"verification on image {self.image_index}"

@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 from uuid import uuid4
 
@@ -16,6 +16,7 @@ from shared.safe_url import PERCENT_ENCODE, is_readable, safe_url, without_secre
 from shared.stores.filesystems import open_filesystem
 from shared.stores.records import MAX_SHARD_BYTES, Record, decode_record, encode_record
 from shared.stores.store import PutOutcome, ShardStore, require_portable
+from shared.stores.usage import NAMESPACE, Held, Usage
 
 MARKER = "bitfleet-store.json"
 MAX_RECORD_BYTES = 64 * 1024
@@ -146,6 +147,33 @@ class FolderStore(ShardStore):
         with _explained(self._url):
             self._remove(self._blob_path(digest))
 
+    def usage(self, namespaces: Iterable[str] = ()) -> Usage:
+        self._check_marker()
+        usage = Usage()
+        with _explained(self._url):
+            self._fs.invalidate_cache()
+            found = self._fs.find(self._root, maxdepth=2, detail=True)
+        for path, info in found.items():
+            folder, _, name = path.rpartition("/")
+            namespace, size = folder.rpartition("/")[2], int(info["size"] or 0)
+            if namespace == "blobs" and name.endswith(".npz"):
+                usage.blobs[name.removesuffix(".npz")] = size
+            elif _is_of(namespace, name):
+                before = usage.namespaces.get(namespace, Held(records=0, size=0))
+                records = before.records + name.endswith(".json")
+                usage.namespaces[namespace] = Held(records=records, size=before.size + size)
+        return usage
+
+    def discard_namespace(self, namespace: str) -> None:
+        self._check_marker()
+        with _explained(self._url):
+            ours = [path for path in self._listing(namespace) if _is_of(namespace, path.rpartition("/")[2])]
+            # Records first: a shard without one is nobody's.
+            for path in sorted(ours, key=lambda path: not path.endswith(".json")):
+                self._remove(path)
+            with contextlib.suppress(OSError, NotImplementedError):
+                self._fs.rmdir(f"{self._root}/{_safe(namespace)}")
+
     def _check_marker(self) -> None:
         """Check that this is still the same store, and not an unmounted share or another one."""
         try:
@@ -209,6 +237,11 @@ class FolderStore(ShardStore):
 
     def _blob_path(self, digest: str) -> str:
         return f"{self._root}/blobs/{_safe(digest)}.npz"
+
+
+def _is_of(namespace: str, name: str) -> bool:
+    """Return whether a file is one of ours: it is named by a task, and that by its namespace."""
+    return bool(NAMESPACE.fullmatch(namespace)) and f"-{namespace}-" in name
 
 
 def _content(filesystem: Any, path: str) -> bytes | None:

@@ -12,11 +12,15 @@ from shared.errors import ShardCorruptError, StoreFullError, StoreTroubleError
 from shared.stores import relay_scripts
 from shared.stores.records import Record, decode_record, encode_record
 from shared.stores.store import PutOutcome, ShardStore, require_portable
+from shared.stores.usage import NAMESPACE, Held, Usage
 
 RELAY_ID = "relay"
 DEFAULT_LIMIT_BYTES = 1024**3
 MIN_LIMIT_BYTES = 1_000_000
 """The smallest limit that can be set: one image of the smallest model needs about this much."""
+
+_BATCH = 500
+"""So many shards are deleted at once, after which others have their turn."""
 
 _LIMIT_KEY = "bitfleet:relay:limit"
 _USED_KEY = "bitfleet:relay:used"
@@ -43,6 +47,38 @@ class RelayStore(ShardStore):
         """Bytes of all shards and blobs in the relay, as counted."""
         counts = cast(dict[bytes, bytes], self._redis.hgetall(_USED_KEY))
         return sum(_number(count) or 0 for count in counts.values())
+
+    def usage(self, namespaces: Iterable[str] = ()) -> Usage:
+        with self._redis.pipeline() as pipeline:
+            pipeline.hgetall(_USED_KEY)
+            pipeline.hgetall(_BLOBS_KEY)
+            counts, blobs = cast(list[dict[bytes, bytes]], pipeline.execute())
+        sizes = {name.decode("utf-8", "replace"): _number(size) or 0 for name, size in counts.items()}
+        names = [name for name in {*sizes, *namespaces} - {"blobs"} if NAMESPACE.fullmatch(name)]
+        with self._redis.pipeline(transaction=False) as pipeline:
+            for name in names:
+                pipeline.hlen(_records_key(name))
+            records = cast(list[int], pipeline.execute())
+        held = {
+            name: Held(records=count, size=sizes.get(name, 0))
+            for name, count in zip(names, records, strict=True)
+            if count or sizes.get(name)
+        }
+        return Usage(
+            namespaces=held,
+            blobs={digest.decode("utf-8", "replace"): _number(size) or 0 for digest, size in blobs.items()},
+        )
+
+    def discard_namespace(self, namespace: str) -> None:
+        ids = sorted(self.record_ids(namespace))
+        for start in range(0, len(ids), _BATCH):
+            with self._redis.pipeline(transaction=False) as pipeline:
+                for task_id in ids[start : start + _BATCH]:
+                    keys = [_records_key(namespace), _shard_key(namespace, task_id), _USED_KEY]
+                    # A registered script would first ask Redis whether it is there, which producers may not.
+                    pipeline.eval(relay_scripts.DISCARD, len(keys), *keys, task_id, namespace)
+                pipeline.execute()
+        self.recount([namespace])
 
     @property
     def limit_bytes(self) -> int:

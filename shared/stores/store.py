@@ -12,6 +12,7 @@ from humanfriendly import format_size
 
 from shared.errors import TooLargeError
 from shared.stores.records import Record
+from shared.stores.usage import Usage
 
 PutOutcome = Literal["stored", "exists", "full"]
 
@@ -116,6 +117,18 @@ class ShardStore(ABC):
     @abstractmethod
     def discard_blob(self, digest: str) -> None:
         """Delete a blob. Does nothing if it is missing."""
+
+    @abstractmethod
+    def usage(self, namespaces: Iterable[str] = ()) -> Usage:
+        """Return what the store holds.
+
+        Args:
+            namespaces: to look for beside those that the store knows to hold something.
+        """
+
+    @abstractmethod
+    def discard_namespace(self, namespace: str) -> None:
+        """Delete all records and shards of a namespace. Does nothing if there are none."""
 
     def recount(self, namespaces: Iterable[str] = ()) -> None:
         """Count again what the store holds, if it counts at all."""
