@@ -9,6 +9,7 @@ from producer.drops import Drops
 from producer.folder.intake import Dropped, Intake, take_in
 from producer.kinds.part import Part
 from producer.ledger import Ledger, PartState
+from producer.report.write import write_report
 from shared.errors import (
     BitfleetError,
     FolderLostError,
@@ -124,21 +125,20 @@ class Collector:
             # A pass over a large folder takes long: wait three times as long, to leave the core to others.
             time.sleep(max(POLL_SECONDS, 3 * (time.monotonic() - started)))
 
-    def write_results(self, states: Sequence[PartState]) -> list[Path]:
-        """Write the results of everything that was collected; return the paths of the reports.
+    def write_results(self, states: Sequence[PartState]) -> Path:
+        """Write the results of everything that was collected, and the report; return its path.
 
         A part whose results can't be written is told of, and counted in `without_results`.
         """
         reasons = {task_id: why for state in states for task_id, why in state.reasons.items()}
-        reports = []
         with self.ledger.folder.locked("collect"):
             for part in self.ledger.parts():
                 try:
-                    reports.append(part.write_results(reasons))
+                    part.write_results(reasons)
                 except BitfleetError as error:
                     self.complain(f"{part.title}: no results were written: {error}")
                     self.without_results += 1
-        return [path for path in reports if path is not None]
+            return write_report(self.ledger.folder)
 
 
 def collect_part(

@@ -24,6 +24,7 @@ from producer.jobs.unserved import strangers, unserved
 from producer.kinds.registry import parts_of
 from producer.ledger import Ledger, PartState
 from producer.prompts import COLUMN, default_prompts, read_prompts
+from producer.report.write import write_report
 from producer.settings import run_settings
 from producer.steering.halt import halts
 from producer.steering.room import crowding
@@ -255,9 +256,9 @@ def collect(
             bars.show(parts)
     for line in collector.drops.summary():
         _complain(line)
-    reports = collector.write_results(parts)
+    page = collector.write_results(parts)
     _say_collected(folder, parts)
-    _say_reports(folder, reports)
+    _say_report(folder, page)
     return all(part.complete for part in parts) and not collector.without_results
 
 
@@ -333,7 +334,7 @@ def serve_redis(folder: Path | None, bind: str, port: int, max_memory: str) -> N
 
 
 def report(calib_dir: Path) -> None:
-    """Write results and reports of everything that was collected, and print their paths.
+    """Write results and the report of everything that was collected, and print its path.
 
     Raises:
         InputError: nothing has been measured yet.
@@ -342,17 +343,17 @@ def report(calib_dir: Path) -> None:
     folder.require_run()
     with folder.locked("report"):
         written = [part.write_results({}) for part in parts_of(folder)]
-    if not any(written):
-        raise InputError(
-            f"{calib_dir} holds no measurement yet; ask for one with `producer enqueue-sensitivity`, then "
-            "run `producer collect`"
-        )
-    _say_reports(folder, [path for path in written if path is not None])
+        if not any(written):
+            raise InputError(
+                f"{calib_dir} holds no measurement yet; ask for one with `producer enqueue-sensitivity`, "
+                "then run `producer collect`"
+            )
+        page = write_report(folder)
+    _say_report(folder, page)
 
 
-def _say_reports(folder: CalibFolder, reports: Sequence[Path]) -> None:
-    for path in reports:
-        out.print(f"report: {path}")
+def _say_report(folder: CalibFolder, page: Path) -> None:
+    out.print(f"report: {page}")
     for part in parts_of(folder):
         if line := part.conclusion():
             out.print(f"{part.title}: {line}")

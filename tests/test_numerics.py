@@ -8,7 +8,6 @@ import msgspec
 from producer.report.numerics import numerics_warnings
 from producer.report.render import render_report
 from producer.results.merge import FinishedTask, host_timings, merge_results
-from producer.results.results import TaskKind
 from shared.stores.records import Record
 from tests.conftest import Example
 from tests.tasks import image_task, layer_task, record_of
@@ -18,7 +17,7 @@ M1_ULTRA = {"mlx": "0.32.4", "architecture": "applegpu_g13d", "tf32": "off"}
 M4 = {"mlx": "0.32.4", "architecture": "applegpu_g16g", "tf32": "off"}
 
 
-def warnings(kind: TaskKind = "sensitivity", **hosts: dict[str, str]) -> list[str]:
+def warnings(kind: str = "sensitivity", **hosts: dict[str, str]) -> list[str]:
     task = layer_task() if kind == "sensitivity" else image_task()
     records = [record_of(task, b"", host=host, versions=versions) for host, versions in hosts.items()]
     return numerics_warnings(host_timings(records))

@@ -7,12 +7,13 @@ model.json                          the model card of the first worker
 records/                            a record and a seal for each collected image, and a copy of model.json
 .bitfleet/                          the folder's lock, and the data of our own Redis
 sample_sets/                        what sensitivity runs measure on, as blobs for the workers
-sensitivity/<id>/                   request.json, shards/, records/, results.*, report.html
+report.html                         all results, written anew by each collector
+sensitivity/<id>/                   request.json, shards/, records/, results.*
 weights/<id>/, levels/<id>/         request.json, shards/, records/: what plans are made of
 plans/<id>/                         plan.json
 confirms/<id>/                      request.json, variants.json, shards/, records/, prediction.json
-verification/<id>/                  request.json, variants.json, plan.json, shards/, records/, report.html,
-                                    verification.json, winner.json
+verification/<id>/                  request.json, variants.json, plan.json, shards/, records/, verification.json,
+                                    winner.json
 """
 
 import tempfile
@@ -49,6 +50,7 @@ class CalibFolder(ImageFiles):
         self.model_path = root / "model.json"
         self.model_copy_path = root / "records" / "model.card"
         self.manifest_path = root / "manifest.json"
+        self.report_path = root / "report.html"
         self.state_dir = root / ".bitfleet"
         self.lock = FolderLock(self.state_dir, tell)
         self.records = RecordFolder(root / "records")
@@ -242,7 +244,6 @@ class SensitivityFolder(ShardFolder):
         """The sample set, as older revisions wrote it; see producer.folder.sample_sets."""
         self.results_path = root / "results.json"
         self.csv_path = root / "results.csv"
-        self.report_path = root / "report.html"
         self._request = JsonFile(self.request_path, RequestFile)
 
     def read_request(self) -> RequestFile | None:

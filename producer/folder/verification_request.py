@@ -13,7 +13,6 @@ PLAN = "plan.json"
 VERDICT = "verification.json"
 WINNER = "winner.json"
 """The plan of what is to be shipped."""
-REPORT = "report.html"
 
 FLOOR_EVERY = 8
 """The original is drawn twice on every eighth prompt, the first included."""

@@ -73,7 +73,7 @@ class Part(ABC):
         return None
 
     def write_results(self, reasons: dict[str, str]) -> Path | None:
-        """Write the results of everything collected; return the path of the report, or None if there is none.
+        """Write the results of everything collected; return their path, or None if there are none.
 
         `reasons` says, by task id, why a task is missing.
         """

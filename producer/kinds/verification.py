@@ -98,7 +98,7 @@ class VerificationPart(KeptPart):
         return [VerificationShard.from_bytes(path.read_bytes()) for path in paths if path.is_file()]
 
     def write_results(self, reasons: dict[str, str]) -> Path | None:
-        """Write verdict, winner and report of what is collected."""
+        """Write verdict and winner of what is collected."""
         shards = self._shards(self.subfolder.records.read())
         if not shards:
             return None

@@ -35,17 +35,23 @@ AnyFolder = TypeVar("AnyFolder", bound=ShardFolder)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PlanOptions:
-    """The options of `producer plan`."""
+class ScoreOptions:
+    """What scores are made of, and how."""
 
-    targets: Sequence[Target]
-    keep: Sequence[str] = ()
-    scores: ScoreTarget = "image"
     source: str | None = None
     """Id of the levels or of the sensitivity run, where the folder holds several."""
     levels_by: Method | None = None
     """How levels are taken; None takes what is better for that many images."""
     thirds: Thirds = EVENLY
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanOptions(ScoreOptions):
+    """The options of `producer plan`."""
+
+    targets: Sequence[Target]
+    keep: Sequence[str] = ()
+    scores: ScoreTarget = "image"
     prompts: PromptFile
     choosing: int = CHOOSING
     prediction: int = PREDICTION
@@ -75,7 +81,7 @@ def make_plans(folder: CalibFolder, options: PlanOptions) -> list[Plan]:
         InputError: something is not collected yet, contradicts, or can't be reached.
     """
     run = folder.require_run()
-    material = _velocity(folder, options) if options.scores == "velocity" else _image(folder, options)
+    material = _velocity(folder, options) if options.scores == "velocity" else image_material(folder, options)
     offers, scores = scored_offers(material, options.keep)
     sets = prompt_sets(
         material.images,
@@ -172,8 +178,12 @@ def _named(found: dict[str, AnyFolder], name: str | None, what: str, command: st
     raise InputError(f"name the {what} to use with --scores; there is {known}")
 
 
-def _image(folder: CalibFolder, options: PlanOptions) -> Material:
-    """Read weight errors and levels."""
+def image_material(folder: CalibFolder, options: ScoreOptions) -> Material:
+    """Return weight errors and scores by levels.
+
+    Raises:
+        InputError: there are none yet, or several and none is named.
+    """
     card = folder.require_model()
     found = {subfolder.root.name: subfolder for subfolder in folder.levels.all()}
     subfolder = _named(found, options.source, "levels", "`producer enqueue-levels`")

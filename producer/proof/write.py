@@ -1,4 +1,4 @@
-"""Write what a verification says: verification.json, winner.json and report.html."""
+"""Write what a verification says: verification.json and winner.json."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from producer.folder.calib_folder import CalibFolder
 from producer.folder.kept_folder import KeptFolder
-from producer.folder.verification_request import PLAN, REPORT, VARIANTS, VERDICT, WINNER, VerificationRequest
+from producer.folder.verification_request import PLAN, VARIANTS, VERDICT, WINNER, VerificationRequest
 from producer.plan.prediction import Prediction, read_predictions
 from producer.proof.measured import measured
 from producer.proof.verdict import (
@@ -19,7 +19,6 @@ from producer.proof.verdict import (
     is_decided,
     judge,
 )
-from producer.report.proof import Row, render_proof
 from shared.files import write_atomically
 from shared.kinds.verification import VerificationShard
 from shared.plan import decode_variants
@@ -34,7 +33,7 @@ def write_verdict(
     *,
     missing: int,
 ) -> Path:
-    """Write verdict, winner and report; return the report's path.
+    """Write verdict and winner; return the verdict's path.
 
     Args:
         folder: the calibration folder.
@@ -57,13 +56,7 @@ def write_verdict(
     if request.purpose == "proof":
         winner = winning_plan(subfolder, verdict)
         write_atomically(subfolder.root / WINNER, encode_plan(winner))
-    rows = [
-        Row(prompt=image.prompt, pictures=shard.pictures())
-        for image, shard in zip(_images(request, shards), shards, strict=True)
-        if shard.image_png.size
-    ]
-    write_atomically(subfolder.root / REPORT, render_proof(verdict, request.names, rows).encode())
-    return subfolder.root / REPORT
+    return subfolder.root / VERDICT
 
 
 def winning_plan(subfolder: KeptFolder[VerificationRequest], verdict: Verdict) -> Plan:

@@ -20,14 +20,11 @@ from producer.results.results import (
     MissingTask,
     NoiseFloor,
     Results,
-    TaskKind,
 )
 from shared import metrics
 from shared.errors import RunMismatchError
-from shared.kinds.calibration import CalibrationTask
-from shared.kinds.kind import Task
+from shared.kinds.registry import kind_of
 from shared.kinds.sensitivity import SensitivityShard, SensitivityTask
-from shared.kinds.sketch import SketchTask
 from shared.layer_place import place_by_number
 from shared.metrics import BUCKETS, Bucket
 from shared.model_card import LayerInfo, ModelCard
@@ -35,13 +32,6 @@ from shared.runs import RunSettings, SensitivitySettings
 from shared.stores.records import Record
 
 LEVEL = 0.95
-
-_KINDS: dict[type[Task], TaskKind] = {
-    CalibrationTask: "calibration",
-    SensitivityTask: "sensitivity",
-    SketchTask: "sketch",
-}
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinishedTask:
@@ -169,13 +159,13 @@ def _noise_floor(measurements: Sequence[Measurement]) -> dict[BucketName, NoiseF
 
 def host_timings(records: Sequence[Record]) -> tuple[HostTimings, ...]:
     """Return what each host did, by kind of task."""
-    by_host: dict[tuple[TaskKind, str], list[Record]] = defaultdict(list)
+    by_host: dict[tuple[str, str], list[Record]] = defaultdict(list)
     for record in records:
-        by_host[_KINDS[type(record.task)], record.host].append(record)
+        by_host[kind_of(record.task).name, record.host].append(record)
     return tuple(_timings(kind, host, by_host[kind, host]) for kind, host in sorted(by_host))
 
 
-def _timings(kind: TaskKind, host: str, records: Sequence[Record]) -> HostTimings:
+def _timings(kind: str, host: str, records: Sequence[Record]) -> HostTimings:
     # Sorted, because a sum of floats depends on the order.
     seconds = sorted(record.seconds for record in records)
     return HostTimings(

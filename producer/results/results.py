@@ -22,7 +22,6 @@ FORMAT = 2
 
 BucketName = Literal["all"] | Bucket
 BUCKET_NAMES: tuple[BucketName, ...] = ("all", *BUCKETS)
-TaskKind = Literal["calibration", "sensitivity", "sketch"]
 
 
 class Metrics(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -118,7 +117,8 @@ class HostTimings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """What one host did."""
 
     host: str
-    kind: TaskKind
+    kind: str
+    """Of the tasks, as in shared.kinds."""
     tasks: int
     workers: int
     seconds_total: float

@@ -1,16 +1,12 @@
-"""Write results and report of a sensitivity run from the shards in its folder."""
+"""Write the results of a sensitivity run from the shards in its folder."""
 
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-
-import numpy as np
 
 from producer.folder.calib_folder import CalibFolder, SensitivityFolder
 from producer.folder.request_file import RequestFile
 from producer.folder.run_file import RunFile
 from producer.folder.tasks import exact_tasks, sketch_tasks
-from producer.report.render import render_report
 from producer.results.merge import FinishedTask, merge_results
 from producer.results.merge_sketch import FinishedSketch, merge_sketch
 from producer.results.results import MissingSketch, MissingTask, encode_results, results_csv
@@ -21,11 +17,9 @@ from shared.kinds.sensitivity import SensitivityShard, SensitivityTask
 from shared.kinds.sketch import SketchShard, SketchTask
 from shared.model_card import ModelCard
 
-MAX_PREVIEWS = 8
-
 
 def write_results(folder: CalibFolder, subfolder: SensitivityFolder, reasons: dict[str, str]) -> Path | None:
-    """Write results.json, results.csv and report.html; return the report's path.
+    """Write results.json and results.csv; return the path of the former.
 
     Args:
         folder: the calibration folder.
@@ -65,15 +59,9 @@ def write_results(folder: CalibFolder, subfolder: SensitivityFolder, reasons: di
         ],
         calibration_records=list(folder.records.read().values()),
     )
-    measured_on = [
-        *(pair.shard.image_index for pair in exact),
-        *(done.shard.image_index for done in sketches),
-    ]
-    images = sorted({int(image) for index in measured_on for image in np.ravel(index)})
     write_atomically(subfolder.results_path, encode_results(results))
     write_atomically(subfolder.csv_path, results_csv(results).encode())
-    write_atomically(subfolder.report_path, render_report(results, _previews(folder, images)).encode())
-    return subfolder.report_path
+    return subfolder.results_path
 
 
 def finished_pairs(subfolder: SensitivityFolder, request: RequestFile, run: RunFile) -> list[FinishedTask]:
@@ -102,10 +90,3 @@ def _read_shard(subfolder: SensitivityFolder, task: Task) -> bytes | None:
     """Return a shard; None if its file is missing. The next pass enqueues its task again."""
     path = subfolder.shard_path(task.id)
     return path.read_bytes() if path.is_file() else None
-
-
-def _previews(folder: CalibFolder, images: Sequence[int]) -> list[tuple[str, bytes]]:
-    """Return prompt and PNG of the first of these images."""
-    prompts = folder.require_run().prompts
-    paths = [(prompts[image], folder.preview_path(image)) for image in images[:MAX_PREVIEWS]]
-    return [(prompt, path.read_bytes()) for prompt, path in paths if path.is_file()]
