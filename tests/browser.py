@@ -1,4 +1,4 @@
-"""Chromium without a window, driven over its DevTools pipe: one message each, as JSON that ends with a zero."""
+"""Chromium without a window, driven over its DevTools pipe: messages are JSON, and end with a zero."""
 
 import json
 import os
@@ -75,7 +75,11 @@ class Page:
     def size(self, width: int, height: int = 900) -> None:
         """Be a window of this size."""
         self.call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=False,
         )
 
     def media(self, media: str = "", scheme: str = "light") -> None:

@@ -94,7 +94,7 @@ class Verified:
         return (
             decode_verdict((root / "verification.json").read_bytes()),
             read_plan(root / "winner.json"),
-            (root / "report.html").read_text(),
+            self.folder.report_path.read_text(),
         )
 
 
@@ -128,8 +128,8 @@ def test_a_clear_gain_takes_one_look_and_the_winner_can_be_exported(verified: Ve
     verdict, winner, page = verified.verdict(request)
     assert verdict.complete and (verdict.winner, verdict.prompts, verdict.most) == ("plan", 8, 24)
     assert winner == a_plan()
-    assert page.count("<figure>") == 4 * min(6, len(variants))
-    assert "prompt 23" in page and "prompt 24" not in page
+    assert page.count('<figure><div class="frame') == 4 * 3, "original, plan and the best uniform model"
+    assert page.count('<div class="prompt"') == 4
     assert not verified.store.has_blob(request.settings.variants_sha256), "nobody needs it any more"
 
 
@@ -157,7 +157,7 @@ def test_the_plan_of_a_uniform_winner_is_that_of_the_uniform_model(verified: Ver
     verified.draw(request, quality(plan=22, uniform=30))
     verdict, winner, page = verified.verdict(request)
     assert verdict.winner.startswith("uniform ")
-    assert "uniform" in page and "to be shipped" in page
+    assert "<h1>Ship uniform" in page
     variants = {
         variant.name: variant.layers
         for variant in decode_variants(

@@ -98,7 +98,7 @@ def test_calibrate_measure_collect_report(fleet: Fleet) -> None:
         if bits == 4 and layer not in dead:
             at4, at8 = (measured[layer, b]["buckets"]["all"]["relative_error"] for b in (4, 8))
             assert at4 > 3 * at8 > 0
-    assert "<html" in results.with_name("report.html").read_text()
+    assert "<html" in (fleet.calib / "report.html").read_text()
     assert before.items() <= fleet.finished_at().items()
     assert fleet.producer("status").count("0 bytes") == 1
 

@@ -122,7 +122,7 @@ def test_the_converter_to_core_ml_is_left_out() -> None:
 
 @pytest.mark.parametrize("name", ["producer.cli", "worker.cli"])
 def test_help_loads_nothing_slow(name: str) -> None:
-    assert not loaded_by([name]) & (HEAVY | {"numpy", "redis", "rq", "matplotlib", "scipy", "fsspec"})
+    assert not loaded_by([name]) & (HEAVY | {"numpy", "redis", "rq", "jinja2", "scipy", "fsspec"})
 
 
 @pytest.mark.parametrize("package", KNOWS)

@@ -114,7 +114,7 @@ def test_a_report_from_the_folder_alone(collector: Collector) -> None:
     (place,) = folder.sensitivities()
     done = CliRunner().invoke(main, ["report", "--calib-dir", str(folder.root)])
     assert done.exit_code == 0, done.output
-    assert done.output.strip() == f"report: {place.report_path}"
+    assert done.output.strip() == f"report: {folder.report_path}"
     assert place.results_path.is_file()
     empty = CliRunner().invoke(main, ["report", "--calib-dir", str(folder.root.parent)])
     assert empty.exit_code == 2

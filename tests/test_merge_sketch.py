@@ -16,6 +16,7 @@ from shared.errors import RunMismatchError
 from shared.kinds.calibration import CalibrationTask
 from shared.kinds.registry import decode_task, encode_task
 from shared.kinds.sketch import SketchShard, SketchTask
+from tests.reports import contents_of
 
 BITS = (2, 4, 8)
 ELEMENTS = 256
@@ -129,11 +130,11 @@ def test_results_have_the_usual_form_and_a_report(make_example):
     assert [(host.kind, host.tasks) for host in results.hosts] == [("calibration", 1), ("sketch", 24)]
     assert results.complete
     assert decode_results(encode_results(results)) == results
-    page = render_report(results)
-    assert f"{len(results.measurements) - len(BITS)} of {len(results.measurements)}" in page
+    page = render_report(contents_of(results))
     assert "Sketch against exact" not in page
-    assert f"<b>{len(results.measurements)}</b><span>(layer, bits) sketched, from 24 / 24 sketches" in page
-    assert "(layer, bits) measured" not in page
+    assert f"0 of 0 (layer, bits) measured exactly, {len(results.measurements)} estimated by a sketch" in page
+    assert page.count("<small>estimated</small>") == len(results.measurements) - len(BITS)
+    assert "<small>exact</small>" not in page
 
 
 def test_what_a_sketch_lacks_is_told(make_example):
@@ -153,12 +154,11 @@ def test_what_a_sketch_lacks_is_told(make_example):
     assert not results.complete
     assert [sketch.sample for sketch in results.missing_sketches] == [22, 23]
     assert decode_results(encode_results(results)) == results
-    page = render_report(results)
-    assert "<b>1 / 2</b><span>(layer, bits) measured exactly" in page
-    assert "Missing: 1 of 2</h2>" in page
-    assert "from 22 / 24 sketches" in page
-    assert "Missing: 2 of 24 sketches</h2>" in page
-    assert "failed on air" in page
+    page = render_report(contents_of(results))
+    assert "1 of 2 (layer, bits) measured exactly" in page
+    assert "1 (layer, bits) missing, queued" in page
+    assert "1 sketches missing, failed on air" in page
+    assert page.count("<small>exact</small>") == 1
     assert '<li class="path">sample 23, probes 0</li>' in page
 
 
@@ -179,7 +179,7 @@ def test_verified_pairs_are_exact_and_held_against_the_sketch(make_example):
     assert (pair.layer, pair.bits) == (layer, 4)
     assert pair.exact_relative_error == found[layer, 4].buckets["all"].relative_error
     assert pair.sketch_relative_error == before.buckets["all"].relative_error
-    page = render_report(results)
+    page = render_report(contents_of(results))
     assert "Sketch against exact" in page
     assert f"{pair.sketch_relative_error / pair.exact_relative_error:.3g}</td>" in page
 

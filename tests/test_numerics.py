@@ -10,6 +10,7 @@ from producer.report.render import render_report
 from producer.results.merge import FinishedTask, host_timings, merge_results
 from shared.stores.records import Record
 from tests.conftest import Example
+from tests.reports import contents_of
 from tests.tasks import image_task, layer_task, record_of
 
 M1_MAX = {"mlx": "0.32.4", "architecture": "applegpu_g13s", "tf32": "off"}
@@ -67,7 +68,7 @@ def test_the_report_shows_it(make_example: Callable[..., Example]) -> None:
 
     def report(finished: list[FinishedTask]) -> str:
         results = merge_results(finished, run=example.run, sensitivity=example.sensitivity, card=example.card)
-        return render_report(results)
+        return render_report(contents_of(results))
 
     same = example.finished()
     mixed = [FinishedTask(task=done.task, shard=done.shard, record=told(done.record)) for done in same]

@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 
 from producer.folder.calib_folder import CalibFolder
+from producer.folder.run_file import RunFile
 from producer.plan.prediction import another_picture, predict, read_predictions
 from producer.plan.write import write_plan, write_predictions
+from producer.report.write import write_report
 from shared.kinds.confirm import ConfirmShard
 from tests.planned import card, plan_of
+from tests.tasks import SETTINGS
 
 SINGLE = np.linspace(0.2, 3.0, 60)
 """Size of each layer's single error."""
@@ -103,18 +106,19 @@ def test_images_that_became_another_picture_are_counted() -> None:
     assert another_picture(plan, measured) == pytest.approx(0.4)
 
 
-def test_predictions_are_written_beside_each_plan_with_its_page(tmp_path: Path) -> None:
+def test_predictions_are_written_beside_each_plan_and_told_in_the_report(tmp_path: Path) -> None:
     folder, predictions = CalibFolder(tmp_path), predict(shards(8, 1), ["plan", "uniform 4/64"])
+    folder.write_run(RunFile(settings=SETTINGS, prompts=("a",), store_id="relay", store=None))
     folder.write_model(card())
     plan = plan_of(card())
     write_plan(folder, plan)
-    page = folder.plan_path(plan.id).parent / "report.html"
-    assert "which is too good" in page.read_text()
-    assert write_predictions(folder, tmp_path / "confirms" / "x", [plan.id, "gone"], predictions) == page
-    assert read_predictions(tmp_path / "confirms" / "x" / "prediction.json") == predictions
-    assert read_predictions(page.parent / "prediction.json") == predictions
+    assert "which is too good" in write_report(folder).read_text()
+    written = tmp_path / "confirms" / "x" / "prediction.json"
+    assert write_predictions(folder, written.parent, [plan.id, "gone"], predictions) == written
+    assert read_predictions(written) == predictions
+    assert read_predictions(folder.plan_path(plan.id).with_name("prediction.json")) == predictions
     assert read_predictions(tmp_path / "missing.json") == []
-    text = page.read_text().replace("<wbr>", "")
-    assert f"{predictions[0].median_db.value:.1f} dB" in text
+    text = write_report(folder).read_text().replace("<wbr>", "")
+    assert f"<td>{predictions[0].median_db.value:.1f}</td>" in text
     for words in ("uniform 4/64", "final_layer.linear", "--target-bpw 5", plan.fingerprint):
         assert words in text

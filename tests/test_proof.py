@@ -1,26 +1,21 @@
 """The arithmetic of a proof: looks, claims, the noise floor, and who wins."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from producer.folder.verification_request import VerificationRequest
 from producer.plan.prediction import Interval, Prediction
 from producer.proof.looks import Claim, claims, interval, level_at, next_look, p_value
 from producer.proof.measured import measured
-from producer.proof.verdict import Verdict, compare, decode_verdict, encode_verdict, is_decided, judge
-from producer.report.proof import Row, render_proof
+from producer.proof.verdict import compare, decode_verdict, encode_verdict, is_decided
 from shared.errors import InputError
-from shared.kinds.verification import VerificationSettings
 from shared.metrics import Floats
-from shared.plan_file import numbered
-from tests.tasks import SETTINGS
+from tests.verdicts import NAMES, verdict_of
 from tests.verification_shards import verification_shard
 
 DEVIATION = 2.5
-NAMES = ("original", "plan", "uniform 4/64", "random 1")
 
 
 def test_looks_follow_each_other_and_end_at_the_limit() -> None:
@@ -95,40 +90,6 @@ def test_what_was_claimed_stays_claimed_and_shares_its_level_with_the_rest() -> 
     assert claims({"clear": rng.normal(10, 1, 7)}) == {}
     assert claims({"clear": np.append(np.zeros(8), rng.normal(90, 1, 3))}, 96) == {}
     assert claims({"worse": rng.normal(-10, 1, 8)}) == {"worse": Claim(better=False, prompts=8)}
-
-
-def request(most: int = 96, names: Sequence[str] = NAMES, **changes: object) -> VerificationRequest:
-    settings = VerificationSettings(
-        run_id=SETTINGS.id, variants_sha256="a" * 64, num_steps=4, cfg_weight=7.5, image_size=64
-    )
-    values = {
-        "settings": settings,
-        "run": SETTINGS,
-        "store_id": "relay",
-        "purpose": "proof",
-        "plan_id": "p" * 12,
-        "prompts": numbered([f"prompt {n}" for n in range(96)], range(most), 0),
-        "wanted": 8,
-        "names": tuple(names),
-        "stored_bytes": tuple(1000 + n for n in range(len(names))),
-    }
-    return VerificationRequest(**values | changes)
-
-
-def verdict_of(
-    means: Sequence[float],
-    *,
-    prompts: int = 8,
-    floor: float | None = 90,
-    predictions: Mapping[str, Prediction] | None = None,
-    **changes: object,
-) -> Verdict:
-    rng = np.random.default_rng(4)
-    shards = [
-        verification_shard(n, rng.normal(means, 0.3), floor_db=floor if n % 8 == 0 else None)
-        for n in range(prompts)
-    ]
-    return judge(measured(shards), request(**changes), complete=True, predictions=predictions or {})
 
 
 def test_the_plan_wins_where_it_is_shown_to_be_better() -> None:
@@ -233,21 +194,3 @@ def test_verdicts_of_other_formats_are_refused() -> None:
     text = encode_verdict(verdict_of([30, 22, 15])).replace(b'"format": 1', b'"format": 2')
     with pytest.raises(InputError, match="format 2; this revision knows format 1"):
         decode_verdict(text)
-
-
-def test_the_page_shows_verdict_tables_and_pictures_and_escapes_what_it_is_given() -> None:
-    verdict = verdict_of([30, 22, 15])
-    rows = [Row(prompt="<script>alert(1)</script>", pictures=[b"\x89PNG0", b"\x89PNG1", b"", b""])]
-    page = render_proof(verdict, NAMES, rows)
-    assert page == render_proof(verdict, NAMES, rows)
-    assert "<script" not in page and "&lt;script&gt;" in page
-    assert page.count("<figure>") == 2
-    for text in (
-        "it is shown to be better than uniform 4/64",
-        "noise floor",
-        "90.0 dB",
-        "better, at 8 prompts",
-    ):
-        assert text in page
-    undecided = render_proof(verdict_of([30, 22, 15], prompts=3, most=3, floor=None), NAMES, [])
-    assert "nothing can be claimed" in undecided and "not measured" in undecided

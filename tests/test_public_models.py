@@ -171,7 +171,7 @@ def test_exact_and_sketch_agree_and_there_is_a_report(case: Case, folder: Path) 
     calib = folder / case.name
     assert (calib / "previews/image-00000.png").read_bytes().startswith(b"\x89PNG")
     (path,) = calib.glob("sensitivity/*/results.json")
-    assert "<html" in path.with_name("report.html").read_text()
+    assert "<html" in (calib / "report.html").read_text()
     results = decode_results(path.read_bytes())
     assert results.complete
     assert {pair.layer for pair in results.verified} == set(matching(case, results))

@@ -12,8 +12,8 @@ sensitivity/<id>/                   request.json, shards/, records/, results.*
 weights/<id>/, levels/<id>/         request.json, shards/, records/: what plans are made of
 plans/<id>/                         plan.json
 confirms/<id>/                      request.json, variants.json, shards/, records/, prediction.json
-verification/<id>/                  request.json, variants.json, plan.json, shards/, records/, verification.json,
-                                    winner.json
+verification/<id>/                  request.json, variants.json, plan.json, shards/, records/,
+                                    verification.json, winner.json
 """
 
 import tempfile

@@ -138,8 +138,8 @@ def sizes_chart(proofs: Sequence[Proof], estimates: Estimates | None) -> Spec | 
 def predicted_rows(contents: Contents) -> list[Spec]:
     """Return, for each variant of the newest proof, its predicted and its measured error.
 
-    The prediction is that of `producer enqueue-confirm`, made on prompts of its own; without one it is the sum
-    of the scores, which is too good for the plan that was chosen by them.
+    The prediction is that of `producer enqueue-confirm`, made on prompts of its own; without one it is the
+    sum of the scores, which is too good for the plan that was chosen by them.
     """
     proof = contents.proof
     if proof is None:
@@ -173,9 +173,9 @@ def predicted_rows(contents: Contents) -> list[Spec]:
 def predicted_chart(rows: Sequence[Spec]) -> Spec | None:
     """Return predicted against measured errors, with the line on which both are equal."""
     points = [
-        row | {name: 100 * row[name] for name in ("predicted", "measured")} | {
-            "text": f"predicted {percent(row['predicted'])}, measured {percent(row['measured'])}"
-        }
+        row
+        | {name: 100 * row[name] for name in ("predicted", "measured")}
+        | {"text": f"predicted {percent(row['predicted'])}, measured {percent(row['measured'])}"}
         for row in rows
         if row["predicted"] > 0 and row["measured"] > 0
     ]
@@ -418,7 +418,7 @@ def _block_axis() -> Spec:
         "replace(replace(datum.label, 'unified block ', 'u'), 'block ', '')"
     )
     return {
-        "title": "block, in the order of the forward pass",
+        "title": "block",
         "labelAngle": 0,
         "labelOverlap": "greedy",
         "labelExpr": short,
@@ -441,7 +441,7 @@ def _line_of(place: Any) -> str:
 
 
 def _sorted_lines(places: Sequence[Any]) -> list[str]:
-    """Return lines by stream, each stream in the order of the forward pass; what is in no block comes last."""
+    """Return lines by stream, each in the order of the forward pass; what is in no block comes last."""
     streams = ("image", "text", "both", None)
     order = sorted(places, key=lambda place: streams.index(place.stream) if place.stream in streams else 2)
     return list(dict.fromkeys(map(_line_of, order)))

@@ -23,6 +23,7 @@ from shared.plan import Variant, decode_variants
 from shared.plan_file import PLAN as PLAN_NAME
 from shared.plan_file import Plan, read_plan
 from shared.runs import RunSettings
+from shared.stores.records import Record
 
 MAX_PREVIEWS = 8
 LINKED = (
@@ -144,10 +145,11 @@ class _Reader:
     def hosts(self) -> tuple[HostTimings, ...]:
         kinds = (self.folder.weights, self.folder.levels, self.folder.confirms, self.folder.verifications)
         subfolders = [*self.folder.sensitivities(), *(one for kind in kinds for one in kind.all())]
-        with self.trying("records"):
-            folders = [self.folder.records, *(subfolder.records for subfolder in subfolders)]
-            return host_timings([record for records in folders for record in records.read().values()])
-        return ()
+        records: list[Record] = []
+        for subfolder in (self.folder, *subfolders):
+            with self.trying(f"records of {subfolder.root.name}"):
+                records += subfolder.records.read().values()
+        return host_timings(records)
 
 
 def read_contents(folder: CalibFolder) -> Contents:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from producer.folder.calib_folder import CalibFolder
-from producer.plan.frontier import Frontier
+from producer.plan.frontier import Frontier, Solution
 from producer.plan.planner import Material, ScoreOptions, image_material, scored_offers
 from producer.plan.rivals import uniform
 from producer.plan.targets import parameters_of
@@ -61,13 +61,16 @@ def read_estimates(folder: CalibFolder, plan: Plan | None) -> Estimates | None:
         parameters = parameters_of(offers)
 
         def point(name: str, stored: int, error: float) -> Point:
-            return Point(
-                name=name, bits_per_weight=8 * stored / parameters, stored_bytes=stored, error=error
-            )
+            return Point(name=name, bits_per_weight=8 * stored / parameters, stored_bytes=stored, error=error)
 
         frontier = Frontier(scores, offers.stored_bytes.astype(np.float64), offers.allowed)
         budgets = np.linspace(frontier.smallest, frontier.largest, POINTS)
-        best = [frontier.at(float(budget)).solution for budget in budgets]
+        best: list[Solution] = []
+        for budget in budgets:
+            found = frontier.at(float(budget)).solution
+            # A little more room may be filled a little worse.
+            if not best or found.value < best[-1].value:
+                best.append(found)
         models = [uniform(offers, choice) for choice in material.scores.candidates]
         errors = [(model, _error(material, model.layers)) for model in models]
         return Estimates(

@@ -1,7 +1,7 @@
 """The report: one HTML file that needs no other files and no network.
 
-The same contents always give the same text. All values pass the door for text that others wrote, and are escaped;
-the page's security policy forbids loading anything.
+The same contents always give the same text. All values pass the door for text that others wrote, and are
+escaped; the page's security policy forbids loading anything.
 """
 
 import base64
@@ -130,7 +130,9 @@ def _warnings(contents: Contents) -> list[tuple[str, list[str]]]:
     for proof in contents.proofs:
         verdict = proof.verdict
         if not verdict.complete:
-            line = f"verification {verdict.verification_id} is not complete: {verdict.prompts} prompts so far."
+            line = (
+                f"verification {verdict.verification_id} is not complete: {verdict.prompts} prompts so far."
+            )
             found.append((line, []))
         found += [
             (f"{one.name} overflows on {one.overflows} of {verdict.prompts} prompts.", [])
@@ -157,7 +159,8 @@ def _summary(results: Results) -> dict[str, Any]:
         if pair.standard_error is not None and (error := pair.buckets["all"].relative_error)
     ]
     exact = sum(pair.standard_error is None for pair in pairs)
-    steps: dict[str, tuple[int, int]] = {"all": (0, results.run.num_steps), **results.bucket_steps}
+    steps: dict[str, tuple[int, int]] = {"all": (0, results.run.num_steps)}
+    steps.update((name, ends) for name, ends in results.bucket_steps.items())
     return {
         "exact": exact,
         "wanted": exact + len(results.missing),
@@ -179,4 +182,6 @@ def _has_interval(results: Results, bucket: Any) -> bool:
 
 
 def _span(ends: Sequence[int]) -> str:
-    return "–" if ends[1] <= ends[0] else str(ends[0]) if ends[1] == ends[0] + 1 else f"{ends[0]}–{ends[1] - 1}"
+    return (
+        "–" if ends[1] <= ends[0] else str(ends[0]) if ends[1] == ends[0] + 1 else f"{ends[0]}–{ends[1] - 1}"
+    )

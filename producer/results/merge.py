@@ -33,6 +33,7 @@ from shared.stores.records import Record
 
 LEVEL = 0.95
 
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinishedTask:
     """A (layer, bits) that is measured."""
