@@ -20,6 +20,7 @@ from producer.plan.scores import Thirds
 from producer.plan.step_time import read_times
 from producer.plan.targets import Target, like, max_error, target_bpw, target_mb
 from producer.plan.write import write_plan
+from producer.report.write import write_report
 from shared.errors import InputError
 from shared.files import write_atomically
 from shared.metrics import BUCKETS
@@ -114,6 +115,7 @@ def plan(
     with folder.locked("plan"):
         for made in plans:
             write_plan(folder, made)
+        write_report(folder)
     if out_file is not None:
         write_atomically(out_file, encode_plan(plans[0]))
     print_plans(plans)
