@@ -72,6 +72,9 @@ PASS = 16
 FEW = 8
 """Prompts that random plans are drawn on: they are so far off that more would say nothing new."""
 
+SMALL = 1 / 16
+"""Of a variant's change, to see its first order."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Demo:
@@ -180,12 +183,14 @@ class Demo:
 
 
 @contextmanager
-def dense(transformer: Any, variant: Variant) -> Iterator[None]:
-    """Within this context the transformer has the variant's weights, dequantized."""
+def dense(transformer: Any, variant: Variant, share: float = 1.0) -> Iterator[None]:
+    """Within this context the transformer has the variant's weights, or a share of their change."""
     with ExitStack() as stack:
         for layer, choice in variant.layers.items():
             weight = get_weight(transformer, layer)
             quantized, _ = fake_quantize(weight, bits=choice.bits, group_size=choice.group_size)
+            if share != 1:
+                quantized = weight + share * (quantized - weight)
             stack.enter_context(swapped(transformer, layer, quantized))
         yield
 
@@ -216,10 +221,19 @@ class Drawing:
         squared = (difference.reshape(len(difference), -1) ** 2).sum(axis=1)
         return psnr_db(squared, self._original[0].size, self._peak), squared / self._norm
 
-    def _draw(self, variant: Variant) -> Floats:
+    def first_order_errors(self, variant: Variant) -> Floats:
+        """Relative squared error of final latents (n,) if it grew in proportion to the change of the weights.
+
+        By a central difference: a small share of the change, there and back, has no part of second order.
+        """
+        difference = self._draw(variant, SMALL) - self._draw(variant, -SMALL)
+        squared: Floats = (difference.reshape(len(difference), -1) ** 2).sum(axis=1)
+        return squared / (2 * SMALL) ** 2 / self._norm
+
+    def _draw(self, variant: Variant, share: float = 1.0) -> Floats:
         family, sigmas = self._demo.family, self._sigmas
         final = []
-        with dense(family.transformer, variant):
+        with dense(family.transformer, variant, share):
             for first, conditioning in self._passes:
                 x_t = first
                 for i in range(len(sigmas) - 1):
@@ -299,7 +313,9 @@ def measure_plans(
     if predictions:
         variants = [one for size in sizes for name, one in size.variants().items() if name in errors]
         predicted = {one.name: one for one in demo.predict(variants, sets.prediction[:predictions])}
+        own = Drawing(demo, sets.prediction[:predictions], num_steps)
         for size in sizes:
+            _first_order(report, f"{size.bits} bits", own, size.plan.variant)
             name = f"plan @{size.bits}"
             _predicted(report, f"{size.bits} bits", predicted[name], errors[name])
         _ranks(report, errors, predicted)
@@ -340,6 +356,13 @@ def _predicted(report: Report, size: str, prediction: Prediction, error: Floats)
     share = float(np.mean(error > ANOTHER_PICTURE * prediction.median_squared_error))
     report.facts[f"{size}: prompts with another picture"] = share
     report.at_most(f"{size}: median predicted error is off by", abs(predicted / measured - 1), 0.1)
+
+
+def _first_order(report: Report, size: str, drawing: Drawing, variant: Variant) -> None:
+    """On the prediction's own prompts: what is drawn, and what first order without probes would say."""
+    drawn, first = drawing.errors(variant)[1], drawing.first_order_errors(variant)
+    text = ", ".join(f"{np.median(errors) ** 0.5:.4f}" for errors in (drawn, first))
+    report.facts[f"{size}: median error on the prediction's prompts, drawn and to first order"] = text
 
 
 def _ranks(report: Report, errors: Mapping[str, Floats], predicted: Mapping[str, Prediction]) -> None:
@@ -387,7 +410,7 @@ def _hold_against_a_worker(report: Report, demo: Demo, plan: Plan, num_steps: in
 @click.command(help=__doc__.splitlines()[0] if __doc__ else None)
 @click.option("--prompts", default=64, show_default=True, help="Prompts of the proof.")
 @click.option("--levels", default=16, show_default=True, help="Images that the levels are measured on.")
-@click.option("--predictions", default=16, show_default=True, help="Images of the prediction; 0 for none.")
+@click.option("--predictions", default=32, show_default=True, help="Images of the prediction; 0 for none.")
 @click.option("--steps", default=20, show_default=True, help="Denoising steps.")
 @click.option("--other-steps", default=30, show_default=True, help="Another number of steps; 0 for none.")
 @click.option("--other-prompts", default=16, show_default=True, help="Prompts drawn with those.")

@@ -186,7 +186,7 @@ def enqueue_levels(
 )
 @click.option(
     "--prediction",
-    default=16,
+    default=32,
     show_default=True,
     type=click.IntRange(0),
     help="How many for the prediction.",

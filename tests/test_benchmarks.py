@@ -12,6 +12,7 @@ from benchmarks.plan_solver import compare
 from benchmarks.recovery import measure_recovery
 from benchmarks.report import Report, print_report
 from benchmarks.sensitivity import compare_engines, spearman, top_in_common
+from shared.plan import Choice
 
 
 @pytest.mark.slow
@@ -60,6 +61,19 @@ def test_levels_are_those_of_another_library_in_float64():
     met = {figure["name"]: figure["met"] for figure in report.figures}
     # A tenth of its peak memory is no model, at this size.
     assert [name for name, met in met.items() if not met and not name.startswith("peak memory")] == []
+
+
+@pytest.mark.slow
+def test_plans_from_levels_are_held_against_plans_from_exact_scores(tmp_path, monkeypatch):
+    from benchmarks import exact_scores, plan
+
+    for module in (exact_scores, plan):
+        monkeypatch.setattr(module, "CANDIDATES", (*plan.PLAIN, Choice(bits=8, group_size=64)))
+    report = exact_scores.compare(tmp_path, levels=1, images=1, probes=1, minutes=1, prompts=8, steps=1)
+    assert report.facts["exact scores: products of each candidate"] == 2
+    assert [figure["target"] for figure in report.figures] == ["<= 0.6"] * 3
+    # One image says little, and yet neither plan is out of all proportion.
+    assert all(abs(figure["value"]) < 20 for figure in report.figures)
 
 
 def test_figures_are_held_against_their_targets():

@@ -108,7 +108,7 @@ def test_from_levels_to_a_plan_and_its_prediction(bench: Bench) -> None:
     bench.call("plan", "--target-bpw", "3.5", "--out", str(bench.root / "b.json"))
 
     output = bench.call("enqueue-confirm", "--plan", str(bench.root / "a.json"))
-    assert "plan, uniform 3/32, uniform 3/64, uniform 4/128 on 16 prompts" in output
+    assert "plan, uniform 3/32, uniform 3/64, uniform 4/128 on 32 prompts" in output
     (confirms,) = bench.folder.confirms.all()
     digest = confirms.require_request().settings.variants_sha256
     bench.store.discard_blob(digest)
@@ -116,16 +116,16 @@ def test_from_levels_to_a_plan_and_its_prediction(bench: Bench) -> None:
     assert bench.store.has_blob(digest), "as after Redis was wiped"
     bench.work()
     output = bench.call("collect")
-    assert "16 of 16" in output
+    assert "32 of 32" in output
     assert "report.html" in output
     assert not bench.store.has_blob(digest)
     (plan_path,) = bench.folder.root.glob("plans/*/prediction.json")
     predictions = read_predictions(plan_path)
     assert [prediction.name for prediction in predictions] == list(confirms.require_request().names)
-    assert predictions[0].images == 16
+    assert predictions[0].images == 32
 
     both = ["--plan", str(bench.root / "a.json"), "--plan", str(bench.root / "b.json")]
-    assert "16 images enqueued" in bench.call("enqueue-confirm", *both)
+    assert "32 images enqueued" in bench.call("enqueue-confirm", *both)
     requests = [part.require_request() for part in bench.folder.confirms.all()]
     assert max(len(request.plans) for request in requests) == 2
 

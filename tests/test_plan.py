@@ -79,7 +79,7 @@ def test_a_plan_fits_and_is_better_than_its_rivals(root: Path) -> None:
         assert len(tied) > 1 or error_of(rival.layers) > plan.score, rival.name
     assert len({plan.layers[path] for path in TIED}) == 1
     assert plan.layers["block.1.q"] == Choice(bits=2, group_size=128)
-    assert [image.image_index for image in plan.prompts.proof] == list(range(40, 136))
+    assert [image.image_index for image in plan.prompts.proof] == list(range(56, 152))
 
 
 def test_each_target_is_reached(root: Path) -> None:
@@ -198,7 +198,7 @@ def test_the_command_writes_the_plan_and_tells_it(root: Path) -> None:
     assert read_plan(root / "calib" / "plans" / plan.id / "plan.json") == plan
     assert plan.id in result.output
     assert f"{plan.bits_per_weight:.3f}" in result.output
-    assert "16 for the scores, 8 for choosing, 16 for the prediction, 96 for the proof" in result.output
+    assert "16 for the scores, 8 for choosing, 32 for the prediction, 96 for the proof" in result.output
 
 
 def test_several_targets_make_a_frontier(root: Path) -> None:

@@ -18,9 +18,9 @@ def test_the_sets_follow_each_other_in_the_file(tmp_path: Path) -> None:
     file = PromptFile(prompt_csv(tmp_path / "prompts.csv"))
     sets = prompt_sets(numbered(PROMPTS, range(16), 3), file, 3)
     assert [image.image_index for image in sets.choosing] == list(range(16, 24))
-    assert [image.image_index for image in sets.prediction] == list(range(24, 40))
-    assert [image.image_index for image in sets.proof] == list(range(40, 136))
-    assert sets.proof[0].seed == 43
+    assert [image.image_index for image in sets.prediction] == list(range(24, 56))
+    assert [image.image_index for image in sets.proof] == list(range(56, 152))
+    assert sets.proof[0].seed == 59
 
 
 def test_a_text_that_was_used_is_left_out(tmp_path: Path) -> None:
@@ -39,7 +39,7 @@ def test_too_few_prompts_are_told_with_the_options(tmp_path: Path) -> None:
     file = PromptFile(prompt_csv(tmp_path / "few.csv", 30))
     with pytest.raises(
         InputError,
-        match=r"has 14 prompts .* 8 are for choosing \(--choosing\), 16 .*--prediction.* add 18 prompts",
+        match=r"has 14 prompts .* 8 are for choosing \(--choosing\), 32 .*--prediction.* add 34 prompts",
     ):
         prompt_sets(numbered(PROMPTS, range(16), 0), file, 0)
     assert len(prompt_sets(numbered(PROMPTS, range(16), 0), file, 0, choosing=2, prediction=4).proof) == 8

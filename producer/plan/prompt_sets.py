@@ -9,7 +9,7 @@ from producer.prompts import COLUMN, default_prompts, read_prompts
 from shared.errors import InputError
 from shared.plan_file import PlanPrompt, PromptSets, numbered, same_text
 
-CHOOSING, PREDICTION, PROOF = 8, 16, 96
+CHOOSING, PREDICTION, PROOF = 8, 32, 96
 """How many prompts each set takes by default; the proof takes fewer if there are no more."""
 MIN_PROOF = 8
 """The proof's first look."""
