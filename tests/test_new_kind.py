@@ -130,6 +130,5 @@ def test_three_files_and_one_name_make_a_kind(fleet: Fleet) -> None:
     fleet.work()
     output = fleet.producer("collect")
     assert "count: 1 of 1" in output
-    assert f"report: {fleet.calib / 'count.txt'}" in output.replace("\n", "") or "count.txt" in output
     assert int((fleet.calib / "count.txt").read_text()) > 40
     assert "count" in fleet.producer("status")
