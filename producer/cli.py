@@ -5,7 +5,7 @@ Slow modules are imported inside the commands, so that `--help` answers at once.
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,6 +14,7 @@ from producer.cli_options import (
     DEFAULT_BITS_TEXT,
     Bits,
     calib_dir_option,
+    cost_options,
     quiet_option,
     relay_limit_option,
     store_option,
@@ -28,6 +29,9 @@ from shared.choices import (
     GROUP_SIZES,
 )
 from shared.cli import CONTEXT_SETTINGS, REDIS_URL_HELP, explain_errors, redis_url_option, version_option
+
+if TYPE_CHECKING:
+    from producer.cost import Gate
 
 SENSITIVITY_NAMES = (
     "bits",
@@ -240,6 +244,7 @@ def main() -> None:
 @relay_limit_option
 @redis_url_option
 @quiet_option
+@cost_options
 @explain_errors
 def enqueue_calibration(
     calib_dir: Path,
@@ -247,6 +252,7 @@ def enqueue_calibration(
     relay_limit: str | None,
     redis_url: str,
     drop_finished: bool,
+    gate: "Gate",
     **options: Any,
 ) -> None:
     """Enqueue one task per image. Workers draw the image and keep every denoising step."""
@@ -255,7 +261,7 @@ def enqueue_calibration(
     settings, prompts = commands.read_settings(**options)
     fleet = commands.open_fleet_for_run(calib_dir, redis_url, store, relay_limit)
     commands.enqueue_calibration(
-        calib_dir, settings, prompts, options["num_images"], fleet, drop_finished=drop_finished
+        calib_dir, settings, prompts, options["num_images"], fleet, drop_finished=drop_finished, gate=gate
     )
     commands.say_if_nobody_works(fleet)
 
@@ -267,6 +273,7 @@ def enqueue_calibration(
 @relay_limit_option
 @redis_url_option
 @quiet_option
+@cost_options
 @explain_errors
 def enqueue_sensitivity(
     calib_dir: Path, store: str | None, relay_limit: str | None, redis_url: str, **options: Any
@@ -418,6 +425,7 @@ def report(calib_dir: Path) -> None:
     type=click.Path(file_okay=False, path_type=Path),
     help="The folder for the quantized model. [default: export, in the calibration folder]",
 )
+@click.option("--yes", is_flag=True, help="Ask for more than 50,000 forward passes.")
 @click.option("--no-plan", is_flag=True, help="End with the report: no plan, no proof, no model.")
 @quiet_option
 @explain_errors

@@ -1,5 +1,7 @@
 """Options that several commands share."""
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,31 @@ def _be_quiet(context: click.Context, parameter: click.Parameter, quiet: bool) -
         out.quiet = True
         # Commands that are called in this process later are not meant.
         context.call_on_close(lambda: setattr(out, "quiet", False))
+
+
+def cost_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --dry-run and --yes; the command gets a `gate`, which all that is enqueued has to pass."""
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, dry_run: bool, yes: bool, **kwargs: Any) -> Any:
+        # Imported here, so that `--help` answers at once.
+        from producer.console import out
+        from producer.cost import DryRun, Gate
+
+        gate = Gate(out.print, dry_run=dry_run, yes=yes)
+        try:
+            answer = function(*args, gate=gate, **kwargs)
+        except DryRun:
+            return None
+        gate.tell()
+        return answer
+
+    for option in (
+        click.option("--yes", is_flag=True, help="Ask for more than three days, or 50,000 forward passes."),
+        click.option("--dry-run", is_flag=True, help="Print what it would cost, and enqueue nothing."),
+    ):
+        wrapper = option(wrapper)
+    return wrapper
 
 
 quiet_option = click.option(

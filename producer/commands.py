@@ -12,6 +12,7 @@ from platformdirs import user_data_path
 
 from producer.collect import Collector
 from producer.console import Bars, err, out, print_missing, print_parts, print_workers
+from producer.cost import Gate
 from producer.enqueue import Fleet, SensitivityOptions
 from producer.enqueue import enqueue_calibration as ask_for_images
 from producer.enqueue import enqueue_sensitivity as ask_for_layers
@@ -137,10 +138,17 @@ def enqueue_calibration(
     fleet: Fleet,
     *,
     drop_finished: bool = False,
+    gate: Gate | None = None,
 ) -> None:
     """Enqueue images and print the outcome."""
     run, reconciled = ask_for_images(
-        CalibFolder(calib_dir, _complain), settings, prompts, num_images, fleet, drop_finished=drop_finished
+        CalibFolder(calib_dir, _complain),
+        settings,
+        prompts,
+        num_images,
+        fleet,
+        drop_finished=drop_finished,
+        gate=gate,
     )
     guidance = "" if settings.guidance is None else f"guidance {settings.guidance:g}, "
     out.print(
@@ -160,6 +168,7 @@ def enqueue_sensitivity(
     step_stride: int | None,
     group_size: str,
     method: str,
+    gate: Gate | None = None,
     **options: Any,
 ) -> None:
     """Enqueue the measurements and print the outcome."""
@@ -179,7 +188,7 @@ def enqueue_sensitivity(
         sketch=method == "sketch",
         **options,
     )
-    request, reconciled = ask_for_layers(folder, asked, fleet)
+    request, reconciled = ask_for_layers(folder, asked, fleet, gate)
     steps = "every step" if asked.step_stride == 1 else f"one step in {asked.step_stride}"
     what = f"{len(request.layers)} layers at {', '.join(map(str, request.bits))} bits exactly"
     if request.sketch:

@@ -1,6 +1,6 @@
 """Enqueue: write into the calibration folder what is wanted, then reconcile."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -10,6 +10,7 @@ import msgspec
 from humanfriendly import format_size
 from redis import Redis
 
+from producer.cost import Gate, Wish
 from producer.folder.calib_folder import CalibFolder
 from producer.folder.request_file import RequestFile, SketchRequest, union_in_order
 from producer.folder.run_file import RunFile, difference
@@ -23,8 +24,10 @@ from shared.jobs.task_queue import TaskQueue, queue_name
 from shared.layout.sample_parts import read_sample_set
 from shared.metrics import MIN_IMAGES
 from shared.model_card import ModelCard
+from shared.plan import Choice
 from shared.runs import Compute, RunSettings, SensitivitySettings
 from shared.safe_url import safe_url
+from shared.stores.records import Record
 from shared.stores.relay_store import RELAY_ID, RelayStore
 from shared.stores.store import MAX_PORTABLE_BYTES, ShardStore
 
@@ -46,6 +49,7 @@ def enqueue_calibration(
     fleet: Fleet,
     *,
     drop_finished: bool = False,
+    gate: Gate | None = None,
 ) -> tuple[RunFile, Reconciled]:
     """Enqueue the first `num_images` images of a run. Images that were wanted before are still wanted.
 
@@ -57,7 +61,7 @@ def enqueue_calibration(
         InputError: the folder holds another run, or images of one are finished and not to be dropped.
     """
     with folder.locked("enqueue-calibration"):
-        return _enqueue_calibration(folder, settings, prompts, num_images, fleet, drop_finished)
+        return _enqueue_calibration(folder, settings, prompts, num_images, fleet, drop_finished, gate)
 
 
 def _enqueue_calibration(
@@ -67,6 +71,7 @@ def _enqueue_calibration(
     num_images: int,
     fleet: Fleet,
     drop_finished: bool,
+    gate: Gate | None,
 ) -> tuple[RunFile, Reconciled]:
     old = folder.read_run()
     wanted = list(prompts[:num_images])
@@ -80,12 +85,15 @@ def _enqueue_calibration(
         store=safe_url(fleet.store_url) if fleet.store_url else None,
     )
     folder.check_run(run)
+    tasks = calibration_tasks(run)
+    if gate:
+        images = folder.records.read()
+        show_cost(gate, folder, fleet, Wish(kind="calibration", run=run.settings, tasks=tasks, done=images))
     if old and old.settings != settings:
         # Nothing of the old run was collected, or `check_run` would have refused. Before the new run is
         # written: if this process is killed in between, the old one is enqueued again.
         _replace_run(folder, old, run, fleet, drop_finished)
     folder.write_run(run)
-    tasks = calibration_tasks(run)
     folder.cancelled.remove(task.id for task in tasks)
     whole, _ = folder.images.look(tasks)
     return run, reconcile(
@@ -95,6 +103,21 @@ def _enqueue_calibration(
         store=fleet.store,
         retry_failed=True,
         folder=folder.root,
+    )
+
+
+def show_cost(gate: Gate, folder: CalibFolder, fleet: Fleet, *wishes: Wish) -> None:
+    """Let wishes pass the gate.
+
+    Raises:
+        InputError, DryRun: they don't.
+    """
+    gate.pass_through(
+        wishes,
+        folder.records.read(),
+        folder=folder.root,
+        connection=fleet.connection,
+        store=fleet.store,
     )
 
 
@@ -154,7 +177,7 @@ class SensitivityOptions:
 
 
 def enqueue_sensitivity(
-    folder: CalibFolder, options: SensitivityOptions, fleet: Fleet
+    folder: CalibFolder, options: SensitivityOptions, fleet: Fleet, gate: Gate | None = None
 ) -> tuple[RequestFile, Reconciled]:
     """Enqueue exact measurements or a sketch on some of the samples.
 
@@ -162,11 +185,11 @@ def enqueue_sensitivity(
         InputError: images are not collected yet, no layer matches, or MLX lacks a bit width.
     """
     with folder.locked("enqueue-sensitivity"):
-        return _enqueue_sensitivity(folder, options, fleet)
+        return _enqueue_sensitivity(folder, options, fleet, gate)
 
 
 def _enqueue_sensitivity(
-    folder: CalibFolder, options: SensitivityOptions, fleet: Fleet
+    folder: CalibFolder, options: SensitivityOptions, fleet: Fleet, gate: Gate | None
 ) -> tuple[RequestFile, Reconciled]:
     run = folder.require_run()
     card = folder.read_model()
@@ -190,6 +213,8 @@ def _enqueue_sensitivity(
     subfolder = folder.sensitivity(settings.id)
     old = subfolder.read_request()
     request = _request(old, settings, options, card, written.samples)
+    if gate:
+        show_cost(gate, folder, fleet, *_wishes(request, run, subfolder.records.read()))
     if old is not None:
         _withdraw_sketch(folder, old, request, run, fleet)
     subfolder.write_request(request)
@@ -205,6 +230,30 @@ def _enqueue_sensitivity(
         retry_failed=True,
         folder=folder.root,
     )
+
+
+def _wishes(request: RequestFile, run: RunFile, done: Mapping[str, Record]) -> Iterator[Wish]:
+    exact, sketch = exact_tasks(request, run), sketch_tasks(request, run)
+    ids = {task.id for task in exact}
+    yield Wish(
+        kind="sensitivity",
+        run=run.settings,
+        tasks=exact,
+        done={task_id: record for task_id, record in done.items() if task_id in ids},
+        samples=request.samples,
+    )
+    if request.sketch:
+        yield Wish(
+            kind="sketch",
+            run=run.settings,
+            tasks=sketch,
+            done={task_id: record for task_id, record in done.items() if task_id not in ids},
+            probes=request.sketch.probes,
+            candidates=msgspec.convert(
+                [{"bits": bits, "group_size": request.settings.group_size} for bits in request.sketch.bits],
+                list[Choice],
+            ),
+        )
 
 
 def _withdraw_sketch(

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,12 +10,16 @@ from producer.cli_options import (
     DEFAULT_BITS_TEXT,
     Bits,
     calib_dir_option,
+    cost_options,
     quiet_option,
     relay_limit_option,
     store_option,
 )
 from shared.choices import GROUP_SIZES
 from shared.cli import explain_errors, redis_url_option
+
+if TYPE_CHECKING:
+    from producer.cost import Gate
 
 DEFAULT_GROUPS_TEXT = ",".join(map(str, GROUP_SIZES))
 DEFAULT_LEVEL_IMAGES = 16
@@ -78,6 +82,7 @@ def _prompt_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @relay_limit_option
 @redis_url_option
 @quiet_option
+@cost_options
 @explain_errors
 def enqueue_levels(
     calib_dir: Path, store: str | None, relay_limit: str | None, redis_url: str, **options: Any
@@ -242,9 +247,15 @@ def plan(
 @relay_limit_option
 @redis_url_option
 @quiet_option
+@cost_options
 @explain_errors
 def enqueue_confirm(
-    plans: tuple[Path, ...], calib_dir: Path, store: str | None, relay_limit: str | None, redis_url: str
+    plans: tuple[Path, ...],
+    calib_dir: Path,
+    store: str | None,
+    relay_limit: str | None,
+    redis_url: str,
+    gate: "Gate",
 ) -> None:
     """Enqueue the predicted errors of finished plans, on prompts that had no part in making them.
 
@@ -255,5 +266,5 @@ def enqueue_confirm(
     from producer.plan import commands as plan_commands
 
     fleet = commands.open_fleet(redis_url, store, relay_limit)
-    plan_commands.enqueue_confirm(calib_dir, fleet, plans)
+    plan_commands.enqueue_confirm(calib_dir, fleet, plans, gate)
     commands.say_if_nobody_works(fleet)

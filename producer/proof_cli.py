@@ -5,7 +5,13 @@ from typing import Any
 
 import click
 
-from producer.cli_options import calib_dir_option, quiet_option, relay_limit_option, store_option
+from producer.cli_options import (
+    calib_dir_option,
+    cost_options,
+    quiet_option,
+    relay_limit_option,
+    store_option,
+)
 from shared.cli import explain_errors, redis_url_option
 
 
@@ -57,6 +63,7 @@ from shared.cli import explain_errors, redis_url_option
 @relay_limit_option
 @redis_url_option
 @quiet_option
+@cost_options
 @explain_errors
 def enqueue_verification(
     calib_dir: Path, store: str | None, relay_limit: str | None, redis_url: str, **options: Any

@@ -7,9 +7,11 @@ from typing import Any
 
 from producer import commands, export_commands
 from producer.console import out
+from producer.cost import refuse, whole_run_passes
 from producer.enqueue import Fleet
 from producer.export.target_folder import check_target, origin_of
 from producer.folder.calib_folder import CalibFolder
+from producer.folder.sample_selection import default_step_stride
 from producer.folder.verification_request import WINNER
 from producer.interrupts import Interrupts
 from producer.jobs.local_fleet import LocalWorkers, local_redis
@@ -17,7 +19,7 @@ from producer.plan import commands as plan_commands
 from producer.plan.prompt_sets import MIN_PROOF, prompt_file
 from producer.plan.targets import Target, like, target_bpw
 from producer.proof import commands as proof_commands
-from shared.choices import DEFAULT_BITS, GROUP_SIZES
+from shared.choices import DEFAULT_BITS, DEFAULT_MAX_IMAGES, GROUP_SIZES
 from shared.errors import InputError
 from shared.plan_file import same_text
 from shared.runs import RunSettings
@@ -74,7 +76,7 @@ def run(
         calib_dir: the calibration folder.
         redis_url: a Redis to use; None to start one.
         workers: number of worker processes.
-        calibration: options of `producer enqueue-calibration`.
+        calibration: options of `producer enqueue-calibration`, and `yes`: whether it may take weeks.
         sensitivity: options of `producer enqueue-sensitivity`.
         wishes: None to end with the report.
         interrupts: of the user.
@@ -86,10 +88,12 @@ def run(
     def collect_all() -> bool:
         return commands.collect(calib_dir, fleet, wait=True, interrupts=interrupts, alive=local.check)
 
-    drop_finished = calibration.pop("drop_finished")
+    drop_finished, yes = calibration.pop("drop_finished"), calibration.pop("yes")
     settings, prompts = commands.read_settings(**calibration)
+    passes = _check_cost(settings, calibration["num_images"], sensitivity, yes=yes)
     folder = CalibFolder(calib_dir)
     folder.check_writable()
+    out.print(f"cost until the report: about {passes:,.0f} forward passes")
     if wishes is not None:
         _check_target(wishes.target_folder(calib_dir), settings)
     arguments = ["--workers", str(workers), "--calib-dir", str(calib_dir), "--quiet"]
@@ -111,6 +115,26 @@ def run(
             except KeyboardInterrupt:
                 local.now = True
                 raise
+
+
+def _check_cost(run: RunSettings, images: int, sensitivity: dict[str, Any], *, yes: bool) -> float:
+    """Return the forward passes until the report; refuse what would take weeks, before anything is drawn.
+
+    A choice of layers is not counted: their names come with the first image.
+    """
+    stride = sensitivity["step_stride"] or default_step_stride(run.num_steps)
+    exact = sensitivity["method"] == "exact"
+    passes = whole_run_passes(
+        run,
+        images=images,
+        samples=min(sensitivity["max_images"] or DEFAULT_MAX_IMAGES, images) * -(-run.num_steps // stride),
+        bits=len(sensitivity["bits"]),
+        layers=1 if sensitivity["layers"] != "*" else None,
+        probes=None if exact else sensitivity["probes"],
+    )
+    if not yes:
+        refuse(passes, None, exact=exact)
+    return passes
 
 
 def _check_target(target: Path, settings: RunSettings) -> None:

@@ -23,6 +23,8 @@ SLICE_WEIGHTS = 2**22
 READING_SLICES = 7
 """Slices, in float32, that this holds at once."""
 
+_CLIP_WIDTH = 768 + 1280
+"""Channels of a token of both CLIP text encoders."""
 _LARGEST_CHOICE = Choice(bits=8, group_size=32)
 _VARIANT_ENTRY_BYTES = 110
 """Of one layer in a variants' blob."""
@@ -276,6 +278,21 @@ def _image_bytes(model: ModelSpec, size: TaskSize) -> int:
     latent = shape.image_tokens(size.image_size) * shape.patch**2 * shape.latent_channels
     conditioning = size.rows * (size.text_tokens * shape.text_width + shape.pooled_width)
     return itemsize * ((size.num_steps + 1) * latent + conditioning)
+
+
+def samples_bytes(model: ModelSpec, size: TaskSize) -> int:
+    """Return what the samples of one image take in a calibration folder, at most: a file a step.
+
+    Each holds the conditioning, of which what is zero takes nothing once compressed: T5's place without T5,
+    and the channels beyond those of CLIP (768 + 1280 in SD3).
+    """
+    shape = model.transformer
+    itemsize = 4 if model.precision == "float32" else 2
+    latent = shape.image_tokens(size.image_size) * shape.patch**2 * shape.latent_channels
+    clip = 0 if model.family == "flux" else model.clip_tokens
+    t5 = size.text_tokens - clip if size.text_tokens != 2 * clip else 0
+    text = clip * min(shape.text_width, _CLIP_WIDTH) + t5 * shape.text_width
+    return itemsize * size.num_steps * (latent + size.rows * (text + shape.pooled_width))
 
 
 def _levels_bytes(model: ModelSpec, size: TaskSize) -> int:

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from producer.commands import check_store, say_enqueued
 from producer.console import err, out
+from producer.cost import Gate
 from producer.enqueue import Fleet
 from producer.folder.calib_folder import CalibFolder
 from producer.plan.enqueue import enqueue_confirm as ask_for_predictions
@@ -38,6 +39,7 @@ def enqueue_levels(
     images: int,
     prompt_csv: Path | None,
     prompt_column: str,
+    gate: Gate | None = None,
 ) -> None:
     """Enqueue weight errors and levels, and print the outcome."""
     folder = CalibFolder(calib_dir, _tell)
@@ -51,6 +53,7 @@ def enqueue_levels(
         candidates=candidates,
         images=images,
         file=prompt_file(prompt_csv, prompt_column, run),
+        gate=gate,
     )
     widths = ", ".join(map(str, bits))
     out.print(f"weights {weights_id}: {widths} bits in groups of {', '.join(map(str, group_sizes))}")
@@ -171,11 +174,11 @@ def print_plans(plans: Sequence[Plan]) -> None:
     out.print("error: of the output, relative, by the scores that the plans were chosen by, and so too good")
 
 
-def enqueue_confirm(calib_dir: Path, fleet: Fleet, paths: Sequence[Path]) -> None:
+def enqueue_confirm(calib_dir: Path, fleet: Fleet, paths: Sequence[Path], gate: Gate | None = None) -> None:
     """Enqueue the predictions of some plans, and print the outcome."""
     folder = CalibFolder(calib_dir, _tell)
     run = folder.require_run()
     check_store(run.store_id, run.store, fleet)
-    request, reconciled = ask_for_predictions(folder, fleet, [read_plan(path) for path in paths])
+    request, reconciled = ask_for_predictions(folder, fleet, [read_plan(path) for path in paths], gate)
     out.print(f"confirm {request.settings.id}: {', '.join(request.names)} on {len(request.prompts)} prompts")
     say_enqueued(reconciled, "images")

@@ -1,12 +1,14 @@
 """Enqueue what plans are made of: weight errors and levels; and what predicts their errors: confirmations."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 
-from producer.enqueue import Fleet
+from producer.cost import Gate, Wish
+from producer.enqueue import Fleet, show_cost
 from producer.folder.calib_folder import CalibFolder
 from producer.folder.kept_folder import ConfirmRequest, LevelsRequest, WeightsRequest
+from producer.folder.run_file import RunFile
 from producer.jobs.reconcile import Reconciled, reconcile
 from producer.kinds.confirm import VARIANTS, confirm_tasks
 from producer.kinds.levels import levels_tasks
@@ -30,7 +32,13 @@ MAX_PLANS = 4
 
 
 def enqueue_levels(
-    folder: CalibFolder, fleet: Fleet, *, candidates: Sequence[Choice], images: int, file: PromptFile
+    folder: CalibFolder,
+    fleet: Fleet,
+    *,
+    candidates: Sequence[Choice],
+    images: int,
+    file: PromptFile,
+    gate: Gate | None = None,
 ) -> tuple[LevelsRequest | None, str, list[Reconciled]]:
     """Enqueue the weight errors of all candidates, and the levels of so many images.
 
@@ -43,44 +51,81 @@ def enqueue_levels(
         InputError: there are too few prompts.
     """
     with folder.locked("enqueue-levels"):
-        return _enqueue_levels(folder, fleet, candidates, images, file)
+        return _enqueue_levels(folder, fleet, candidates, images, file, gate)
 
 
 def _enqueue_levels(
-    folder: CalibFolder, fleet: Fleet, candidates: Sequence[Choice], images: int, file: PromptFile
+    folder: CalibFolder,
+    fleet: Fleet,
+    candidates: Sequence[Choice],
+    images: int,
+    file: PromptFile,
+    gate: Gate | None,
 ) -> tuple[LevelsRequest | None, str, list[Reconciled]]:
     run = folder.require_run()
     weights = WeightsRequest(candidates=tuple(sorted(candidates)))
     weights_id = digest_of(weights.candidates)[:12]
     prompts = images_of(run, file, images) if images else ()
+    request = _levels_request(folder, run, weights, weights_id, prompts) if prompts else None
+    if gate:
+        show_cost(gate, folder, fleet, *_wishes(folder, run, weights, weights_id, request))
     folder.weights.open(weights_id).write_request(weights)
     reconciled = [
         _reconciled(
             folder, [weights_task(weights, run)], folder.weights.open(weights_id).records.read(), fleet
         )
     ]
-    if not prompts:
+    if request is None:
         return None, weights_id, reconciled
+    subfolder = folder.levels.open(request.settings.id)
+    subfolder.write_request(request)
+    reconciled.append(_reconciled(folder, levels_tasks(request, run), subfolder.records.read(), fleet))
+    return request, weights_id, reconciled
+
+
+def _wishes(
+    folder: CalibFolder, run: RunFile, weights: WeightsRequest, weights_id: str, levels: LevelsRequest | None
+) -> Iterator[Wish]:
+    yield Wish(
+        kind="weights",
+        run=run.settings,
+        tasks=[weights_task(weights, run)],
+        done=folder.weights.open(weights_id).records.read(),
+        candidates=weights.candidates,
+    )
+    if levels is not None:
+        yield Wish(
+            kind="levels",
+            run=run.settings,
+            tasks=levels_tasks(levels, run),
+            done=folder.levels.open(levels.settings.id).records.read(),
+            candidates=levels.settings.candidates,
+        )
+
+
+def _levels_request(
+    folder: CalibFolder,
+    run: RunFile,
+    weights: WeightsRequest,
+    weights_id: str,
+    prompts: tuple[PlanPrompt, ...],
+) -> LevelsRequest:
     plain = tuple(
         choice
         for choice in weights.candidates
         if choice.group_size == DEFAULT_GROUP_SIZE and choice.bits in PLAIN_BITS
     )
     settings = LevelsSettings(run_id=run.settings.id, candidates=plain)
-    subfolder = folder.levels.open(settings.id)
-    old = subfolder.read_request()
-    request = LevelsRequest(
+    old = folder.levels.open(settings.id).read_request()
+    return LevelsRequest(
         settings=settings,
         prompts=_with_earlier(prompts, old.prompts if old else (), f"levels {settings.id}"),
         weights_id=weights_id,
     )
-    subfolder.write_request(request)
-    reconciled.append(_reconciled(folder, levels_tasks(request, run), subfolder.records.read(), fleet))
-    return request, weights_id, reconciled
 
 
 def enqueue_confirm(
-    folder: CalibFolder, fleet: Fleet, plans: Sequence[Plan]
+    folder: CalibFolder, fleet: Fleet, plans: Sequence[Plan], gate: Gate | None = None
 ) -> tuple[ConfirmRequest, Reconciled]:
     """Enqueue the predicted errors of some plans, and of the uniform models that fit the largest budget.
 
@@ -88,11 +133,11 @@ def enqueue_confirm(
         InputError: there are too many plans, they are of another run, or have other prompts for this.
     """
     with folder.locked("enqueue-confirm"):
-        return _enqueue_confirm(folder, fleet, plans)
+        return _enqueue_confirm(folder, fleet, plans, gate)
 
 
 def _enqueue_confirm(
-    folder: CalibFolder, fleet: Fleet, plans: Sequence[Plan]
+    folder: CalibFolder, fleet: Fleet, plans: Sequence[Plan], gate: Gate | None
 ) -> tuple[ConfirmRequest, Reconciled]:
     run, card = folder.require_run(), folder.require_model()
     if not 1 <= len(plans) <= MAX_PLANS:
@@ -117,6 +162,15 @@ def _enqueue_confirm(
         names=tuple(variant.name for variant in variants),
         plans=tuple(plan.id for plan in plans),
     )
+    if gate:
+        wish = Wish(
+            kind="confirm",
+            run=run.settings,
+            tasks=confirm_tasks(request, run),
+            done=subfolder.records.read(),
+            variants=len(variants),
+        )
+        show_cost(gate, folder, fleet, wish)
     write_atomically(subfolder.root / VARIANTS, data)
     subfolder.write_request(request)
     fleet.store.put_blob(settings.variants_sha256, data)

@@ -6,6 +6,7 @@ from typing import Any
 
 from producer.commands import check_store, say_enqueued
 from producer.console import out
+from producer.cost import Gate
 from producer.enqueue import Fleet
 from producer.folder.calib_folder import CalibFolder
 from producer.kinds.weights import read_weights
@@ -14,14 +15,17 @@ from producer.proof.enqueue import enqueue_verification as ask_for_verification
 from shared.plan_file import read_plan
 
 
-def enqueue_verification(calib_dir: Path, fleet: Fleet, plans: Sequence[Path], **options: Any) -> str:
+def enqueue_verification(
+    calib_dir: Path, fleet: Fleet, plans: Sequence[Path], *, gate: Gate | None = None, **options: Any
+) -> str:
     """Enqueue the verification of some plans, print the outcome, and return its id."""
     folder = CalibFolder(calib_dir)
     run = folder.require_run()
     check_store(run.store_id, run.store, fleet)
     read = [read_plan(path) for path in plans]
     weights = {plan.weights_id: read_weights(folder, plan.weights_id) for plan in read}
-    request, reconciled = ask_for_verification(folder, read, weights, VerificationOptions(**options), fleet)
+    asked = VerificationOptions(**options)
+    request, reconciled = ask_for_verification(folder, read, weights, asked, fleet, gate)
     settings = request.settings
     what = "verification" if request.purpose == "proof" else "choice of a plan"
     out.print(

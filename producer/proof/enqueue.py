@@ -7,7 +7,8 @@ from typing import Any, Literal
 from humanfriendly import format_size
 from msgspec.structs import replace
 
-from producer.enqueue import Fleet
+from producer.cost import Gate, Wish
+from producer.enqueue import Fleet, show_cost
 from producer.folder.calib_folder import CalibFolder
 from producer.folder.run_file import RunFile
 from producer.folder.verification_request import PLAN, VARIANTS, VerificationRequest
@@ -51,6 +52,7 @@ def enqueue_verification(
     weights: Mapping[str, WeightsShard],
     options: VerificationOptions,
     fleet: Fleet,
+    gate: Gate | None = None,
 ) -> tuple[VerificationRequest, Reconciled]:
     """Enqueue the proof of a plan; of several plans, first the choice of the best.
 
@@ -60,6 +62,7 @@ def enqueue_verification(
         weights: by Plan.weights_id, the weight errors from which rivals are made.
         options: what to draw.
         fleet: Redis and the store.
+        gate: what the tasks pass before anything is written.
 
     Raises:
         InputError: too many plans, or prompts that don't fit each other, or options that don't fit the model.
@@ -72,18 +75,29 @@ def enqueue_verification(
         run=run, card=card, weights=weights, drawn=_drawn_run(run.settings, options), options=options
     )
     with folder.locked("enqueue-verification"):
-        return _enqueue(folder, plans, maker, fleet)
+        return _enqueue(folder, plans, maker, fleet, gate)
 
 
 def _enqueue(
-    folder: CalibFolder, plans: Sequence[Plan], maker: "_Maker", fleet: Fleet
+    folder: CalibFolder, plans: Sequence[Plan], maker: "_Maker", fleet: Fleet, gate: Gate | None
 ) -> tuple[VerificationRequest, Reconciled]:
     # Where a plan is to be chosen first, its proof waits.
-    asked = [_write(folder, plan, *maker.proof(plan, waits=len(plans) > 1)) for plan in plans]
+    asked = [_merged(folder, *maker.proof(plan, waits=len(plans) > 1)) for plan in plans]
     if len(plans) > 1:
-        asked.append(_write(folder, plans[0], *maker.choice(plans, [one.settings.id for one in asked])))
-    request = asked[-1]
+        asked.append(_merged(folder, *maker.choice(plans, [one.settings.id for one, _ in asked])))
+    request, variants = asked[-1]
     subfolder = folder.verifications.open(request.settings.id)
+    if gate:
+        wish = Wish(
+            kind="verification",
+            run=request.run,
+            tasks=request.tasks(),
+            done=subfolder.records.read(),
+            variants=len(variants),
+        )
+        show_cost(gate, folder, fleet, wish)
+    for plan, one in zip([*plans, plans[0]], asked, strict=False):
+        _write(folder, plan, *one)
     fleet.store.put_blob(request.settings.variants_sha256, (subfolder.root / VARIANTS).read_bytes())
     tasks, done = request.tasks(), frozenset(subfolder.records.read())
     folder.cancelled.remove(task.id for task in tasks)
@@ -224,12 +238,11 @@ class _Maker:
         return request, variants
 
 
-def _write(
-    folder: CalibFolder, plan: Plan, request: VerificationRequest, variants: tuple[Variant, ...]
-) -> VerificationRequest:
-    """Write a request, its variants and its plan; return the request, with what an older one wanted."""
-    subfolder = folder.verifications.open(request.settings.id)
-    old = subfolder.read_request()
+def _merged(
+    folder: CalibFolder, request: VerificationRequest, variants: tuple[Variant, ...]
+) -> tuple[VerificationRequest, tuple[Variant, ...]]:
+    """Return a request, with what an older one wanted, and its variants."""
+    old = folder.verifications.open(request.settings.id).read_request()
     if old is not None:
         shorter, longer = sorted((old.prompts, request.prompts), key=len)
         if longer[: len(shorter)] != shorter:
@@ -239,7 +252,14 @@ def _write(
             )
         # Prompts that were wanted before are still wanted.
         request = replace(request, prompts=longer, wanted=max(old.wanted, request.wanted))
+    return request, variants
+
+
+def _write(
+    folder: CalibFolder, plan: Plan, request: VerificationRequest, variants: tuple[Variant, ...]
+) -> None:
+    """Write a request, its variants and its plan."""
+    subfolder = folder.verifications.open(request.settings.id)
     write_atomically(subfolder.root / VARIANTS, encode_variants(variants))
     write_atomically(subfolder.root / PLAN, encode_plan(plan))
     subfolder.write_request(request)
-    return request

@@ -1,0 +1,241 @@
+"""What a command asks for, counted before anything is enqueued; and the refusal of what would take weeks."""
+
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import mean
+
+from humanfriendly import format_size, format_timespan
+from redis import Redis
+
+from shared.costs import TaskSize, cost_of, samples_bytes
+from shared.errors import InputError
+from shared.jobs.task_queue import TaskQueue, queue_name
+from shared.jobs.workers import live_workers
+from shared.kinds.kind import Task
+from shared.models import model_spec
+from shared.plan import Choice
+from shared.runs import RunSettings
+from shared.stores.records import Record
+from shared.stores.relay_store import RelayStore
+from shared.stores.store import ShardStore
+
+MAX_PASSES = 50_000
+"""More forward passes are refused without --yes, where no record tells how long they take."""
+MAX_SECONDS = 3 * 24 * 3600.0
+"""So is what takes longer by the records."""
+SKETCH_HINT = "`--method sketch` estimates the same from a few passes a sample"
+
+
+class DryRun(Exception):  # noqa: N818
+    """Nothing was to be enqueued. No error: it ends the command."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """Tasks of one kind that a command asks for."""
+
+    kind: str
+    run: RunSettings
+    """With which they run."""
+    tasks: Sequence[Task]
+    done: Mapping[str, Record] = field(default_factory=dict)
+    """Records of those that are collected, by task id."""
+    samples: int = 1
+    """Of an exact measurement."""
+    probes: int = 1
+    candidates: Sequence[Choice] = ()
+    variants: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """What the missing tasks of a wish cost."""
+
+    tasks: int
+    passes: float
+    """Forward passes, or what takes as long."""
+    shard_bytes: int
+    """Of one task, at most."""
+    sample_bytes: int
+    """Of all samples that are written into the folder, at most."""
+
+
+def estimate(wish: Wish) -> Estimate:
+    """Return what the missing tasks cost."""
+    model = model_spec(wish.run.model)
+    size = TaskSize.of(
+        wish.run,
+        model,
+        samples=wish.samples,
+        probes=wish.probes,
+        candidates=tuple(wish.candidates),
+        variants=wish.variants,
+    )
+    cost = cost_of(wish.kind, model, size)
+    missing = sum(task.id not in wish.done for task in wish.tasks)
+    return Estimate(
+        tasks=missing,
+        passes=missing * cost.forward_passes,
+        shard_bytes=cost.shard_bytes,
+        sample_bytes=missing * samples_bytes(model, size) if wish.kind == "calibration" else 0,
+    )
+
+
+class Gate:
+    """What tasks pass before they are enqueued: it prints their cost, and may stop them."""
+
+    def __init__(self, tell: Callable[[str], None], *, dry_run: bool = False, yes: bool = False) -> None:
+        """`tell` gets one line at a time. With `yes` nothing is refused; with `dry_run` nothing passes."""
+        self._tell, self._dry_run, self._yes = tell, dry_run, yes
+        self._lines: list[str] = []
+
+    def pass_through(
+        self,
+        wishes: Sequence[Wish],
+        images: Mapping[str, Record],
+        *,
+        folder: Path,
+        connection: Redis,
+        store: ShardStore,
+    ) -> None:
+        """Count what the tasks cost, which `tell` prints.
+
+        Args:
+            wishes: what is asked for.
+            images: records of the folder's images, which tell how fast machines are.
+            folder: where samples are written.
+            connection: tells who is connected.
+            store: where shards wait.
+
+        Raises:
+            InputError: they would take too long, and nobody has said yes.
+            DryRun: that was all.
+        """
+        costs = [estimate(wish) for wish in wishes]
+        passes = sum(cost.passes for cost in costs)
+        hosts = Counter(worker.host for worker in live_workers(TaskQueue(queue_name(store.id), connection)))
+        seconds = _seconds(wishes, costs, images, hosts)
+        if any(cost.tasks for cost in costs):
+            self._lines.append(f"cost: {sum(cost.tasks for cost in costs):,} tasks, {_passes(passes)}")
+            for line in (*_disk(costs, folder), *_room(costs, store), _time(passes, seconds, hosts)):
+                self._lines.append(line)
+        if self._dry_run:
+            self.tell()
+            self._tell("nothing was enqueued")
+            raise DryRun
+        if not self._yes:
+            refuse(passes, seconds, exact=any(wish.kind == "sensitivity" for wish in wishes))
+
+    def tell(self) -> None:
+        """Print what was counted, once: after what was enqueued, which it is about."""
+        for line in self._lines:
+            self._tell(line)
+        self._lines.clear()
+
+
+def refuse(passes: float, seconds: float | None, *, exact: bool) -> None:
+    """Refuse what takes too long.
+
+    Args:
+        passes: forward passes.
+        seconds: by records; None if there are none.
+        exact: layers are measured one by one, for which there is a faster way.
+
+    Raises:
+        InputError: it does.
+    """
+    too_long = passes > MAX_PASSES if seconds is None else seconds > MAX_SECONDS
+    if not too_long:
+        return
+    takes = _passes(passes) if seconds is None else f"about {_span(seconds)}"
+    way = f"{SKETCH_HINT}; or ask for fewer --bits, --layers or --max-images" if exact else "ask for less"
+    raise InputError(f"this takes {takes}: {way}; give --yes if you mean it")
+
+
+def whole_run_passes(
+    run: RunSettings, *, images: int, samples: int, layers: int | None, bits: int, probes: int | None
+) -> float:
+    """Return the forward passes of a run on one machine until its report.
+
+    Args:
+        run: its settings.
+        images: to draw.
+        samples: to measure on.
+        layers: to be measured exactly; None for all.
+        bits: how many bit widths.
+        probes: of a sketch, which measures all layers at once; None for an exact measurement.
+    """
+    model = model_spec(run.model)
+    size = TaskSize.of(run, model, samples=samples, probes=probes or 1)
+    drawing = images * cost_of("calibration", model, size).forward_passes
+    if probes is not None:
+        return drawing + samples * cost_of("sketch", model, size).forward_passes
+    every = layers or len(model.transformer.linear_layers)
+    return drawing + every * bits * cost_of("sensitivity", model, size).forward_passes
+
+
+def _passes(passes: float) -> str:
+    return f"about {passes:,.0f} forward passes"
+
+
+def _span(seconds: float) -> str:
+    return str(format_timespan(seconds if seconds < 60 else round(seconds), max_units=2))
+
+
+def _disk(costs: Sequence[Estimate], folder: Path) -> Iterator[str]:
+    wanted = sum(cost.sample_bytes for cost in costs)
+    if wanted:
+        free = shutil.disk_usage(folder).free
+        short = "; make room, or name another --calib-dir" if wanted > free else ""
+        yield f"disk: at most {format_size(wanted)} of samples, {format_size(free)} are free{short}"
+
+
+def _room(costs: Sequence[Estimate], store: ShardStore) -> Iterator[str]:
+    if not isinstance(store, RelayStore):
+        return
+    wanted = sum(cost.tasks * cost.shard_bytes for cost in costs)
+    room = max(0, store.limit_bytes - store.used_bytes)
+    keep = "; keep a `producer collect --wait` running" if wanted > room else ""
+    yield f"relay: at most {format_size(wanted)} of shards, {format_size(room)} are free{keep}"
+
+
+def _time(passes: float, seconds: float | None, hosts: Mapping[str, int]) -> str:
+    if seconds is not None:
+        who = f"the {sum(hosts.values())} workers connected now" if hosts else "the machines so far"
+        return f"time: about {_span(seconds)} by earlier records, on {who}"
+    each = _span(passes)
+    return f"time: not known yet; {each} of work for each second that a forward pass takes"
+
+
+def _seconds(
+    wishes: Sequence[Wish], costs: Sequence[Estimate], images: Mapping[str, Record], hosts: Mapping[str, int]
+) -> float | None:
+    """Return how long the tasks take on the machines that are connected, else on those of the records.
+
+    A kind's own records count first, in tasks a second; else those of images, in forward passes a second.
+    """
+    total = 0.0
+    for wish, cost in zip(wishes, costs, strict=True):
+        if not cost.tasks:
+            continue
+        own = _rates(wish.done.values(), lambda record: 1)
+        rates = own or _rates(images.values(), lambda record: record.task.run.num_steps)
+        if not rates and cost.passes:
+            return None
+        if rates and (own or cost.passes):
+            there = hosts or dict.fromkeys(rates, 1)
+            speed = sum(count * rates.get(host, mean(rates.values())) for host, count in there.items())
+            total += (cost.tasks if own else cost.passes) / speed
+    return total
+
+
+def _rates(records: Iterable[Record], work: Callable[[Record], float]) -> dict[str, float]:
+    """Return work a second, by host."""
+    done, seconds = Counter[str](), Counter[str]()
+    for record in records:
+        done[record.host] += work(record)  # type: ignore[assignment]
+        seconds[record.host] += record.seconds  # type: ignore[assignment]
+    return {host: done[host] / seconds[host] for host in done if seconds[host] > 0}
