@@ -143,11 +143,30 @@ def compare(
         "layers, candidates": f"{squares.shape[1]}, {squares.shape[2]}",
         "proof: prompts": len(proof),
     }
+    for bits, plan in plans.items():
+        name = f"{bits} bits: lost against half of the products, judged by the other half"
+        report.facts[name] = lost_to_first_order(demo, weights, squares, plan, bits)
     drawing = Drawing(demo, proof, steps)
     for bits, plan in plans.items():
         exact = drawing.errors(plan_from(demo, weights, exact_scores(squares), bits))[0]
         add_loss(report, f"{bits} bits: lost by levels of {levels} images", exact - drawing.errors(plan)[0])
     return report
+
+
+def lost_to_first_order(demo: Demo, weights: WeightsShard, squares: Floats, plan: Variant, bits: int) -> str:
+    """Say what a plan loses against one from half of the products, in dB, by the scores of the other half."""
+    halves = exact_scores(squares[::2]), exact_scores(squares[1::2])
+    lost = [
+        10 * np.log10(_total(demo, judge, plan) / _total(demo, judge, plan_from(demo, weights, scores, bits)))
+        for scores, judge in (halves, halves[::-1])
+    ]
+    return f"{lost[0]:.2f} and {lost[1]:.2f} dB"
+
+
+def _total(demo: Demo, scores: Floats, plan: Variant) -> float:
+    """Return the sum of a plan's scores."""
+    rows = {layer.path: row for row, layer in enumerate(demo.card.layers)}
+    return float(sum(scores[rows[path], CANDIDATES.index(choice)] for path, choice in plan.layers.items()))
 
 
 def add_loss(report: Report, name: str, loss: Floats) -> None:
