@@ -10,7 +10,9 @@ from click.testing import CliRunner
 from redis import Redis
 
 from producer.cli import main
+from producer.commands import open_fleet
 from producer.jobs.claims import claims_key
+from producer.steering.room import crowding
 from shared.jobs.history import Event, add_event
 from shared.stores.relay_store import RelayStore
 from tests.calibration_shards import calibration_shard
@@ -97,6 +99,9 @@ class TestRuns:
         text = folder.call("status").output
         assert f"the relay is full: run {SETTINGS.id} of " in text
         assert f"`producer forget {SETTINGS.id}`" in text
+        # One that waits says it once, not anew each time that it looks.
+        fleet = open_fleet(redis_url, None)
+        assert list(crowding(fleet)) == list(crowding(fleet)) != []
 
 
 class TestForget:

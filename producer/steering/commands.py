@@ -142,7 +142,8 @@ def forget(fleet: Fleet, name: str, *, yes: bool) -> None:
     """Delete all that Redis and the store hold of a run, once somebody has agreed."""
     found = all_runs(fleet)
     run = find_run(found, name)
-    out.print(f"{describe(run)}: {_contents(run)}")
+    seen = f", last looked at {age(run.seen)} ago" if run.folder is not None else ""
+    out.print(f"{describe(run)}{seen}: {_contents(run)}")
     if not yes:
         try:
             agreed = click.confirm("Delete all of that? What was collected stays in its folder.", err=True)

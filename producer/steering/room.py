@@ -22,20 +22,18 @@ def crowding(fleet: Fleet) -> Iterator[str]:
     if not found or not found[0].size:
         return
     most = found[0]
-    yield (
-        f"the relay is full: {describe(most)} holds {format_size(most.size)} of its "
-        f"{format_size(store.limit_bytes)}; {way_out(most)}"
-    )
+    # No time and no size of the moment: who waits tells a line again when it has changed.
+    limit = format_size(store.limit_bytes)
+    yield f"the relay is full: {describe(most)} holds most of its {limit}; {way_out(most)}"
 
 
 def describe(run: RunContent) -> str:
-    """Return a run in words: whose it is, and when somebody cared last."""
+    """Return in words whose run it is."""
     if run.run == UNCLAIMED:
         return "what belongs to no run any more"
     if run.folder is None:
         return f"run {printable(run.run, 80)} of an unknown folder"
-    ago = f", last looked at {age(run.seen)} ago" if run.seen is not None else ""
-    return f"run {run.run} of {printable(run.folder)} on {printable(run.host or '?')}{ago}"
+    return f"run {run.run} of {printable(run.folder)} on {printable(run.host or '?')}"
 
 
 def way_out(run: RunContent) -> str:
