@@ -333,6 +333,56 @@ def collect(calib_dir: Path, store: str | None, redis_url: str, wait: bool) -> N
     sys.exit(0 if complete else EXIT_INCOMPLETE)
 
 
+@main.command()
+@click.option(
+    "--model",
+    "-m",
+    default=DEFAULT_MODEL,
+    show_default=True,
+    metavar="ID",
+    help="Used without a run.",
+)
+@click.option(
+    "--prompt-csv",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The prompt file. [default: all_prompts.csv; the demo model brings its own]",
+)
+@click.option("--prompt-column", default="prompt", show_default=True, metavar="NAME", help="Its column.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON with every figure.")
+@calib_dir_option
+@store_option
+@redis_url_option
+@explain_errors
+def doctor(
+    model: str,
+    prompt_csv: Path | None,
+    prompt_column: str,
+    as_json: bool,
+    calib_dir: Path,
+    store: str | None,
+    redis_url: str,
+) -> None:
+    """Check Redis, the store, the disk, model, prompts, and whether the folder is as it was collected.
+
+    Prints a line per check, with its cure; the exit code is 2 if one fails.
+    """
+    import sys
+
+    from producer.doctor import examine
+    from producer.folder.calib_folder import CalibFolder
+    from shared.doctor.show import show
+
+    found = examine(
+        CalibFolder(calib_dir),
+        redis_url=redis_url,
+        store=store,
+        model=model,
+        prompt_csv=prompt_csv,
+        column=prompt_column,
+    )
+    sys.exit(show(found, as_json=as_json))
+
+
 @main.command("serve-redis")
 @click.option(
     "--dir",

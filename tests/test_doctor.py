@@ -13,9 +13,9 @@ from click.testing import CliRunner
 from redis import Redis
 
 import worker.cli
-from worker.doctor.check import Check, ok, run_checks
+from shared.doctor.check import Check, ok, run_checks
+from shared.doctor.surroundings import check_model_files, check_redis
 from worker.doctor.numerics import TOLERANCES, _forward, check_gradients, on, step_differences
-from worker.doctor.surroundings import check_model_files, check_redis
 from worker.doctor.system import check_mlx_version, check_python, check_system
 from worker.engine.block_gradients import record_states
 from worker.engine.layers import find_linear

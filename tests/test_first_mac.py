@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 import producer.cli
-from worker.doctor.check import ok
+from shared.doctor.check import ok
 from worker.doctor.first_mac import DEMO, check_demo, check_session
 
 DOCS = Path(__file__).parent.parent / "docs"

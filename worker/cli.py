@@ -1,5 +1,6 @@
 """The `worker` command: reads the options and starts the supervisor. This process never loads MLX."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -203,29 +204,28 @@ def doctor(
     """
     import sys
 
+    from shared.doctor.check import Check
+    from shared.doctor.show import show, to_json
     from shared.files import write_atomically
     from shared.models import model_spec
-    from shared.printable import printable
-    from worker.doctor.examine import examine, line_of, to_json
+    from worker.doctor.examine import examine
 
     model_spec(model)
-    checks = []
     full = full or first_mac is not None
-    for check in examine(
-        full=full, redis_url=redis_url, store=store, model=model, first_mac=first_mac is not None
-    ):
-        checks.append(check)
-        if not as_json:
-            click.echo(printable(line_of(check)))
-    if as_json:
-        click.echo(to_json(checks, full=full))
+    checks = []
+
+    def found() -> Iterator[Check]:
+        for check in examine(
+            full=full, redis_url=redis_url, store=store, model=model, first_mac=first_mac is not None
+        ):
+            checks.append(check)
+            yield check
+
+    code = show(found(), as_json=as_json, full=full)
     if first_mac is not None:
         write_atomically(first_mac, to_json(checks, full=full).encode())
         click.echo(f"written: {first_mac}", err=True)
-    failed = sum(check.outcome == "failed" for check in checks)
-    if failed:
-        click.echo(f"{failed} of {len(checks)} checks failed", err=True)
-        sys.exit(2)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

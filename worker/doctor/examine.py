@@ -1,32 +1,13 @@
-"""The whole examination, and how it is shown."""
+"""The whole examination."""
 
 import os
-import platform
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 
-import msgspec
-from msgspec import Struct
-
-from shared import __version__
-from worker.doctor.check import Check, CheckFunction, run_checks
+from shared.doctor.check import Check, CheckFunction, run_checks
+from shared.doctor.surroundings import check_disk, check_model_files, check_redis
 from worker.doctor.first_mac import check_demo, check_session
-from worker.doctor.surroundings import check_disk, check_model_files, check_redis
 from worker.doctor.system import check_mlx_version, check_python, check_system
-
-MARKS = {"ok": "ok     ", "warning": "WARNING", "failed": "FAILED ", "skipped": "skipped"}
-
-
-class Examination(Struct, frozen=True, kw_only=True):
-    """What `worker doctor --json` prints."""
-
-    bitfleet: str
-    machine: str
-    at: str
-    """UTC, ISO 8601."""
-    full: bool
-    checks: list[Check]
 
 
 def examine(
@@ -76,21 +57,3 @@ def _downloads() -> Path:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     return Path(HF_HUB_CACHE)
-
-
-def line_of(check: Check) -> str:
-    """Return a check as one line of text."""
-    cure = f"; {check.cure}" if check.cure else ""
-    return f"{MARKS[check.outcome]}  {check.name}: {check.found}{cure}"
-
-
-def to_json(checks: list[Check], *, full: bool) -> str:
-    """Return the whole examination as JSON, with every figure."""
-    examination = Examination(
-        bitfleet=__version__,
-        machine=f"{platform.system()} {platform.release()} {platform.machine()}",
-        at=datetime.now(UTC).isoformat(timespec="seconds"),
-        full=full,
-        checks=checks,
-    )
-    return msgspec.json.format(msgspec.json.encode(examination), indent=2).decode()

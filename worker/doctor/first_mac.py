@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from worker.doctor.check import Check, ok
+from shared.doctor.check import Check, ok
 
 DEMO = (
     *("run", "--model", "demo", "--num-images", "2", "--num-steps", "20", "--max-images", "2"),

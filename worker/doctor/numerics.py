@@ -15,7 +15,7 @@ from humanfriendly import format_size
 
 from shared.choices import BITS, GROUP_SIZES
 from shared.costs import forward_bytes
-from worker.doctor.check import Check, CheckFunction, ok
+from shared.doctor.check import Check, CheckFunction, ok
 from worker.engine.block_gradients import pull_back_by_block, record_states
 from worker.engine.memory import memory_of_weights, passing_of
 from worker.engine.replay import Forward, Replay, State

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Iterator
 from importlib import metadata
 
+from shared.doctor.check import Check, ok
 from shared.supported import OLDEST_MACOS, PYTHONS
-from worker.doctor.check import Check, ok
 
 OLDEST_MLX = (0, 32, 4)
 

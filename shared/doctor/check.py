@@ -44,5 +44,5 @@ def run_checks(functions: Iterable[tuple[str, CheckFunction]]) -> Iterator[Check
                 name=name,
                 outcome="failed",
                 found=f"{type(error).__name__}: {lines[0][:300]}",
-                cure="send the output of `worker doctor --json` with a report of this",
+                cure="send the output of this command with --json with a report of this",
             )

@@ -11,21 +11,29 @@ from humanfriendly import format_size
 from redis import Redis
 from redis.exceptions import NoPermissionError, RedisError
 
+from shared.doctor.check import Check, ok
 from shared.errors import BitfleetError
 from shared.jobs.connection import connect
 from shared.models import model_spec
 from shared.stores.open_store import open_store
-from worker.doctor.check import Check, ok
 
 SLOW_SECONDS = 0.1
 CLOCK_SECONDS = 5.0
 OLDEST_REDIS = (6, 2)
+RELAY_BYTES = 2 * 10**9
+"""The relay at its default limit, and as much for what Redis keeps beside it while it is written."""
 DISK_BYTES = 5 * 10**9
 """Room for state files and logs, beside what a model needs."""
 
 
-def check_redis(url: str | None, store_url: str | None) -> Iterator[Check]:
-    """Check Redis, and with it the store; both only if they are named."""
+def check_redis(url: str | None, store_url: str | None, *, store_id: str | None = None) -> Iterator[Check]:
+    """Check Redis, and with it the store; both only if they are named.
+
+    Args:
+        url: of Redis.
+        store_url: of the store; None for the relay.
+        store_id: of the store that a run was enqueued with; None if any will do.
+    """
     if url is None:
         yield Check(
             name="Redis", outcome="skipped", found="none was named; give --redis-url or set REDIS_URL"
@@ -50,7 +58,7 @@ def check_redis(url: str | None, store_url: str | None) -> Iterator[Check]:
                 found=str(error),
                 cure="give this user the rights that docs/redis-users.acl lists",
             )
-        yield _store(client, store_url)
+        yield _store(client, store_url, store_id)
 
 
 def _latency(client: Redis) -> Check:
@@ -88,6 +96,8 @@ def _server(client: Redis) -> Iterator[Check]:
             found="no append-only file: if Redis is killed, it forgets what was enqueued",
             cure="set `appendonly yes` in redis.conf; docker-compose.yml does",
         )
+    else:
+        yield ok("Redis persistence", "an append-only file is kept")
     policy = str(about.get("maxmemory_policy", "noeviction"))
     if policy != "noeviction":
         yield Check(
@@ -96,6 +106,15 @@ def _server(client: Redis) -> Iterator[Check]:
             found=f"with maxmemory-policy {policy} a full Redis deletes jobs and shards",
             cure="set `maxmemory-policy noeviction` in redis.conf",
         )
+    used, most = int(about.get("used_memory", 0)), int(about.get("maxmemory", 0))
+    tight = 0 < most < used + RELAY_BYTES
+    yield Check(
+        name="Redis room",
+        outcome="warning" if tight else "ok",
+        found=f"{format_size(used)} in use, {f'at most {format_size(most)}' if most else 'no limit'}",
+        cure="raise its maxmemory, or give a smaller --relay-limit" if tight else "",
+        figures={"used_bytes": float(used), "limit_bytes": float(most)},
+    )
 
 
 def _rights(client: Redis) -> Check:
@@ -127,12 +146,19 @@ def _clock(client: Redis) -> Check:
     )
 
 
-def _store(client: Redis, store_url: str | None) -> Check:
+def _store(client: Redis, store_url: str | None, store_id: str | None) -> Check:
     try:
         store = open_store(store_url, client)
     except (BitfleetError, RedisError, OSError) as error:
         problem, _, cure = str(error).partition("; ")
         return Check(name="Store", outcome="failed", found=problem, cure=cure)
+    if store_id not in (None, store.id):
+        return Check(
+            name="Store",
+            outcome="failed",
+            found=f"{store.label} is not the store of this folder's run",
+            cure="give the --store that it was enqueued with",
+        )
     return ok("Store", f"{store.label} is there")
 
 

@@ -1,0 +1,1 @@
+"""What both `doctor` commands share: checks of Redis, store and disk, and how they are shown."""
