@@ -15,6 +15,7 @@ from redis import Redis
 import worker.cli
 from shared.doctor.check import Check, ok, run_checks
 from shared.doctor.surroundings import check_model_files, check_redis
+from worker.doctor.memory import check_memory
 from worker.doctor.numerics import TOLERANCES, _forward, check_gradients, on, step_differences
 from worker.doctor.system import check_mlx_version, check_python, check_system
 from worker.engine.block_gradients import record_states
@@ -120,6 +121,15 @@ def test_no_redis_and_no_store(tmp_path: Path, redis_url: str) -> None:
     assert store[0].outcome == "failed"
     assert str(tmp_path) in store[0].found
     assert [check.outcome for check in check_redis(None, None)] == ["skipped"]
+
+
+def test_memory() -> None:
+    model = "argmaxinc/mlx-FLUX.1-dev"
+    (short,) = check_memory(model, offered=40 * 10**9)
+    assert short.outcome == "warning"
+    assert "a verification (" in short.found
+    assert "levels" not in short.found
+    assert [check.outcome for check in check_memory(model, offered=10**12)] == ["ok"]
 
 
 def test_model_files(tmp_path: Path) -> None:

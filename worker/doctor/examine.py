@@ -28,7 +28,7 @@ def examine(
         ("MLX", check_mlx_version),
     ]
     yield from run_checks(functions)
-    yield from run_checks([("MLX", lambda: _numbers(full=full))])
+    yield from run_checks([("MLX", lambda: _numbers(full=full)), ("Memory", lambda: _memory(model))])
     yield from run_checks(
         [
             ("Redis", lambda: check_redis(redis_url, store)),
@@ -51,6 +51,13 @@ def _numbers(*, full: bool) -> Iterator[Check]:
     from worker.doctor.numerics import numeric_checks
 
     yield from run_checks(numeric_checks(full=full))
+
+
+def _memory(model: str) -> Iterator[Check]:
+    # Imports MLX.
+    from worker.doctor.memory import check_memory
+
+    yield from check_memory(model)
 
 
 def _downloads() -> Path:
