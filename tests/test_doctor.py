@@ -15,6 +15,7 @@ from redis import Redis
 import worker.cli
 from shared.doctor.check import Check, ok, run_checks
 from shared.doctor.surroundings import check_model_files, check_redis
+from worker.doctor.access import check_access
 from worker.doctor.memory import check_memory
 from worker.doctor.numerics import TOLERANCES, _forward, check_gradients, on, step_differences
 from worker.doctor.system import check_mlx_version, check_python, check_system
@@ -121,6 +122,20 @@ def test_no_redis_and_no_store(tmp_path: Path, redis_url: str) -> None:
     assert store[0].outcome == "failed"
     assert str(tmp_path) in store[0].found
     assert [check.outcome for check in check_redis(None, None)] == ["skipped"]
+
+
+@pytest.mark.parametrize(("answer", "outcome"), [(None, "ok"), (ConnectionError(), "warning")])
+def test_access(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, answer: Exception | None, outcome: str
+) -> None:
+    def asked(self: object, repo: str) -> None:
+        if answer is not None:
+            raise answer
+
+    monkeypatch.setattr("huggingface_hub.HfApi.auth_check", asked)
+    model = "argmaxinc/mlx-FLUX.1-dev"
+    assert [check.outcome for check in check_access(model, tmp_path)] == ["warning", outcome]
+    assert [check.outcome for check in check_access("demo", tmp_path)] == ["ok"]
 
 
 def test_memory() -> None:

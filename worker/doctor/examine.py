@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from shared.doctor.check import Check, CheckFunction, run_checks
-from shared.doctor.surroundings import check_disk, check_model_files, check_redis
+from shared.doctor.surroundings import check_disk, check_redis
+from worker.doctor.access import check_access
 from worker.doctor.first_mac import check_demo, check_session
 from worker.doctor.system import check_mlx_version, check_python, check_system
 
@@ -33,7 +34,7 @@ def examine(
         [
             ("Redis", lambda: check_redis(redis_url, store)),
             ("Disk", lambda: check_disk(Path.home())),
-            ("Model files", lambda: check_model_files(model, _downloads())),
+            ("Model files", lambda: check_access(model, _downloads())),
         ]
     )
     if first_mac:
