@@ -76,7 +76,8 @@ class RelayStore(ShardStore):
                 for task_id in ids[start : start + _BATCH]:
                     keys = [_records_key(namespace), _shard_key(namespace, task_id), _USED_KEY]
                     # A registered script would first ask Redis whether it is there, which producers may not.
-                    pipeline.eval(relay_scripts.DISCARD, len(keys), *keys, task_id, namespace)
+                    discard = ("EVAL", relay_scripts.DISCARD, len(keys), *keys, task_id, namespace)
+                    pipeline.execute_command(*discard)  # type: ignore[no-untyped-call]
                 pipeline.execute()
         self.recount([namespace])
 
