@@ -77,6 +77,26 @@ def main() -> None:
 )
 @click.option("--burst", is_flag=True, help="Exit when the queue is empty.")
 @click.option("-q", "--quiet", is_flag=True, help="Log warnings and errors only.")
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="Log for people, or one JSON object a line for machines.",
+)
+@click.option(
+    "--metrics-port",
+    type=click.IntRange(1, 65535),
+    metavar="PORT",
+    help="Serve metrics of this machine's workers for Prometheus at this port. Needs '.[metrics]'.",
+)
+@click.option(
+    "--metrics-bind",
+    default="127.0.0.1",
+    show_default=True,
+    metavar="ADDRESS",
+    help="The address of --metrics-port; 0.0.0.0 lets other machines ask.",
+)
 @click.option("--with-parent", is_flag=True, hidden=True, help="Exit when the parent process has ended.")
 @explain_errors
 def start(
@@ -92,6 +112,9 @@ def start(
     beat: float,
     burst: bool,
     quiet: bool,
+    log_format: str,
+    metrics_port: int | None,
+    metrics_bind: str,
     with_parent: bool,
 ) -> None:
     """Start workers. They take jobs until you stop them.
@@ -121,7 +144,7 @@ def start(
     store = absolute_store(store)
     # Checked here once, so that a wrong URL gives one error and not one per process.
     queue = queue_name(open_store(store, connect(redis_url)).id)
-    log_to_stderr(logging.WARNING if quiet else logging.INFO, host_name())
+    log_to_stderr(logging.WARNING if quiet else logging.INFO, host_name(), as_json=log_format == "json")
     options = WorkerOptions(
         redis_url=redis_url,
         store=store,
@@ -137,7 +160,12 @@ def start(
         with_parent=True,
         alone=with_parent,
         log_level="WARNING" if quiet else "INFO",
+        log_json=log_format == "json",
     )
+    if metrics_port is not None:
+        from worker.service.metrics import serve_metrics
+
+        serve_metrics(redis_url, queue, options.start_id, bind=metrics_bind, port=metrics_port)
     sys.exit(Supervisor(options, workers, queue_name=queue, with_parent=with_parent).run())
 
 

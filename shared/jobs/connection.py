@@ -19,6 +19,7 @@ from redis.retry import Retry
 
 from shared.errors import InputError, RedisUnavailableError
 from shared.jobs.mending import MendingRedis
+from shared.jobs.outage import Outage, TellingRetry
 from shared.safe_url import PERCENT_ENCODE, is_readable, safe_url, without_secrets
 
 WAYS_ON = (
@@ -88,7 +89,8 @@ def connect(url: str, *, patient: bool = True) -> Redis:
     if not patient:
         return client
     client.close()
-    return _client(url, Retry(ExponentialWithJitterBackoff(base=0.1, cap=3), 40))
+    # It says when an outage starts and ends.
+    return _client(url, TellingRetry(Outage(url), ExponentialWithJitterBackoff(base=0.1, cap=3), 40))
 
 
 def _client(url: str, retry: Retry) -> Redis:

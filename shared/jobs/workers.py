@@ -1,12 +1,15 @@
 """The workers of a queue, as they have registered in Redis."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, cast
 
+import msgspec
 from redis import Redis
 
+from shared.decoding import decode_or_none
 from shared.jobs.asides import Entry, read_asides
 from shared.jobs.redis_time import redis_time
+from shared.jobs.tally import Tally, decode_tally
 from shared.jobs.task_queue import TaskQueue
 from shared.jobs.worker_keys import worker_keys
 from shared.printable import printable
@@ -14,8 +17,10 @@ from shared.printable import printable
 HOST_FIELD = "bitfleet_host"
 START_FIELD = "bitfleet_start"
 SEEN_FIELD = "bitfleet_seen"
-"""In a worker's hash, beside what RQ writes: its machine, its `worker start`, and when it was seen last, by
-Redis' clock. Only workers of ours have them."""
+TALLY_FIELD = "bitfleet_tally"
+VERSIONS_FIELD = "bitfleet_versions"
+"""In a worker's hash, beside what RQ writes: its machine, its `worker start`, when it was seen last, by
+Redis' clock, what it has done, and of which versions it is. Only workers of ours have them."""
 
 
 class Place(NamedTuple):
@@ -35,6 +40,13 @@ class WorkerInfo:
     start_id: str | None
     """Of its `worker start`; None: a worker of RQ's own, which can do none of our jobs."""
     seconds_silent: float
+    tally: Tally = field(default_factory=Tally)
+    """What it has done since its start."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """Of bitfleet, MLX, Python and the system; empty for a worker of an earlier revision."""
+
+
+_versions_decoder = msgspec.json.Decoder(dict[str, str])
 
 
 def live_workers(queue: TaskQueue) -> list[WorkerInfo]:
@@ -58,6 +70,8 @@ def live_workers(queue: TaskQueue) -> list[WorkerInfo]:
                 state=fields.get("state", "?"),
                 start_id=fields.get(START_FIELD),
                 seconds_silent=max(0.0, now - _number(fields.get(SEEN_FIELD), now)),
+                tally=decode_tally(raw.get(TALLY_FIELD.encode(), b"")),
+                versions=_versions(raw.get(VERSIONS_FIELD.encode(), b"")),
             )
         )
     return workers
@@ -77,6 +91,11 @@ def asides_of(queue: TaskQueue, kind: str) -> list[Entry]:
     """Return who has set a kind of tasks aside now, and why."""
     redis: Redis = queue.connection
     return [entry for entry in read_asides(redis, queue.name, redis_time(redis)) if entry.kind == kind]
+
+
+def _versions(line: bytes) -> dict[str, str]:
+    found = decode_or_none(_versions_decoder, line) or {}
+    return {printable(name, 40): printable(value, 80) for name, value in list(found.items())[:20]}
 
 
 def _text(value: bytes) -> str:

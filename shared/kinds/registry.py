@@ -40,6 +40,12 @@ def kind_of(task: Task) -> Kind:
     return _BY_TASK[type(task)]
 
 
+def kind_name(job_id: str) -> str:
+    """Return the name of the kind that a job's id begins with; "unknown" if this revision has none such."""
+    prefix = job_id.partition("-")[0]
+    return next((kind.name for kind in KINDS.values() if kind.prefix == prefix), "unknown")
+
+
 def encode_task(task: Task) -> str:
     """Return a task as JSON text, which becomes an argument of its job."""
     return msgspec.json.encode(task).decode()

@@ -5,9 +5,10 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from types import FrameType, TracebackType
+from types import FrameType, MappingProxyType, TracebackType
 from typing import Any, cast
 
+import msgspec
 from redis import Redis
 from redis.client import Pipeline
 from redis.exceptions import OutOfMemoryError
@@ -22,10 +23,19 @@ from shared.jobs.asides import kind_of_job
 from shared.jobs.history import Event, Progress, clear_progress, forget_events, push_event
 from shared.jobs.orders import is_paused
 from shared.jobs.redis_time import redis_time
+from shared.jobs.tally import Tally, encode_tally
 from shared.jobs.task_job import TaskJob
 from shared.jobs.task_queue import TaskQueue, runs_key
-from shared.jobs.workers import HOST_FIELD, START_FIELD, Place, able_places
+from shared.jobs.workers import (
+    HOST_FIELD,
+    START_FIELD,
+    TALLY_FIELD,
+    VERSIONS_FIELD,
+    Place,
+    able_places,
+)
 from shared.kinds.kind import Task
+from shared.kinds.registry import kind_name
 from worker.jobs.attempt import Attempt
 from worker.jobs.choice import choosing_queue
 from worker.jobs.failures import (
@@ -49,6 +59,7 @@ logger = logging.getLogger("bitfleet.worker")
 
 TaskFunction = Callable[[Task, JobContext], dict[str, Any]]
 
+_NO_VERSIONS: Mapping[str, str] = MappingProxyType({})
 TROUBLE_SECONDS = 10.0
 NO_ROOM_SECONDS = 30.0
 """For so long other runs are worked for when the store has no room for one."""
@@ -77,6 +88,7 @@ class LeaseWorker(LeanWorker):
         start_id: str = "",
         alone: bool = False,
         when_idle: Callable[[], None] = lambda: None,
+        versions: Mapping[str, str] = _NO_VERSIONS,
     ) -> None:
         """Nothing is taken from the queue yet.
 
@@ -93,6 +105,7 @@ class LeaseWorker(LeanWorker):
             start_id: of the `worker start`, whose processes share what they set aside.
             alone: no other machine could do what this one can't, so leave over it.
             when_idle: called now and then while there is no job to do.
+            versions: of this program and its libraries, for whoever asks who is at work.
         """
         self.lease_seconds = lease_seconds
         self.beat_seconds = beat_seconds
@@ -102,7 +115,14 @@ class LeaseWorker(LeanWorker):
         """Why this machine can't go on, when it can't."""
         self.broken = False
         """Whether the GPU is in a state that only a new process gets rid of."""
+        self.tally = Tally()
+        """What this process has done."""
+        self._versions = msgspec.json.encode(dict(versions))
+        self._waiting: int | None = None
+        """How many jobs waited at the last sign of life."""
         self._in_trouble = False
+        self._trouble_since: float | None = None
+        """Since when the store or Redis failed each job, on the monotonic clock."""
         self._attempt: Attempt
         """The latest."""
         self._beats = BeatThread()
@@ -170,21 +190,39 @@ class LeaseWorker(LeanWorker):
         context.hand_back = self._context.hand_back
         self._context = context
         started = time.monotonic()
-        logger.info("%s: started", job.description)
+        logger.info("%s: started (%s)", job.description, self._whereabouts(job), extra=_extra(job, "started"))
         with self._beat(job, execution) as beat:
             done = self.perform_job(job, queue, execution) and not self._attempt.dropped
         self.executions.pop(execution.id, None)
         if beat.published:
             clear_progress(self.connection, queue.name, job.id)
         if done:
-            self._streaks.done(job.id)
-            logger.info("%s: done in %.1f s", job.description, time.monotonic() - started)
+            self._note_done(job, time.monotonic() - started)
+        elif self._attempt.dropped:
+            self.tally = self.tally.with_lost()
         # RQ tells Redis before it takes the next job.
         self._state = "idle"
         self._wait_out_trouble()
         if self.fatal or self.broken or context.hand_back:
             self.exited_cleanly = not self.broken
             raise StopRequested
+
+    def _note_done(self, job: Job, seconds: float) -> None:
+        self._streaks.done(job.id)
+        self.tally = self.tally.with_done(kind_name(job.id), seconds)
+        if self._trouble_since is not None:
+            logger.warning(
+                "Redis and the store answer again, after %.0f s", time.monotonic() - self._trouble_since
+            )
+            self._trouble_since = None
+        extra = _extra(job, "done") | {"seconds": round(seconds, 3)}
+        logger.info("%s: done in %.1f s (%s)", job.description, seconds, self._whereabouts(job), extra=extra)
+
+    def _whereabouts(self, job: Job) -> str:
+        """The task's run, and how much is done and left, as far as this worker knows."""
+        done = f"{self.tally.tasks} done here"
+        left = "" if self._waiting is None else f", {self._waiting} waited last"
+        return f"{kind_name(job.id)} {_group(job.id)}, {done}{left}"
 
     def _beat(self, job: Job, execution: Execution) -> Beat:
         return Beat(
@@ -215,6 +253,7 @@ class LeaseWorker(LeanWorker):
             job.prepare_for_execution(self.name, then)
             then.hset(job.key, "started_at", utcformat(started))
             then.persist(job.key)
+            then.hset(self.key, TALLY_FIELD, encode_tally(self.tally))
             self.set_state("busy", then)
             self.heartbeat(pipeline=then)
             push_event(then, job.id, event)
@@ -229,12 +268,18 @@ class LeaseWorker(LeanWorker):
 
     def serialize(self) -> dict[Any, Any]:
         """What stands of this worker in Redis."""
-        return super().serialize() | {HOST_FIELD: self.host, START_FIELD: self._place.start_id}
+        return super().serialize() | {
+            HOST_FIELD: self.host,
+            START_FIELD: self._place.start_id,
+            TALLY_FIELD: encode_tally(self.tally),
+            VERSIONS_FIELD: self._versions,
+        }
 
     def _maintain(self, redis: Redis) -> None:
         """At every beat, of the worker's own thread while it computes: a sign of life, then lost jobs."""
         self.say_alive(redis)
         name = self.queues[0].name
+        self._waiting = redis.llen(self._queue.key)
         if not in_grace_period(redis, name, self.lease_seconds):
             return_lost_jobs(redis, name)
         tidy(redis, name)
@@ -266,6 +311,11 @@ class LeaseWorker(LeanWorker):
             self._attempt.drop()
             return
         self._in_trouble = isinstance(error, NOT_THE_JOBS_FAULT)
+        if error is not None and self._in_trouble and self._trouble_since is None:
+            self._trouble_since = time.monotonic()
+            logger.warning(
+                "Redis or the store fails: %s; no task is lost, this worker tries on", explain(error)
+            )
         if isinstance(error, (HandBackError, *NOT_THE_JOBS_FAULT)):
             self._attempt.hand_back(str(error))
             if isinstance(error, NoRoomError):
@@ -276,6 +326,7 @@ class LeaseWorker(LeanWorker):
             self._leave_to_others(job, explain(error))
         else:
             self._attempt.fail(error)
+            self.tally = self.tally.with_failed()
             if not isinstance(error, HOPELESS):
                 self._look_at_myself(job, error)
 
@@ -333,3 +384,13 @@ class LeaseWorker(LeanWorker):
         with contextlib.suppress(OutOfMemoryError):
             self._maintain(self.connection)
         self._maintained = time.monotonic()
+
+
+def _group(job_id: str) -> str:
+    """The run, or the request, that a job belongs to."""
+    return kind_of_job(job_id).rstrip("-").partition("-")[2]
+
+
+def _extra(job: Job, event: str) -> dict[str, Any]:
+    """What a log in JSON says beside the line."""
+    return {"event": event, "task": job.id, "kind": kind_name(job.id), "group": _group(job.id)}

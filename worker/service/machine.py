@@ -4,11 +4,13 @@ import importlib.util
 import os
 import platform
 import socket
+from contextlib import suppress
 from functools import cache
 from importlib import metadata
 
 from shared import __version__
 from shared.errors import ModelUnavailableError
+from shared.runs import PROTOCOL
 
 
 def host_name() -> str:
@@ -36,6 +38,14 @@ def versions() -> dict[str, str]:
         "architecture": device.get("architecture", "unknown"),
         "tf32": "off" if os.environ.get("MLX_ENABLE_TF32") == "0" else "allowed",
     }
+
+
+def installed_versions() -> dict[str, str]:
+    """Of this program and what it runs on, without importing MLX: known before the first job."""
+    found = {"bitfleet": __version__, "python": platform.python_version(), "os": _operating_system()}
+    with suppress(metadata.PackageNotFoundError):
+        found["mlx"] = metadata.version("mlx")
+    return found | {"protocol": str(PROTOCOL)}
 
 
 def _device() -> dict[str, str]:

@@ -43,6 +43,8 @@ class WorkerOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     start_id: str = field(default_factory=lambda: secrets.token_hex(6))
     """Of the `worker start`: its processes, and those that replace them, know what the others set aside."""
     log_level: str = "INFO"
+    log_json: bool = False
+    """Log one JSON object a line."""
 
     def to_environment(self) -> dict[str, str]:
         """This process's environment, with these options in it."""

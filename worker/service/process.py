@@ -1,7 +1,6 @@
 """One worker process. The supervisor starts it, with its options in the environment."""
 
 import logging
-import os
 import sys
 import time
 from pathlib import Path
@@ -19,7 +18,7 @@ from worker.jobs.failures import REDIS_IS_FULL
 from worker.jobs.lease_worker import LeaseWorker
 from worker.jobs.other_queues import waiting_for_others
 from worker.service.compile_cache import use_own_compile_cache
-from worker.service.machine import host_name
+from worker.service.machine import host_name, installed_versions
 from worker.service.options import WorkerOptions, cache_dir, new_worker_name
 from worker.service.parent import leave_with_parent
 from worker.service.runtime import Runtime
@@ -36,13 +35,14 @@ MAX_CLOCK_SECONDS = 10.0
 def main() -> int:
     """Work until told to stop; return the exit code."""
     options = WorkerOptions.from_environment()
-    log_to_stderr(logging.WARNING, f"{host_name()}[{os.getpid()}]")
+    name = options.name or new_worker_name(host_name())
+    log_to_stderr(logging.WARNING, name, as_json=options.log_json)
     logger.setLevel(options.log_level)
     if options.with_parent:
         leave_with_parent()
     use_own_compile_cache()
     try:
-        return _work(options)
+        return _work(options, name)
     except OutOfMemoryError:
         logger.error(REDIS_IS_FULL)
         return EXIT_TROUBLE
@@ -57,13 +57,12 @@ def main() -> int:
         return 130
 
 
-def _work(options: WorkerOptions) -> int:
+def _work(options: WorkerOptions, name: str) -> int:
     connection = connect(options.redis_url)
     if warning := clock_warning(connection):
         logger.warning("%s", warning)
     store = open_store(options.store, connection)
     host, queue = host_name(), queue_name(store.id)
-    name = options.name or new_worker_name(host)
     for line in waiting_for_others(connection, queue):
         logger.warning("%s", line)
     runtime = Runtime(
@@ -91,6 +90,7 @@ def _work(options: WorkerOptions) -> int:
         start_id=options.start_id,
         alone=options.alone,
         when_idle=runtime.rest,
+        versions=installed_versions(),
     )
     logger.info("ready: queue %s, shards go to %s", queue, store.label)
     worker.work(burst=options.burst, logging_level="WARNING")
