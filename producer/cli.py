@@ -290,15 +290,48 @@ def enqueue_sensitivity(
 
 
 @main.command()
+@click.option(
+    "--watch", is_flag=True, help="Look again and again, until everything is there; Ctrl-C ends it."
+)
+@click.option(
+    "--interval",
+    default=2.0,
+    show_default=True,
+    type=click.FloatRange(0.5, 3600),
+    help="Seconds between two looks of --watch.",
+)
+@click.option("--json", "form", flag_value="json", help="Print JSON; docs/status.schema.json describes it.")
+@click.option(
+    "--prometheus", "form", flag_value="prometheus", help="Print metrics for Prometheus. Needs '.[metrics]'."
+)
 @calib_dir_option
 @store_option
 @redis_url_option
 @explain_errors
-def status(calib_dir: Path, store: str | None, redis_url: str) -> None:
-    """Show the progress and the connected workers. Changes nothing."""
-    from producer import commands
+def status(
+    calib_dir: Path, store: str | None, redis_url: str, watch: bool, interval: float, form: str | None
+) -> None:
+    """Show how far the run is, how fast, and who works on what. Changes nothing.
 
-    commands.status(calib_dir, commands.open_fleet(redis_url, store))
+    The store is the one that run.json names. Without a Redis it says what the folder knows; while
+    `producer run` works in the folder, its Redis is asked.
+    """
+    from producer.progress import command
+    from shared.cli import is_named
+
+    if watch and form:
+        raise click.UsageError("--watch is for people: leave out --json and --prometheus")
+    try:
+        command.status(
+            calib_dir,
+            redis_url,
+            store,
+            named=is_named(click.get_current_context()),
+            watch=interval if watch else None,
+            form=form or "people",
+        )
+    except KeyboardInterrupt:
+        click.echo(err=True)
 
 
 @main.command()
@@ -323,7 +356,7 @@ def collect(calib_dir: Path, store: str | None, redis_url: str, wait: bool) -> N
 
     try:
         with Interrupts() as interrupts:
-            fleet = commands.open_fleet(redis_url, store)
+            fleet = commands.open_fleet_of(calib_dir, redis_url, store)
             complete = commands.collect(calib_dir, fleet, wait=wait, interrupts=interrupts)
     except KeyboardInterrupt:
         click.echo(

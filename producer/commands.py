@@ -11,7 +11,7 @@ from humanfriendly import format_size
 from platformdirs import user_data_path
 
 from producer.collect import Collector
-from producer.console import Bars, err, out, print_missing, print_parts, print_workers
+from producer.console import Bars, err, out, print_missing
 from producer.cost import Gate
 from producer.enqueue import Fleet, SensitivityOptions
 from producer.enqueue import enqueue_calibration as ask_for_images
@@ -22,8 +22,10 @@ from producer.interrupts import Interrupts
 from producer.jobs.reconcile import Reconciled
 from producer.jobs.serve_redis import FleetRedis, RedisOptions, check_password
 from producer.jobs.unserved import strangers, unserved
+from producer.jobs.who import who_is_there
 from producer.kinds.registry import parts_of
 from producer.ledger import Ledger, PartState
+from producer.progress.survey import estimate
 from producer.prompts import COLUMN, default_prompts, read_prompts
 from producer.report.write import write_report
 from producer.settings import run_settings
@@ -37,7 +39,7 @@ from shared.jobs.task_queue import TaskQueue, queue_name
 from shared.jobs.workers import WorkerInfo, live_workers
 from shared.models import Reference, model_spec
 from shared.runs import RunSettings
-from shared.safe_url import safe_url
+from shared.safe_url import HIDDEN, safe_url
 from shared.sizes import parse_size
 from shared.stores.open_store import absolute_store, open_store
 from shared.stores.relay_store import MIN_LIMIT_BYTES, RELAY_ID, RelayStore
@@ -93,6 +95,16 @@ def open_fleet(
     if limit and isinstance(store, RelayStore):
         store.set_limit(limit)
     return Fleet(connection=connection, store=store, store_url=store_url)
+
+
+def open_fleet_of(calib_dir: Path, redis_url: str, store_url: str | None) -> Fleet:
+    """Connect to Redis, and to the store that is given or that the folder's run.json names.
+
+    Raises:
+        InputError: as `store_of` does.
+        WrongStoreError: there is no store at the URL.
+    """
+    return open_fleet(redis_url, store_of(CalibFolder(calib_dir), store_url))
 
 
 def _relay_limit(text: str) -> int:
@@ -222,27 +234,6 @@ def say_if_nobody_works(fleet: Fleet) -> None:
         out.print(f"no worker is connected yet; on every Mac: worker start --redis-url URL{option}")
 
 
-def status(calib_dir: Path, fleet: Fleet) -> None:
-    """Print the progress and the workers."""
-    folder = CalibFolder(calib_dir)
-    run = folder.require_run()
-    check_store(run.store_id, run.store, fleet)
-    out.print(f"run {run.settings.id} of {run.settings.model} in {calib_dir}")
-    print_parts(Ledger(folder, fleet.connection, fleet.store).survey())
-    if isinstance(fleet.store, RelayStore):
-        used, limit = fleet.store.used_bytes, fleet.store.limit_bytes
-        out.print(f"the relay holds {format_size(used)} of {format_size(limit)}")
-    workers = _workers(fleet)
-    print_workers(workers)
-    for line in (
-        *halts(fleet),
-        *crowding(fleet),
-        *strangers(workers),
-        *unserved(fleet.connection, fleet.store.id, workers),
-    ):
-        out.print(line)
-
-
 def collect(
     calib_dir: Path,
     fleet: Fleet,
@@ -255,11 +246,17 @@ def collect(
     folder = CalibFolder(calib_dir, _complain)
     run = folder.require_run()
     check_store(run.store_id, run.store, fleet)
+    ledger = Ledger(folder, fleet.connection, fleet.store)
+    collector = Collector(ledger, complain=_complain)
     with awake() if wait else nullcontext(), Bars() as bars:
-        collector = Collector(Ledger(folder, fleet.connection, fleet.store), complain=_complain)
+
+        def show(states: Sequence[PartState]) -> None:
+            present = who_is_there(fleet.connection, fleet.store.id)
+            bars.show(states, estimate([*ledger.parts()], states, present, None), present.workers)
+
         if wait:
             checks = (interrupts.check, alive or _NobodyWorks(fleet).check)
-            parts = collector.collect_until_settled(bars.show, checks)
+            parts = collector.collect_until_settled(show, checks)
         else:
             parts = collector.collect()
             bars.show(parts)
@@ -366,6 +363,20 @@ def _say_report(folder: CalibFolder, page: Path) -> None:
     for part in parts_of(folder):
         if line := part.conclusion():
             out.print(f"{part.title}: {line}")
+
+
+def store_of(folder: CalibFolder, store_url: str | None) -> str | None:
+    """Return the URL of a run's store: the given one, else the one that run.json names.
+
+    Raises:
+        InputError: run.json names it without the user or the password that it was enqueued with.
+    """
+    named = folder.require_run().store
+    if store_url is not None or named is None:
+        return store_url
+    if HIDDEN in named:
+        raise InputError(f"run.json keeps no password: give the --store of this run, {named}, with it")
+    return named
 
 
 def check_store(store_id: str, label: str | None, fleet: Fleet) -> None:

@@ -2,20 +2,30 @@
 
 import sys
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import zip_longest
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column
+from rich.text import Text
 
 from producer.ledger import PartState
+from producer.progress.status import PartStatus
+from producer.progress.words import duration, rate
 from shared.jobs.workers import WorkerInfo
 from shared.printable import printable, printable_lines
 
 LINE_SECONDS = 10.0
+PACE_SECONDS = 60.0
+"""Between two lines on rate and time left where no terminal shows them."""
 MAX_FAILURES = 10
+MAX_HOSTS = 6
+WIDE = 120
+"""From so many columns on, bars are long."""
 
 
 class PlainConsole(Console):
@@ -35,21 +45,40 @@ err = PlainConsole(stderr=True)
 out = PlainConsole()
 
 
+class _Progress(Progress):
+    """Bars with a line below them."""
+
+    footer = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        if self.footer:
+            yield Text(self.footer, no_wrap=True, overflow="ellipsis")
+
+
 class Bars:
     """Shows a bar for each part on a terminal, or prints a line from time to time. A context manager."""
 
     def __init__(self) -> None:
-        self._progress = Progress(
+        wide = err.width >= WIDE
+        self._progress = _Progress(
             TextColumn("{task.description}", markup=False),
-            BarColumn(),
+            BarColumn(bar_width=40 if wide else 10),
             MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[note]}", markup=False),
+            *((TimeElapsedColumn(),) if wide else ()),
+            # It gives way where there is no room.
+            TextColumn(
+                "{task.fields[note]}",
+                markup=False,
+                table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"),
+            ),
             console=err,
             disable=not sys.stderr.isatty(),
+            expand=True,
         )
         self._tasks: dict[str, TaskID] = {}
         self._last = ("", 0.0)
+        self._paced = time.monotonic()
 
     def __enter__(self) -> "Bars":
         self._progress.start()
@@ -60,18 +89,33 @@ class Bars:
     ) -> None:
         self._progress.stop()
 
-    def show(self, parts: Sequence[PartState]) -> None:
-        """Update the bars, or print a line if something has changed."""
-        for part in parts:
+    def show(
+        self,
+        parts: Sequence[PartState],
+        estimates: Sequence[PartStatus] = (),
+        workers: Sequence[WorkerInfo] = (),
+    ) -> None:
+        """Update the bars, or print a line if something has changed.
+
+        Args:
+            parts: how far each part is.
+            estimates: in the same order, how fast each is and how long it takes still; may be left out.
+            workers: who is connected.
+        """
+        for part, estimate in zip_longest(parts, estimates):
             if part.title not in self._tasks:
                 self._tasks[part.title] = self._progress.add_task(part.title, total=part.total, note="")
-            running = [why for why in part.reasons.values() if why.startswith("running")]
-            note = running[0] if running else (f"{len(part.failures)} failed" if part.failures else "")
             self._progress.update(
-                self._tasks[part.title], completed=part.done, total=part.total, note=printable(note)
+                self._tasks[part.title],
+                completed=part.done,
+                total=part.total,
+                note=printable(_note(part, estimate)),
             )
         if not sys.stderr.isatty():
             self._print_line(parts)
+            self._print_pace(estimates, workers)
+        elif any(each.left for each in estimates):
+            self._progress.footer = printable(_hosts(workers))
 
     def _print_line(self, parts: Sequence[PartState]) -> None:
         line = ", ".join(f"{part.title} {part.done}/{part.total}" for part in parts)
@@ -79,6 +123,37 @@ class Bars:
         if line != self._last[0] and (settled or time.monotonic() - self._last[1] > LINE_SECONDS):
             err.print(line)
             self._last = (line, time.monotonic())
+
+    def _print_pace(self, estimates: Sequence[PartStatus], workers: Sequence[WorkerInfo]) -> None:
+        left = [each for each in estimates if each.left]
+        if left and time.monotonic() - self._paced > PACE_SECONDS:
+            paces = ", ".join(f"{each.title} {_pace(each)}" for each in left)
+            err.print(f"{paces}; {_hosts(workers)}")
+            self._paced = time.monotonic()
+
+
+def _note(part: PartState, estimate: PartStatus | None) -> str:
+    running = [why for why in part.reasons.values() if why.startswith("running")]
+    words = [_pace(estimate)] if estimate and estimate.left else []
+    words += [f"{len(part.failures)} failed"] if part.failures else []
+    words += running[:1]
+    return ", ".join(words)
+
+
+def _pace(estimate: PartStatus) -> str:
+    if estimate.tasks_per_hour is None:
+        return f"{estimate.running} running"
+    return f"{rate(estimate.tasks_per_hour)} an hour, {duration(estimate.seconds_left)} left"
+
+
+def _hosts(workers: Sequence[WorkerInfo]) -> str:
+    """Return who is there: hosts, and the number of workers where there are several."""
+    counts = Counter(worker.host for worker in workers)
+    named = [host if number == 1 else f"{host} ({number})" for host, number in sorted(counts.items())]
+    if not named:
+        return "no worker is connected"
+    more = f" and {len(named) - MAX_HOSTS} more hosts" if len(named) > MAX_HOSTS else ""
+    return f"at work: {', '.join(named[:MAX_HOSTS])}{more}"
 
 
 class TensorBar:
@@ -104,19 +179,6 @@ class TensorBar:
         self._progress.update(self._task, completed=done, total=total)
 
 
-def print_parts(parts: Sequence[PartState]) -> None:
-    """Print a table of the progress of each part, then the failures."""
-    table = Table("", "tasks", "done", "to collect", "queued or running", "failed", box=None, pad_edge=False)
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for part in parts:
-        counts = (part.total, part.done, part.waiting, part.in_flight, len(part.failures))
-        table.add_row(printable(part.title), *map(str, counts))
-    out.print(table)
-    for part in parts:
-        print_missing(part)
-
-
 def print_missing(part: PartState) -> None:
     """Print which tasks failed, and why."""
     if part.trouble:
@@ -131,12 +193,3 @@ def print_missing(part: PartState) -> None:
         out.print(
             f"{part.title}: {part.cancelled} cancelled; `producer retry` with its name asks for them again"
         )
-
-
-def print_workers(workers: Sequence[WorkerInfo]) -> None:
-    """Print one line per worker."""
-    if not workers:
-        out.print("no worker is connected; start some with `worker start`")
-    for worker in workers:
-        silent = f", silent for {worker.seconds_silent:.0f} s" if worker.seconds_silent > 30 else ""
-        out.print(f"worker {worker.name} on {worker.host}: {worker.state}{silent}")

@@ -16,6 +16,7 @@ from producer.kinds.registry import parts_of
 from shared.jobs.history import Event, Progress, read_events, read_progress
 from shared.jobs.task_queue import queue_name
 from shared.kinds.kind import Task
+from shared.kinds.registry import kind_of
 from shared.stores.store import ShardStore
 
 CANCELLED = "cancelled"
@@ -28,6 +29,8 @@ class PartState:
     """How many tasks of a part are in which state."""
 
     title: str
+    kind: str
+    """Name of the kind of its tasks; "unknown" if there are none."""
     total: int
     done: int
     """Tasks whose shard is collected."""
@@ -35,6 +38,8 @@ class PartState:
     """Tasks that are finished but not collected."""
     in_flight: int
     """Tasks that are queued or running."""
+    running: int
+    """Those of them that run."""
     enqueued: int
     """Tasks that this command has enqueued."""
     reasons: dict[str, str]
@@ -79,10 +84,9 @@ class Ledger:
         return parts_of(self.folder)
 
     def survey(self) -> list[PartState]:
-        """Return the state of all parts without changing anything."""
+        """Return the state of all parts without changing anything, by the names of the records alone."""
         return [
-            self.reconcile(part, frozenset(part.collected().records), enqueue=False, trouble=part.trouble)
-            for part in self.parts()
+            self.reconcile(part, part.glance(), enqueue=False, trouble=part.trouble) for part in self.parts()
         ]
 
     def reconcile(
@@ -123,10 +127,12 @@ class Ledger:
         labels = {task.id: task.label for task in tasks if task.id in reconciled.failed}
         return PartState(
             title=part.title,
+            kind=kind_of(tasks[0]).name if tasks else "unknown",
             total=len(tasks),
             done=len(reconciled.done),
             waiting=len(reconciled.in_store),
             in_flight=len(reconciled.in_flight) + len(reconciled.enqueued),
+            running=len(reconciled.running),
             enqueued=len(reconciled.enqueued),
             reasons=reasons,
             unreadable=len(unreadable),

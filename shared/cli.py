@@ -80,6 +80,12 @@ def _url_or_file(context: click.Context, parameter: click.Parameter, url: str) -
     return given
 
 
+def is_named(context: click.Context) -> bool:
+    """Return whether the user named a Redis: by option, file or environment."""
+    source = context.get_parameter_source("redis_url")
+    return "redis_url" in context.meta or source is not ParameterSource.DEFAULT
+
+
 def debug_option(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add --debug (or -v) to a command: show the traceback of an error."""
     return click.option(

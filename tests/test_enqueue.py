@@ -174,7 +174,9 @@ def test_a_relative_store_is_the_same_from_another_folder(
     share = str(producer.folder / "share")
     (producer.folder / "elsewhere").mkdir()
     monkeypatch.chdir(producer.folder / "elsewhere")
-    assert f"--store {share};" in producer("status", code=2)
+    # run.json says where it is.
+    assert "2" in producer("status", code=0)
+    assert f"--store {share};" in producer("enqueue-sensitivity", code=2)
     assert f"{Path.cwd() / 'share'} is no shard store" in producer("status", "--store", "share", code=2)
     assert "2" in producer("status", "--store", share, code=0)
 

@@ -129,7 +129,7 @@ def start(
     from shared.errors import InputError
     from shared.jobs.connection import connect
     from shared.jobs.task_queue import queue_name
-    from shared.printable import log_to_stderr
+    from shared.logs import log_to_stderr
     from shared.sizes import parse_size
     from shared.stores.open_store import absolute_store, open_store
     from worker.service.machine import host_name, require_mlx

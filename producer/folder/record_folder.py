@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from heapq import nlargest
 from pathlib import Path
 
 from producer.folder.json_file import Stamp, newer_revision
@@ -31,6 +32,20 @@ class RecordFolder:
             found[name] = known
         self._known = found
         return {record.id: record for _, record in found.values() if record is not None}
+
+    def ids(self) -> set[str]:
+        """Return the ids of the tasks that have a record, by the names of the files: nothing is read."""
+        if not self.root.is_dir():
+            return set()
+        with os.scandir(self.root) as entries:
+            names = [entry.name for entry in entries]
+        return {name[: -len(".json")] for name in names if name.endswith(".json") and name[0] != "."}
+
+    def latest(self, count: int, prefix: str) -> list[Record]:
+        """Return the records written last, at most so many, of tasks whose ids begin with `prefix`."""
+        files = [(stamp.mtime_ns, name) for name, stamp in self._files() if name.startswith(prefix)]
+        newest = nlargest(count, files)
+        return [record for _, name in newest if (record := self._decoded(name)) is not None]
 
     def write(self, record: Record) -> None:
         """Write a record. From now on its task is done."""

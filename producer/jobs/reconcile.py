@@ -4,6 +4,7 @@ The same code handles lost jobs, a wiped Redis, repeated commands and continued 
 """
 
 from collections.abc import Collection, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,7 +77,8 @@ def reconcile(
     """
     queue = TaskQueue(queue_name(store.id), connection)
     wanted = {task.id for task in tasks}
-    with _lock(connection, queue) as lock:
+    # Whoever only looks need not wait for others who enqueue.
+    with _lock(connection, queue) if enqueue else nullcontext() as lock:
         # Read in this order, a task that changes its state meanwhile is seen in its old or its new state.
         on_their_way = queue.in_flight()
         in_flight = on_their_way.ids & wanted
@@ -85,7 +87,7 @@ def reconcile(
         known = done | in_store | in_flight | (set() if retry_failed else failed)
         missing = [task for task in tasks if task.id not in known]
         rest = [task for task in missing if task.id not in leave]
-        if enqueue:
+        if lock is not None:
             for start in range(0, len(rest), BATCH):
                 batch = rest[start : start + BATCH]
                 forget_events(connection, [task.id for task in batch])

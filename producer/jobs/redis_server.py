@@ -96,6 +96,11 @@ class RedisServer:
         """The URL for connect() and for local workers."""
         return f"unix://{self._socket}"
 
+    @property
+    def is_there(self) -> bool:
+        """Whether a server seems to run: another process may have started it."""
+        return self._socket.exists()
+
     def __enter__(self) -> "RedisServer":
         self._state.mkdir(parents=True, exist_ok=True)
         self._take_lock()

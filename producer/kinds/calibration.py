@@ -6,6 +6,7 @@ from functools import partial
 import numpy as np
 
 from producer.folder.calib_folder import CalibFolder
+from producer.folder.record_folder import RecordFolder
 from producer.folder.run_file import RunFile
 from producer.folder.sample_seals import write_seals
 from producer.folder.tasks import calibration_tasks
@@ -36,6 +37,10 @@ class CalibrationPart(Part):
     @property
     def title(self) -> str:
         return "calibration"
+
+    @property
+    def records(self) -> RecordFolder:
+        return self._folder.records
 
     def tasks(self) -> Sequence[CalibrationTask]:
         return self._tasks

@@ -8,6 +8,7 @@ from typing import Any
 from producer.folder.calib_folder import CalibFolder
 from producer.folder.json_file import stamp_of
 from producer.folder.kept_folder import KeptFolder
+from producer.folder.record_folder import RecordFolder
 from producer.folder.shard_folder import ShardFolder
 from producer.kinds.part import BrokenPart, Collected, Part
 from shared.errors import InputError, RunMismatchError, ShardCorruptError
@@ -50,6 +51,10 @@ class KeptPart(Part):
         self.folder = folder
         self._kept = subfolder
         self._tasks = tasks
+
+    @property
+    def records(self) -> RecordFolder:
+        return self._kept.records
 
     def tasks(self) -> Sequence[Task]:
         return self._tasks

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from producer.folder.record_folder import RecordFolder
 from shared.kinds.kind import Task
 from shared.stores.records import Record
 from shared.stores.store import ShardStore
@@ -30,6 +31,15 @@ class Part(ABC):
     @abstractmethod
     def title(self) -> str:
         """A name for messages: the kind and the id of the request."""
+
+    @property
+    def records(self) -> RecordFolder | None:
+        """Where the records of collected tasks are, maybe with those of another part; None if nowhere."""
+        return None
+
+    def glance(self) -> frozenset[str]:
+        """Return the ids of collected tasks, and maybe of others, without a look at any file's content."""
+        return frozenset(self.collected().records if self.records is None else self.records.ids())
 
     @abstractmethod
     def tasks(self) -> Sequence[Task]:

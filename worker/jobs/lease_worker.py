@@ -221,7 +221,7 @@ class LeaseWorker(LeanWorker):
     def _whereabouts(self, job: Job) -> str:
         """The task's run, and how much is done and left, as far as this worker knows."""
         done = f"{self.tally.tasks} done here"
-        left = "" if self._waiting is None else f", {self._waiting} waited last"
+        left = "" if self._waiting is None else f", {self._waiting} wait"
         return f"{kind_name(job.id)} {_group(job.id)}, {done}{left}"
 
     def _beat(self, job: Job, execution: Execution) -> Beat:

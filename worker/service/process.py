@@ -12,7 +12,7 @@ from shared.errors import BitfleetError, RedisUnavailableError, StoreTroubleErro
 from shared.jobs.connection import connect
 from shared.jobs.redis_time import redis_time
 from shared.jobs.task_queue import queue_name
-from shared.printable import log_to_stderr
+from shared.logs import log_to_stderr
 from shared.stores.open_store import open_store
 from worker.jobs.failures import REDIS_IS_FULL
 from worker.jobs.lease_worker import LeaseWorker

@@ -1,0 +1,1 @@
+"""How far a run is: rates, times left, who is at work."""
