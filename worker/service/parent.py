@@ -7,6 +7,7 @@ import os
 import select
 import signal
 import threading
+import time
 
 STDIN = 0
 
@@ -17,8 +18,13 @@ def parent_is_gone() -> bool:
     return bool(readable) and not os.read(STDIN, 1)
 
 
-def leave_with_parent() -> None:
-    """Send this process its two signals to stop once its parent is gone: a job is handed back then."""
+def leave_with_parent(kill_after: float | None = None) -> None:
+    """Send this process its two signals to stop once its parent is gone: a job is handed back then.
+
+    Args:
+        kill_after: seconds after which the process is killed if it is still there, as it would be for
+            minutes where Redis is gone, too. None: never.
+    """
 
     def watch() -> None:
         while os.read(STDIN, 1):
@@ -27,5 +33,8 @@ def leave_with_parent() -> None:
         # main thread computes and gets round to neither.
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGINT)
+        if kill_after is not None:
+            time.sleep(kill_after)
+            os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, name="parent", daemon=True).start()

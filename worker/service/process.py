@@ -30,6 +30,9 @@ EXIT_TROUBLE = 69
 EXIT_BROKEN = 70
 EXIT_DRAINED = 71
 MAX_CLOCK_SECONDS = 10.0
+LEAVE_SECONDS = 15.0
+"""How long this process may take to hand its job back once its supervisor is gone. Of one that is killed then,
+the job comes back when its lease runs out."""
 
 
 def main() -> int:
@@ -39,7 +42,7 @@ def main() -> int:
     log_to_stderr(logging.WARNING, name, as_json=options.log_json)
     logger.setLevel(options.log_level)
     if options.with_parent:
-        leave_with_parent()
+        leave_with_parent(LEAVE_SECONDS)
     use_own_compile_cache()
     try:
         return _work(options, name)

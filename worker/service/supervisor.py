@@ -29,8 +29,9 @@ HEALTHY_SECONDS = 60.0
 PROVEN_SECONDS = 10.0
 """Once a worker has lived this long, a later start that is refused is tried again: a share can be mounted
 again, an update of a library ends."""
-LEAVE_SECONDS = 15.0
-"""How long workers may take to hand their jobs back once our parent is gone."""
+LEAVE_SECONDS = 2.0
+"""How long workers may take to hand their jobs back once our parent is gone: most often their Redis ended
+with it. Of one that is killed then, we return the job if there is a Redis."""
 MAX_TROUBLES = 5
 """With --burst, how many workers in a row may find Redis or the store out of reach before we give up."""
 
