@@ -17,6 +17,7 @@ from shared.jobs.task_queue import queue_name
 from shared.kinds.verification import VerificationShard
 from shared.layout.reader import read_manifest, read_samples
 from tests.fleet import PROMPTS, Fleet, wait_for
+from tests.notebooks import execute
 from worker.load import load_quantized
 
 pytestmark = pytest.mark.slow
@@ -141,7 +142,7 @@ def test_whatever_happens_between_the_end_is_the_same(fleet: Fleet) -> None:
     assert before.items() <= fleet.finished_at().items()
 
 
-def test_run_is_interrupted_and_goes_on(alone: Fleet) -> None:
+def test_run_is_interrupted_and_goes_on(alone: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = (
         "run", "--model", "tiny-sd3", "--num-images", "3", "--num-steps", "4", "--prompt-csv", "prompts.csv",
         "--bits", "4", "--layers", QKV, "--max-images", "2", "--max-prompts", "1", "--rivals", "uniform",
@@ -176,6 +177,11 @@ def test_run_is_interrupted_and_goes_on(alone: Fleet) -> None:
     assert len(list(read_samples(alone.calib))) == 12
     assert all(np.isfinite(sample.x).all() for sample in read_samples(alone.calib))
     check_export(alone)
+    # From a folder beside calibration_data, as from notebooks/.
+    (alone.folder / "notebooks").mkdir()
+    shown = execute(alone.folder / "notebooks", alone.environment, monkeypatch)
+    assert shown["in results.csv"] > 0
+    assert shown["by hand"] == pytest.approx(shown["in results.csv"], rel=1e-4)
 
 
 def check_export(fleet: Fleet) -> None:
