@@ -31,8 +31,8 @@ EXIT_BROKEN = 70
 EXIT_DRAINED = 71
 MAX_CLOCK_SECONDS = 10.0
 LEAVE_SECONDS = 15.0
-"""How long this process may take to hand its job back once its supervisor is gone. Of one that is killed then,
-the job comes back when its lease runs out."""
+"""How long this process may take to hand its job back once its supervisor is gone. If it is killed then, the
+job comes back when its lease runs out."""
 
 
 def main() -> int:
