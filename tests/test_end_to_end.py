@@ -206,8 +206,11 @@ def test_folder_store(fleet: Fleet) -> None:
     assert "jobs wait for workers with store" in fleet.work()
     fleet.work(*store)
     assert list((fleet.folder / "share").rglob("*.npz"))
-    assert "give the same" in fleet.producer("collect", code=2)
-    assert "calibration: 1 of 1" in fleet.producer("collect", *store)
+    wrong = ("--store", str(fleet.folder / "other"))
+    fleet.enqueue(1, *wrong, "--calib-dir", "elsewhere")
+    assert "give the same" in fleet.producer("collect", *wrong, code=2)
+    # Without the option it is that of the run.
+    assert "calibration: 1 of 1" in fleet.producer("collect")
     assert not list((fleet.folder / "share").rglob("*.npz"))
     assert "is no shard store" in fleet.run("worker", "start", "--store", str(fleet.folder), code=2)
 
