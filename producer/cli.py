@@ -284,7 +284,7 @@ def enqueue_sensitivity(
     """
     from producer import commands
 
-    fleet = commands.open_fleet(redis_url, store, relay_limit)
+    fleet = commands.open_fleet_of(calib_dir, redis_url, store, relay_limit)
     commands.enqueue_sensitivity(calib_dir, fleet, **options)
     commands.say_if_nobody_works(fleet)
 

@@ -88,7 +88,7 @@ store_option = click.option(
     envvar="BITFLEET_STORE",
     show_envvar=True,
     help="Where finished shards wait until they are collected: a folder that every machine can reach "
-    "(/Volumes/share/…, s3://…, sftp://…). [default: in Redis]",
+    "(/Volumes/share/…, s3://…, sftp://…). [default: that of the run in the folder, else Redis]",
 )
 relay_limit_option = click.option(
     "--relay-limit",

@@ -97,14 +97,16 @@ def open_fleet(
     return Fleet(connection=connection, store=store, store_url=store_url)
 
 
-def open_fleet_of(calib_dir: Path, redis_url: str, store_url: str | None) -> Fleet:
+def open_fleet_of(
+    calib_dir: Path, redis_url: str, store_url: str | None, relay_limit: str | None = None
+) -> Fleet:
     """Connect to Redis, and to the store that is given or that the folder's run.json names.
 
     Raises:
-        InputError: as `store_of` does.
+        InputError: as `store_of` does, or the relay limit is not valid.
         WrongStoreError: there is no store at the URL.
     """
-    return open_fleet(redis_url, store_of(CalibFolder(calib_dir), store_url))
+    return open_fleet(redis_url, store_of(CalibFolder(calib_dir), store_url), relay_limit)
 
 
 def _relay_limit(text: str) -> int:

@@ -95,7 +95,7 @@ def enqueue_levels(
     from producer import commands
     from producer.plan import commands as plan_commands
 
-    fleet = commands.open_fleet(redis_url, store, relay_limit)
+    fleet = commands.open_fleet_of(calib_dir, redis_url, store, relay_limit)
     plan_commands.enqueue_levels(calib_dir, fleet, **options)
     commands.say_if_nobody_works(fleet)
 
@@ -265,6 +265,6 @@ def enqueue_confirm(
     from producer import commands
     from producer.plan import commands as plan_commands
 
-    fleet = commands.open_fleet(redis_url, store, relay_limit)
+    fleet = commands.open_fleet_of(calib_dir, redis_url, store, relay_limit)
     plan_commands.enqueue_confirm(calib_dir, fleet, plans, gate)
     commands.say_if_nobody_works(fleet)

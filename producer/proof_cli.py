@@ -74,9 +74,9 @@ def enqueue_verification(
     is better than the best that anybody could make without it, then writes verification.json, the winner's
     plan and a report. The winner is what to ship, even if it is a uniform model.
     """
-    from producer.commands import open_fleet, say_if_nobody_works
+    from producer.commands import open_fleet_of, say_if_nobody_works
     from producer.proof import commands
 
-    fleet = open_fleet(redis_url, store, relay_limit)
+    fleet = open_fleet_of(calib_dir, redis_url, store, relay_limit)
     commands.enqueue_verification(calib_dir, fleet, **options)
     say_if_nobody_works(fleet)

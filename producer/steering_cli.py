@@ -34,7 +34,9 @@ def cancel(
     from producer import commands
     from producer.steering import commands as steering
 
-    steering.cancel(calib_dir, commands.open_fleet(redis_url, store), what, everything=everything)
+    steering.cancel(
+        calib_dir, commands.open_fleet_of(calib_dir, redis_url, store), what, everything=everything
+    )
 
 
 @click.command()
@@ -55,7 +57,7 @@ def retry(
     from producer import commands
     from producer.steering import commands as steering
 
-    steering.retry(calib_dir, commands.open_fleet(redis_url, store), what, cancelled=everything)
+    steering.retry(calib_dir, commands.open_fleet_of(calib_dir, redis_url, store), what, cancelled=everything)
 
 
 @click.command()
@@ -80,7 +82,7 @@ def failures(
     from producer import commands
     from producer.steering import commands as steering
 
-    steering.failures(calib_dir, commands.open_fleet(redis_url, store), what, as_json=as_json)
+    steering.failures(calib_dir, commands.open_fleet_of(calib_dir, redis_url, store), what, as_json=as_json)
 
 
 @click.command()

@@ -70,9 +70,12 @@ def test_a_share_that_is_not_mounted_does_not_become_a_second_store(producer: Pr
     assert "2 already queued" in producer.enqueue("--store", str(share))
 
 
-def test_sensitivity_needs_the_store_of_its_run(producer: Producer) -> None:
+def test_the_store_is_that_of_the_run_and_no_other(producer: Producer) -> None:
+    producer.enqueue("--store", producer.store("other"), "--calib-dir", str(producer.folder / "elsewhere"))
     producer.enqueue("--store", producer.store("share"))
-    assert "was enqueued with --store" in producer("enqueue-sensitivity", code=2)
+    assert "are not collected yet" in producer("enqueue-sensitivity", code=2)
+    wrong = producer("enqueue-sensitivity", "--store", producer.store("other"), code=2)
+    assert "was enqueued with --store" in wrong
 
 
 @pytest.mark.parametrize("command", ["enqueue-calibration", "run"])
@@ -176,7 +179,7 @@ def test_a_relative_store_is_the_same_from_another_folder(
     monkeypatch.chdir(producer.folder / "elsewhere")
     # run.json says where it is.
     assert "2" in producer("status", code=0)
-    assert f"--store {share};" in producer("enqueue-sensitivity", code=2)
+    assert "are not collected yet" in producer("enqueue-sensitivity", code=2)
     assert f"{Path.cwd() / 'share'} is no shard store" in producer("status", "--store", "share", code=2)
     assert "2" in producer("status", "--store", share, code=0)
 
