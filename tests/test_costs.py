@@ -1,6 +1,8 @@
 """Costs are counted from shapes: those of DiffusionKit's own modules, and of numbers known beforehand."""
 
+import re
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -145,3 +147,20 @@ def test_a_task_takes_its_size_from_its_run() -> None:
     spec = model_spec(SD3)
     encoders = [spec.text_encoder_bytes(use_t5=use_t5) / GB for use_t5 in (False, True)]
     assert encoders == pytest.approx([1.64, 11.16], abs=0.01)
+
+
+def test_the_table_for_a_mac_holds_what_is_counted() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "performance.md").read_text()
+    told = re.findall(r"^\| .* h \| .* h \| ([\d.]+) GB \|$", text, re.MULTILINE)
+    spec = model_spec(SD3)
+    size = TaskSize(
+        image_size=512,
+        num_steps=50,
+        rows=2,
+        text_tokens=spec.text_tokens(use_t5=False),
+        text_encoder_bytes=spec.text_encoder_bytes(use_t5=False),
+        samples=80,
+        probes=4,
+    )
+    kinds = ("calibration", "sensitivity", "sketch")
+    assert told == [f"{cost_of(kind, spec, size).peak_bytes / GB:.1f}" for kind in kinds]
