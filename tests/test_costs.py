@@ -161,6 +161,9 @@ def test_the_table_for_a_mac_holds_what_is_counted() -> None:
         text_encoder_bytes=spec.text_encoder_bytes(use_t5=False),
         samples=80,
         probes=4,
+        variants=5,
     )
-    kinds = ("calibration", "sensitivity", "sketch")
+    kinds = ("calibration", "sensitivity", "sketch", "levels", "verification")
     assert told == [f"{cost_of(kind, spec, size).peak_bytes / GB:.1f}" for kind in kinds]
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    assert f"| peak memory of the worker | {max(told, key=float)} GB: " in readme

@@ -18,6 +18,7 @@ from shared.kinds.verification import VerificationShard
 from shared.layout.reader import read_manifest, read_samples
 from tests.fleet import PROMPTS, Fleet, wait_for
 from tests.notebooks import execute
+from tests.readme import demo_block, is_progress, shape
 from worker.load import load_quantized
 
 pytestmark = pytest.mark.slow
@@ -169,6 +170,9 @@ def test_run_is_interrupted_and_goes_on(alone: Fleet, monkeypatch: pytest.Monkey
     assert middle.items() <= alone.finished_at().items()
     assert "7 of 7" in output
     assert "uniform" in output.split("1 prompts are too few to show anything")[0].splitlines()[-1]
+    # The README shows what another model's run prints: the same lines, but for figures, ids and names.
+    printed = {shape(line) for line in output.splitlines() if not is_progress(line)}
+    assert printed == {shape(line) for line in demo_block()}
     weights = alone.calib / "export/model.safetensors"
     written = weights.stat()
     again = alone.producer(*arguments)
