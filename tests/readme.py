@@ -15,7 +15,7 @@ _MASKS = (
     # A command that is repeated says how much it found.
     (r"(enqueued), \d+ collected$", r"\1"),
     (r"\d+(,\d{3})*(\.\d+)?", "N"),
-    (r"N(, N)+", "N"),
+    (r"N(, N)+ bits", "N bits"),
     (r"\b[KM]B\b", "BYTES"),
     (r"\S.* wins on N prompts: .*(?=\. PSNR)", "WINNER wins on N prompts: REASON"),
     (r" +", " "),
