@@ -1,5 +1,9 @@
 """What holds for every option: the environment, short spellings, completion, colours, silence."""
 
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -65,6 +69,29 @@ def test_completion(program: str, shell: str) -> None:
     assert {"producer": "status", "worker": "start"}[program] in invoke(
         program=program, **{variable: f"{shell}_complete"}, **words
     ).output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("program", MAINS)
+def test_completion_in_bash_itself(program: str) -> None:
+    bash = shutil.which("bash")
+    if (
+        bash is None
+        or subprocess.run([bash, "-c", "((BASH_VERSINFO[0] * 10 + BASH_VERSINFO[1] >= 44))"]).returncode
+    ):
+        pytest.skip("no bash 4.4 or newer here")
+    programs = Path(sys.executable).parent
+    script = f"""
+        . <(_{program.upper()}_COMPLETE=bash_source {program}) || exit 1
+        COMP_WORDS=({program} st) COMP_CWORD=1
+        _{program}_completion {program}
+        echo "${{COMPREPLY[@]}}"
+    """
+    environment = {**os.environ, "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
+    found = subprocess.run(
+        [bash, "--norc", "-c", script], env=environment, capture_output=True, text=True, check=True
+    )
+    assert {"producer": "status", "worker": "start"}[program] in found.stdout.split()
 
 
 def test_completion_of_choices() -> None:
