@@ -4,6 +4,7 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,31 @@ def test_texts_of_charts_stand_out_from_the_card_in_both_schemes(page: Page, sch
     ink = page.value("getComputedStyle(document.body).color")
     page.media()
     assert set(colours) == {ink}
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (1280, "dark"), (PHONE, "light")])
+def test_axe_finds_nothing_that_keeps_anybody_out(page: Page, width: int, scheme: str) -> None:
+    page.size(width)
+    page.media(scheme=scheme)
+    page.value(f"{files('axe_core_python').joinpath('axe.min.js').read_text()};0")
+    found = page.value(
+        "axe.run(document, {resultTypes: ['violations']}).then(({violations}) => violations.map("
+        "(rule) => `${rule.id}: ${rule.help}: ${rule.nodes.map((node) => node.html).join(' ')}`))"
+    )
+    page.media()
+    page.size(1280)
+    assert found == []
+
+
+def test_a_screen_reader_is_told_what_each_chart_is(page: Page) -> None:
+    nodes = page.call("Accessibility.getFullAXTree")["nodes"]
+    roles = [(node["role"]["value"], node["name"]["value"]) for node in nodes if node.get("name")]
+    told = [name for role, name in roles if role == "image"]
+    labels = page.value("[...document.querySelectorAll('.chart')].map((one) => one.ariaLabel)")
+    assert len(labels) == 5
+    assert set(labels) <= set(told)
+    # Vega's own words for a chart, and for each of its marks.
+    assert not [role for role, _ in roles if role.lower().startswith("graphics")]
 
 
 def test_nothing_is_wider_than_a_phone(page: Page) -> None:
