@@ -15,7 +15,7 @@ from rich.text import Text
 
 from producer.ledger import PartState
 from producer.progress.status import PartStatus
-from producer.progress.words import duration, rate
+from producer.progress.words import duration, rate, retry_hint
 from shared.jobs.workers import WorkerInfo
 from shared.printable import printable, printable_lines
 
@@ -190,6 +190,4 @@ def print_missing(part: PartState) -> None:
     if part.failures:
         out.print("`producer failures` tells their histories, `producer retry` enqueues them again")
     if part.cancelled:
-        out.print(
-            f"{part.title}: {part.cancelled} cancelled; `producer retry` with its name asks for them again"
-        )
+        out.print(f"{part.title}: {part.cancelled} cancelled; {retry_hint([part.title])}")

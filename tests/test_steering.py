@@ -1,6 +1,8 @@
 """Cancelling, retrying, and telling what failed: the folder remembers, and nothing is lost or done twice."""
 
 import json
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +77,7 @@ class TestCancel:
         text = said(folder, "collect", "--wait", code=3)
         assert "calibration: 5 of 6, 1 missing (1 cancelled)" in text
         assert folder.queue.in_flight().ids == frozenset()
-        assert "calibration: 1 cancelled; `producer retry`" in said(folder, "status")
+        assert "calibration: 1 cancelled; `producer retry" in said(folder, "status")
 
     def test_cancelled_with_what_is_finished_and_failed(self, folder: Folder) -> None:
         fail(folder, 0)
@@ -102,6 +104,14 @@ class TestCancel:
             assert "0 failed and 1 cancelled tasks enqueued again" in said(folder, *way)
         assert folder.images[1].id in folder.queue.in_flight().queued
         assert not folder.folder.cancelled.path.exists()
+
+    @pytest.mark.parametrize("what", [["image 1", "image 2"], ["--all"], ["calibration"]])
+    def test_what_it_says_to_type_is_what_undoes_it(self, folder: Folder, what: list[str]) -> None:
+        for text in (said(folder, "cancel", *what), said(folder, "status"), said(folder, "retry")):
+            hint = re.search(r"`producer (retry [^`]*)` asks for them again", text)
+            assert hint
+            assert "0 failed" in said(folder, *shlex.split(hint.group(1)))
+            said(folder, "cancel", *what)
 
     def test_a_new_enqueue_asks_for_it_again(self, tmp_path: Path, redis_url: str) -> None:
         from tests.fleet import Fleet

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from producer.console import MAX_FAILURES
 from producer.progress.status import PartStatus, RunStatus, WorkerStatus
-from producer.progress.words import duration, rate, short
+from producer.progress.words import duration, rate, retry_hint, short
 from shared.printable import printable
 
 WIDE = 120
@@ -133,7 +133,7 @@ def remarks(status: RunStatus) -> Iterator[str]:
         yield "`producer failures` tells their histories, `producer retry` enqueues them again"
     for part in status.parts:
         if part.cancelled:
-            yield f"{printable(part.title)}: {part.cancelled} cancelled; `producer retry` asks for them again"
+            yield f"{printable(part.title)}: {part.cancelled} cancelled; {retry_hint([part.title])}"
     yield from map(printable, status.notes)
 
 

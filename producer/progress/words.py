@@ -1,4 +1,9 @@
-"""Durations and rates in a few letters."""
+"""Words for people: durations and rates in a few letters, and the command that undoes a cancel."""
+
+import shlex
+from collections.abc import Sequence
+
+from shared.printable import printable
 
 
 def duration(seconds: float | None) -> str:
@@ -30,3 +35,9 @@ def rate(tasks_per_hour: float | None) -> str:
     if tasks_per_hour is None:
         return "-"
     return f"{tasks_per_hour:.1f}" if tasks_per_hour < 10 else f"{tasks_per_hour:,.0f}"
+
+
+def retry_hint(names: Sequence[str]) -> str:
+    """Return how cancelled tasks are asked for again; without names, all of a folder."""
+    words = [printable(name, 200) for name in names]
+    return f"`producer retry {shlex.join(words) if words else '--all'}` asks for them again"

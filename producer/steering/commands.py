@@ -11,6 +11,7 @@ from producer.commands import check_store
 from producer.console import err, out
 from producer.enqueue import Fleet
 from producer.folder.calib_folder import CalibFolder
+from producer.progress.words import retry_hint
 from producer.steering import halt
 from producer.steering.cancel import cancel as cancel_tasks
 from producer.steering.failures import Failure
@@ -47,7 +48,7 @@ def cancel(calib_dir: Path, fleet: Fleet, patterns: Sequence[str], *, everything
         if count:
             out.print(f"{_tasks(count)} {what}")
     if done.cancelled:
-        out.print("`producer retry` with the same names, or a new enqueue, asks for them again")
+        out.print(retry_hint(patterns))
 
 
 def retry(calib_dir: Path, fleet: Fleet, patterns: Sequence[str], *, cancelled: bool) -> None:
@@ -56,7 +57,7 @@ def retry(calib_dir: Path, fleet: Fleet, patterns: Sequence[str], *, cancelled: 
     done = retry_tasks(folder, fleet, patterns, cancelled=cancelled or bool(patterns))
     if not done.failed + done.cancelled:
         there = len(folder.cancelled.read())
-        hint = f"; {_tasks(there)} of this folder are cancelled: name them, or --all" if there else ""
+        hint = f"; {_tasks(there)} of this folder are cancelled: {retry_hint([])}" if there else ""
         out.print(f"nothing to retry: none of these tasks has failed{hint}")
         return
     out.print(f"{done.failed} failed and {done.cancelled} cancelled tasks enqueued again")
