@@ -10,10 +10,11 @@ from statistics import mean
 from humanfriendly import format_size, format_timespan
 from redis import Redis
 
+from producer.progress.pace import with_timed_hosts
 from shared.costs import TaskSize, cost_of, samples_bytes
 from shared.errors import InputError
 from shared.jobs.task_queue import TaskQueue, queue_name
-from shared.jobs.workers import live_workers
+from shared.jobs.workers import live_workers, speeds_by_host
 from shared.kinds.kind import Task
 from shared.models import model_spec
 from shared.plan import Choice
@@ -57,6 +58,8 @@ class Estimate:
     tasks: int
     passes: float
     """Forward passes, or what takes as long."""
+    pass_flops: float
+    """Floating point operations of one."""
     shard_bytes: int
     """Of one task, at most."""
     sample_bytes: int
@@ -79,6 +82,7 @@ def estimate(wish: Wish) -> Estimate:
     return Estimate(
         tasks=missing,
         passes=missing * cost.forward_passes,
+        pass_flops=cost.forward_flops,
         shard_bytes=cost.shard_bytes,
         sample_bytes=missing * samples_bytes(model, size) if wish.kind == "calibration" else 0,
     )
@@ -116,8 +120,9 @@ class Gate:
         """
         costs = [estimate(wish) for wish in wishes]
         passes = sum(cost.passes for cost in costs)
-        hosts = Counter(worker.host for worker in live_workers(TaskQueue(queue_name(store.id), connection)))
-        seconds = _seconds(wishes, costs, images, hosts)
+        workers = live_workers(TaskQueue(queue_name(store.id), connection))
+        hosts = Counter(worker.host for worker in workers)
+        seconds = _seconds(wishes, costs, images, hosts, speeds_by_host(workers))
         if any(cost.tasks for cost in costs):
             self._lines.append(f"cost: {sum(cost.tasks for cost in costs):,} tasks, {_passes(passes)}")
             for line in (*_disk(costs, folder), *_room(costs, store), _time(passes, seconds, hosts)):
@@ -205,17 +210,23 @@ def _room(costs: Sequence[Estimate], store: ShardStore) -> Iterator[str]:
 def _time(passes: float, seconds: float | None, hosts: Mapping[str, int]) -> str:
     if seconds is not None:
         who = f"the {sum(hosts.values())} workers connected now" if hosts else "the machines so far"
-        return f"time: about {_span(seconds)} by earlier records, on {who}"
+        return f"time: about {_span(seconds)} by earlier tasks or timed passes, on {who}"
     each = _span(passes)
     return f"time: not known yet; {each} of work for each second that a forward pass takes"
 
 
 def _seconds(
-    wishes: Sequence[Wish], costs: Sequence[Estimate], images: Mapping[str, Record], hosts: Mapping[str, int]
+    wishes: Sequence[Wish],
+    costs: Sequence[Estimate],
+    images: Mapping[str, Record],
+    hosts: Mapping[str, int],
+    speeds: Mapping[str, float],
 ) -> float | None:
     """Return how long the tasks take on the machines that are connected, else on those of the records.
 
-    A kind's own records count first, in tasks a second; else those of images, in forward passes a second.
+    A kind's own records count first, in tasks a second; else those of images, in forward passes a second. A
+    host without either counts by a pass that its worker has timed: `speeds` are floating point operations a
+    second, by host.
     """
     total = 0.0
     for wish, cost in zip(wishes, costs, strict=True):
@@ -223,6 +234,9 @@ def _seconds(
             continue
         own = _rates(wish.done.values(), lambda record: 1)
         rates = own or _rates(images.values(), lambda record: record.task.run.num_steps)
+        each = {host: 1 / rate for host, rate in rates.items()}
+        timed = with_timed_hosts(each, speeds, None if own else cost.pass_flops)
+        rates = {host: 1 / seconds for host, seconds in timed.items()}
         if not rates and cost.passes:
             return None
         if rates and (own or cost.passes):

@@ -4,15 +4,20 @@ from pathlib import Path
 
 import pytest
 from redis import Redis
+from rq.worker_registration import WORKERS_BY_QUEUE_KEY
 
 from producer.cost import MAX_PASSES, MAX_SECONDS, refuse, whole_run_passes
 from producer.settings import run_settings
 from shared.choices import DEFAULT_MODEL
-from shared.costs import TaskSize, samples_bytes
+from shared.costs import TaskSize, cost_of, samples_bytes
 from shared.errors import InputError
+from shared.jobs.tally import Tally, encode_tally
+from shared.jobs.task_queue import queue_name
+from shared.jobs.workers import HOST_FIELD, TALLY_FIELD
 from shared.models import model_spec
 from shared.runs import RunSettings
 from tests.fleet import Fleet
+from tests.tasks import SETTINGS
 
 GB = 10**9
 
@@ -75,6 +80,23 @@ def test_a_dry_run_enqueues_nothing(tmp_path: Path, redis_url: str, redis: Redis
     assert "cost: 4 tasks" in fleet.enqueue(4)
     assert len(list(redis.keys("rq:job:*"))) == 4
     assert "cost" not in fleet.enqueue(4, "--quiet")
+
+
+def test_passes_that_connected_workers_have_timed_tell_the_time(
+    tmp_path: Path, redis_url: str, redis: Redis
+) -> None:
+    fleet = Fleet(tmp_path, redis_url, tmp_path / "cache")
+    spec = model_spec("tiny-sd3")
+    flops = cost_of("calibration", spec, TaskSize.of(SETTINGS, spec)).forward_flops
+    for name, seconds in (("air-1", 10), ("studio-1", 5), ("mini-1", None)):
+        # The mini has loaded no model yet.
+        tally = Tally(flops_per_second=flops / seconds) if seconds else Tally()
+        fields: dict[str, str | bytes] = {"last_heartbeat": "now", HOST_FIELD: name[:-2]}
+        redis.hset(f"rq:worker:{name}", mapping=fields | {TALLY_FIELD: encode_tally(tally)})
+        redis.sadd(WORKERS_BY_QUEUE_KEY % queue_name("relay"), f"rq:worker:{name}")
+    # 12 passes; a tenth, a fifth, and their mean a second.
+    said = fleet.enqueue(4, "--dry-run")
+    assert "\ntime: about 26.67 seconds by earlier tasks or timed passes, on the 3 workers" in said
 
 
 def test_too_much_is_refused_unless_one_says_yes(

@@ -8,8 +8,11 @@ import pytest
 from mlx.utils import tree_flatten
 from redis import Redis
 
+import worker.service.canary
 import worker.service.runtime
+from shared.costs import TaskSize, cost_of
 from shared.errors import MachineTooSmallError
+from shared.models import model_spec
 from shared.stores.relay_store import RelayStore
 from tests.garbage import collect_garbage
 from tests.tasks import SETTINGS, image_task
@@ -43,6 +46,22 @@ def test_what_does_not_fit_is_refused_before_its_weights_are_read(runtime: Any) 
     assert " MB of memory, this machine offers 1 MB; --memory-limit (or BITFLEET" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert mx.get_active_memory() - before < 100_000
+
+
+def test_it_tells_once_for_a_model_how_fast_a_pass_is_here(
+    runtime: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, told = runtime(), list[float]()
+    context = JobContext(confirm=lambda: None, tell_speed=told.append)
+    for index in range(2):
+        assert one.run(image_task(index), context)["outcome"] == "stored"
+    flops = cost_of("calibration", model_spec("tiny-sd3"), TaskSize.of(SETTINGS, model_spec("tiny-sd3")))
+    (speed,) = told
+    # The pass takes between a thousandth of a millisecond and ten seconds.
+    assert flops.forward_flops / 10 < speed < flops.forward_flops * 1e6
+    monkeypatch.setattr(worker.service.canary, "time_pass", lambda *_: 2.0)
+    assert runtime().run(image_task(2), context)["outcome"] == "stored"
+    assert told[1] == flops.forward_flops / 2
 
 
 def test_an_idle_worker_gives_the_model_back_and_takes_it_again(

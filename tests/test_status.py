@@ -22,16 +22,18 @@ from producer.console import Bars
 from producer.jobs.redis_server import RedisServer
 from producer.ledger import Ledger
 from producer.progress import command
-from producer.progress.pace import seconds_by_host, seconds_left, tasks_per_hour
+from producer.progress.pace import seconds_by_host, seconds_left, tasks_per_hour, with_timed_hosts
 from producer.progress.status import FORMAT, PartStatus, RunStatus, WorkerStatus
 from producer.progress.tables import show
 from producer.progress.words import duration, rate, short
+from shared.costs import TaskSize, cost_of
 from shared.errors import InputError, RedisUnavailableError
 from shared.jobs.history import read_progress
 from shared.jobs.tally import Tally, decode_tally
 from shared.jobs.workers import live_workers
 from shared.kinds.kind import Task
 from shared.logs import JsonFormatter
+from shared.models import model_spec
 from tests.calibration_shards import calibration_shard
 from tests.folders import Folder
 from tests.tasks import record_of, wait_until
@@ -48,6 +50,16 @@ class TestPace:
         assert tasks_per_hour({"air": 60.0, "studio": 20.0}, {"air": 1, "studio": 2}) == 60 + 360
         # Nothing is known of the third: it is taken for one like the mean of the others.
         assert tasks_per_hour({"air": 60.0, "studio": 20.0}, {"mini": 1}) == pytest.approx(120)
+
+    def test_a_host_that_has_only_timed_a_pass(self) -> None:
+        # Twice as fast as the air, by the passes of both: half of its time.
+        assert with_timed_hosts({"air": 60.0}, {"air": 1e12, "studio": 2e12}, None)["studio"] == 30
+        # Of a host with records they count, and what its passes come to says nothing.
+        assert with_timed_hosts({"air": 60.0}, {"air": 1e12}, 5e12) == {"air": 60.0}
+        # Nothing is finished: what the passes come to.
+        assert with_timed_hosts({}, {"air": 1e12}, 5e12) == {"air": 5.0}
+        assert with_timed_hosts({}, {"air": 1e12}, None) == {}
+        assert with_timed_hosts({"mini": 9.0}, {"air": 1e12}, None) == {"mini": 9.0}
 
     def test_nothing_is_made_up(self) -> None:
         assert tasks_per_hour({}, {"air": 1}) is None
@@ -157,6 +169,28 @@ def test_who_does_what_at_which_step(folder: Folder, redis: Redis) -> None:
     assert "image 3, step 2/3" in seen["text"]
     assert metrics(seen["prometheus"])["bitfleet_tasks", "state=running"] == 1
     assert metrics(seen["prometheus"])["bitfleet_seconds_per_task", "host=air"] == 90
+
+
+def test_before_the_first_record_a_timed_pass_tells_the_rate(
+    tmp_path: Path, redis: Redis, redis_url: str
+) -> None:
+    folder, seen = Folder(tmp_path / "calib", redis, redis_url, 4), dict[str, Any]()
+    folder.call("collect")
+    model = model_spec(folder.images[0].run.model)
+    cost = cost_of("calibration", model, TaskSize.of(folder.images[0].run, model))
+
+    def look(task: Task, context: JobContext) -> dict[str, Any]:
+        seen.setdefault("before", json.loads(folder.call("status", "--json").output)["parts"][0])
+        # An image takes 90 seconds.
+        context.tell_speed(cost.forward_passes * cost.forward_flops / 90)
+        seen.setdefault("after", json.loads(folder.call("status", "--json").output)["parts"][0])
+        return {}
+
+    worker_of(folder, look).work(burst=True, logging_level="CRITICAL")
+    assert (seen["before"]["tasks_per_hour"], seen["before"]["seconds_left"]) == (None, None)
+    assert seen["after"]["tasks_per_hour"] == pytest.approx(40)
+    assert seen["after"]["seconds_left"] == pytest.approx(360)
+    assert seen["after"]["seconds_by_host"] == {}, "of records only"
 
 
 def metrics(text: str) -> dict[tuple[str, str], float]:

@@ -16,13 +16,33 @@ def seconds_by_host(records: Iterable[Record]) -> dict[str, float]:
     return {host: fmean(seconds) for host, seconds in sorted(found.items())}
 
 
+def with_timed_hosts(
+    seconds: Mapping[str, float], speeds: Mapping[str, float], flops: float | None
+) -> dict[str, float]:
+    """Return the seconds a task, also of hosts that have finished none but have timed a forward pass.
+
+    What a task takes on a host of some speed is learnt from the hosts of which both are known. While there is
+    none, it is what the task's passes come to.
+
+    Args:
+        seconds: a task, by host, of those that have finished some.
+        speeds: floating point operations a second of a timed pass, by host.
+        flops: floating point operations of a task's forward passes; None if that is not known beforehand.
+    """
+    learnt = [each * speeds[host] for host, each in seconds.items() if host in speeds]
+    work = fmean(learnt) if learnt else flops
+    if not work:
+        return dict(seconds)
+    return {host: work / speed for host, speed in speeds.items()} | dict(seconds)
+
+
 def tasks_per_hour(seconds: Mapping[str, float], workers: Mapping[str, int]) -> float | None:
     """Return how many tasks an hour the workers do together; None if nothing is known of them.
 
-    A host without a record yet is taken to be as fast as the mean of those that have some.
+    A host of which nothing is known is taken to be as fast as the mean of the others.
 
     Args:
-        seconds: a task, by host, as `seconds_by_host` returns them.
+        seconds: a task, by host, as `with_timed_hosts` returns them.
         workers: number of connected workers, by host.
     """
     if not seconds or not any(workers.values()):

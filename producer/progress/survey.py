@@ -11,17 +11,20 @@ from producer.jobs.who import Present, who_is_there
 from producer.kinds.part import Part
 from producer.kinds.registry import parts_of
 from producer.ledger import Ledger, PartState
-from producer.progress.pace import seconds_by_host, seconds_left, tasks_per_hour
+from producer.progress.pace import seconds_by_host, seconds_left, tasks_per_hour, with_timed_hosts
 from producer.progress.status import PartStatus, RunStatus, StoreStatus, WorkerStatus
 from producer.steering.halt import halts
 from producer.steering.room import crowding
+from shared.costs import TaskSize, cost_of
 from shared.errors import ShardCorruptError
 from shared.jobs.asides import kind_of_job
 from shared.jobs.history import utc_now
 from shared.jobs.running import RunningJob
-from shared.jobs.workers import WorkerInfo
+from shared.jobs.workers import WorkerInfo, speeds_by_host
+from shared.kinds.calibration import CalibrationTask
 from shared.kinds.kind import Task
 from shared.kinds.registry import kind_name
+from shared.models import model_spec
 from shared.stores.records import Record
 from shared.stores.relay_store import RelayStore
 from shared.stores.store import ShardStore
@@ -104,8 +107,10 @@ def estimate(
     While nothing of a part is collected, some records are read from the `store`; with None they are not.
     """
     seconds = [_seconds(part, store) for part in parts]
+    speeds = speeds_by_host(present.workers)
     rates = [
-        tasks_per_hour(each, able_workers(part, present)) for part, each in zip(parts, seconds, strict=True)
+        tasks_per_hour(with_timed_hosts(each, speeds, _flops(part)), able_workers(part, present))
+        for part, each in zip(parts, seconds, strict=True)
     ]
     left = seconds_left([state.in_flight for state in states], rates)
     return [
@@ -154,6 +159,16 @@ def _seconds(part: Part, store: ShardStore | None) -> dict[str, float]:
     if not latest and store is not None:
         latest = _waiting_records(store, tasks[0])
     return seconds_by_host(latest)
+
+
+def _flops(part: Part) -> float | None:
+    """Return the floating point operations of a task's forward passes, where the task alone tells them."""
+    first = next(iter(part.tasks()), None)
+    if not isinstance(first, CalibrationTask):
+        return None
+    model = model_spec(first.run.model)
+    cost = cost_of("calibration", model, TaskSize.of(first.run, model))
+    return cost.forward_passes * cost.forward_flops
 
 
 def _waiting_records(store: ShardStore, task: Task) -> list[Record]:

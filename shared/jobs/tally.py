@@ -9,6 +9,7 @@ from shared.decoding import decode_or_none
 
 Count = Annotated[int, Meta(ge=0, le=2**53)]
 Seconds = Annotated[float, Meta(ge=0, le=2**53)]
+Speed = Annotated[float, Meta(ge=0, le=1e18)]
 
 
 class Done(Struct, frozen=True, kw_only=True):
@@ -28,6 +29,14 @@ class Tally(Struct, frozen=True, kw_only=True):
     """Attempts that ended in an error of the task."""
     leases_lost: Count = 0
     """Jobs whose result was dropped, because another worker had them by then."""
+
+    flops_per_second: Speed = 0.0
+    """Floating point operations of a forward pass by the time that it took, as timed beside the canary of the
+    last model; 0 before the first."""
+
+    def with_speed(self, flops_per_second: float) -> "Tally":
+        """Return this with another speed."""
+        return msgspec.structs.replace(self, flops_per_second=flops_per_second)
 
     def with_done(self, kind: str, seconds: float) -> "Tally":
         """Return this with one more finished task."""

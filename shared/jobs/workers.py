@@ -1,6 +1,8 @@
 """The workers of a queue, as they have registered in Redis."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import NamedTuple, cast
 
 import msgspec
@@ -75,6 +77,15 @@ def live_workers(queue: TaskQueue) -> list[WorkerInfo]:
             )
         )
     return workers
+
+
+def speeds_by_host(workers: Iterable[WorkerInfo]) -> dict[str, float]:
+    """Return the mean floating point operations a second of each host's workers that have timed a pass."""
+    found: dict[str, list[float]] = {}
+    for worker in workers:
+        if worker.tally.flops_per_second:
+            found.setdefault(worker.host, []).append(worker.tally.flops_per_second)
+    return {host: fmean(speeds) for host, speeds in found.items()}
 
 
 def able_places(queue: TaskQueue, kind: str) -> set[Place]:

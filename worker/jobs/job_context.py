@@ -26,6 +26,8 @@ class JobContext:
     """Asks Redis whether the lease is still held; raises LeaseLostError."""
     others_wait: Callable[[], bool] = lambda: False
     """Asks Redis whether jobs of other runs wait that this machine could do."""
+    tell_speed: Callable[[float], None] = lambda _: None
+    """Tells the producer how many floating point operations a second a forward pass makes here."""
     progress: str = ""
     lost: bool = False
     """Set by the beat when the lease is gone."""

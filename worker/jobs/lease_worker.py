@@ -186,7 +186,11 @@ class LeaseWorker(LeanWorker):
         if execution is None:
             return
         self._attempt = Attempt(self._queue, job, execution, place=self._place, worker=self.name)
-        context = JobContext(confirm=self._attempt.confirm, others_wait=lambda: self._others_wait(job))
+        context = JobContext(
+            confirm=self._attempt.confirm,
+            others_wait=lambda: self._others_wait(job),
+            tell_speed=self._tell_speed,
+        )
         context.hand_back = self._context.hand_back
         self._context = context
         started = time.monotonic()
@@ -217,6 +221,10 @@ class LeaseWorker(LeanWorker):
             self._trouble_since = None
         extra = _extra(job, "done") | {"seconds": round(seconds, 3)}
         logger.info("%s: done in %.1f s (%s)", job.description, seconds, self._whereabouts(job), extra=extra)
+
+    def _tell_speed(self, flops_per_second: float) -> None:
+        self.tally = self.tally.with_speed(flops_per_second)
+        self.connection.hset(self.key, TALLY_FIELD, encode_tally(self.tally))
 
     def _whereabouts(self, job: Job) -> str:
         """The task's run, and how much is done and left, as far as this worker knows."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from redis import Redis
 
-from shared.costs import TaskSize, peak_bytes
+from shared.costs import TaskSize, cost_of, peak_bytes
 from shared.errors import WrongStoreError
 from shared.jobs.history import utc_now
 from shared.kinds.kind import Task
@@ -70,6 +70,8 @@ class Runtime:
         """Runs whose canary was compared."""
         self._unproven: dict[str, Canary] = {}
         """Canaries of runs of which no task is finished here yet, by run id."""
+        self._timed = ("", 0)
+        """Model and image size of which a pass was timed."""
         self._model: tuple[str, Family] | None = None
         self._engine = EngineSlot()
         self._kept: dict[str, tuple[Record, bytes]] = {}
@@ -113,6 +115,7 @@ class Runtime:
         context.check("loading the model")
         model = self._model_of(task)
         self._compare_canary(task.run, model, context)
+        self._time_pass(task, model, context)
         shard = self._run_task(task, model, context)
         record = self._record(task, shard, model.fingerprint, time.monotonic() - started)
         return self._leave(record, shard, context)
@@ -184,6 +187,24 @@ class Runtime:
         logger.info("run %s: the canary differs by at most %.2g from those that agree", run.id, difference)
         self._agreed.add(run.id)
         self._unproven[run.id] = canary
+
+    def _time_pass(self, task: Task, model: "Family", context: JobContext) -> None:
+        """Tell how fast this machine is, once for a model, with a pass that the task can hold anyhow."""
+        run, spec = task.run, model_spec(task.run.model)
+        size = TaskSize.of(run, spec)
+        try:
+            cost = cost_of(kind_of(task).name, spec, size)
+        except KeyError:
+            return
+        if not cost.forward_passes or self._timed == (spec.id, run.image_size):
+            return
+        from worker.service.canary import time_pass
+
+        context.check("timing a forward pass")
+        seconds = time_pass(model, run, size.text_tokens)
+        self._timed = spec.id, run.image_size
+        logger.info("a forward pass of %s at %d px takes %.3g s", spec.id, run.image_size, seconds)
+        context.tell_speed(cost.forward_flops / max(seconds, 1e-6))
 
     def _note_work(self, run: RunSettings) -> None:
         """After the first task of a run, let this machine's canary count for good."""
