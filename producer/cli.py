@@ -32,6 +32,7 @@ from shared.cli import CONTEXT_SETTINGS, REDIS_URL_HELP, explain_errors, redis_u
 
 if TYPE_CHECKING:
     from producer.cost import Gate
+    from shared.choices import SampleFiles
 
 SENSITIVITY_NAMES = (
     "bits",
@@ -63,6 +64,14 @@ drop_finished_option = click.option(
     is_flag=True,
     help="Drop finished images of a run with other settings that this folder held before, if none of them is "
     "collected yet. Without this, the command refuses.",
+)
+samples_option = click.option(
+    "--samples",
+    type=click.Choice(["all", "needed", "none"]),
+    help="Which steps of an image get a file in samples/ once it is collected: all; those that are measured "
+    "on by default; or none. Unless all do, the image's shard is kept, which takes a fraction, and `producer "
+    "samples` writes the rest. Given again, it changes what is collected from then on. [default: as before "
+    "in this folder, else all]",
 )
 calibration_options = _options(
     click.option(
@@ -239,6 +248,7 @@ def main() -> None:
 @main.command("enqueue-calibration")
 @calibration_options
 @drop_finished_option
+@samples_option
 @calib_dir_option
 @store_option
 @relay_limit_option
@@ -252,6 +262,7 @@ def enqueue_calibration(
     relay_limit: str | None,
     redis_url: str,
     drop_finished: bool,
+    samples: "SampleFiles | None",
     gate: "Gate",
     **options: Any,
 ) -> None:
@@ -261,7 +272,14 @@ def enqueue_calibration(
     settings, prompts = commands.read_settings(**options)
     fleet = commands.open_fleet_for_run(calib_dir, redis_url, store, relay_limit)
     commands.enqueue_calibration(
-        calib_dir, settings, prompts, options["num_images"], fleet, drop_finished=drop_finished, gate=gate
+        calib_dir,
+        settings,
+        prompts,
+        options["num_images"],
+        fleet,
+        drop_finished=drop_finished,
+        samples=samples,
+        gate=gate,
     )
     commands.say_if_nobody_works(fleet)
 
@@ -461,8 +479,42 @@ def report(calib_dir: Path) -> None:
 
 
 @main.command()
+@click.option(
+    "--max-images", type=click.IntRange(1), help="Only of so many images, from the first. [default: all]"
+)
+@click.option(
+    "--step-stride",
+    type=click.IntRange(1),
+    help="Only every N-th step of an image. [default: 1, every step]",
+)
+@click.option(
+    "--remove",
+    is_flag=True,
+    help="Remove all sample files of images whose shard is there and intact; no other file is touched.",
+)
+@calib_dir_option
+@quiet_option
+@explain_errors
+def samples(calib_dir: Path, max_images: int | None, step_stride: int | None, remove: bool) -> None:
+    """Write the sample files that are missing, out of the shards that `--samples needed` or `none` keeps.
+
+    This needs no Redis and no worker, and can be repeated at any time. The exit code is 3 if an image is
+    damaged.
+    """
+    import sys
+
+    from producer import commands
+
+    if remove and (max_images or step_stride):
+        raise click.UsageError("--remove takes all samples away: leave out --max-images and --step-stride")
+    whole = commands.samples(calib_dir, max_images=max_images, step_stride=step_stride or 1, remove=remove)
+    sys.exit(0 if whole else EXIT_INCOMPLETE)
+
+
+@main.command()
 @calibration_options
 @drop_finished_option
+@samples_option
 @sensitivity_options
 @calib_dir_option
 @click.option(

@@ -11,12 +11,13 @@ from humanfriendly import format_size
 from platformdirs import user_data_path
 
 from producer.collect import Collector
-from producer.console import Bars, err, out, print_missing
+from producer.console import Bars, CountBar, err, out, print_missing
 from producer.cost import Gate
 from producer.enqueue import Fleet, SensitivityOptions
 from producer.enqueue import enqueue_calibration as ask_for_images
 from producer.enqueue import enqueue_sensitivity as ask_for_layers
 from producer.folder.calib_folder import CalibFolder
+from producer.folder.run_file import sample_files
 from producer.folder.sample_selection import default_step_stride
 from producer.interrupts import Interrupts
 from producer.jobs.reconcile import Reconciled
@@ -28,11 +29,12 @@ from producer.ledger import Ledger, PartState
 from producer.progress.survey import estimate
 from producer.prompts import COLUMN, default_prompts, read_prompts
 from producer.report.write import write_report
+from producer.sample_files import remove_samples, write_samples
 from producer.settings import run_settings
 from producer.steering.halt import halts
 from producer.steering.room import crowding
 from shared.awake import awake
-from shared.choices import DEFAULT_MAX_IMAGES
+from shared.choices import DEFAULT_MAX_IMAGES, SampleFiles
 from shared.errors import InputError, RedisUnavailableError, WrongStoreError
 from shared.jobs.connection import connect
 from shared.jobs.task_queue import TaskQueue, queue_name
@@ -152,16 +154,20 @@ def enqueue_calibration(
     fleet: Fleet,
     *,
     drop_finished: bool = False,
+    samples: SampleFiles | None = None,
     gate: Gate | None = None,
 ) -> None:
     """Enqueue images and print the outcome."""
+    folder = CalibFolder(calib_dir, _complain)
+    before = sample_files(folder.read_run(), None)
     run, reconciled = ask_for_images(
-        CalibFolder(calib_dir, _complain),
+        folder,
         settings,
         prompts,
         num_images,
         fleet,
         drop_finished=drop_finished,
+        samples=samples,
         gate=gate,
     )
     guidance = "" if settings.guidance is None else f"guidance {settings.guidance:g}, "
@@ -171,6 +177,11 @@ def enqueue_calibration(
         f"{settings.reference} forward pass in {settings.precision} "
         f"({format_size(model_spec(settings.model).weight_bytes)} of weights)"
     )
+    if run.samples != before and reconciled.done:
+        out.print(
+            f"samples: {run.samples}, for images that are collected from now on; those of the "
+            f"{len(reconciled.done)} that are here stay as they are (`producer samples`)"
+        )
     say_enqueued(reconciled, "images")
 
 
@@ -320,6 +331,30 @@ def _say_collected(folder: CalibFolder, parts: Sequence[PartState]) -> None:
         out.print(f"{part.title}: {part.done} of {part.total}{missing}{note}")
         print_missing(part)
     out.print(f"manifest: {folder.manifest_path}")
+
+
+def samples(calib_dir: Path, *, max_images: int | None, step_stride: int, remove: bool) -> bool:
+    """Write sample files or remove them, print the outcome, and return whether no image is damaged."""
+    folder = CalibFolder(calib_dir, _complain)
+    with CountBar("samples of images") as bar:
+        changed = (
+            remove_samples(folder, bar.show)
+            if remove
+            else write_samples(folder, max_images, step_stride, bar.show)
+        )
+    for damage in changed.damages:
+        _complain(f"{damage}; run `producer collect --wait` to have the image drawn again")
+    if changed.alone:
+        out.print(f"{changed.alone} images have all of their samples, and no shard (`--samples all`)")
+    if changed.shards and not changed.files:
+        out.print("nothing to remove" if remove else "every sample that was asked for is there already")
+    elif changed.files:
+        after = "; `producer samples` writes them again" if remove else f" in {folder.samples_dir}"
+        out.print(
+            f"{changed.files:,} samples of {changed.shards:,} images {'removed' if remove else 'written'}: "
+            f"{format_size(changed.size)}{after}"
+        )
+    return not changed.damages
 
 
 def serve_redis(folder: Path | None, bind: str, port: int, max_memory: str) -> None:

@@ -156,16 +156,17 @@ def _hosts(workers: Sequence[WorkerInfo]) -> str:
     return f"at work: {', '.join(named[:MAX_HOSTS])}{more}"
 
 
-class TensorBar:
-    """Shows a bar while tensors are written, on a terminal only. A context manager."""
+class CountBar:
+    """Shows a bar for things that are counted, or a line from time to time. A context manager."""
 
     def __init__(self, title: str) -> None:
         self._progress = Progress(
             TextColumn(title), BarColumn(), MofNCompleteColumn(), console=err, disable=not sys.stderr.isatty()
         )
         self._task = self._progress.add_task(title, total=None)
+        self._title, self._told = title, time.monotonic()
 
-    def __enter__(self) -> "TensorBar":
+    def __enter__(self) -> "CountBar":
         self._progress.start()
         return self
 
@@ -177,6 +178,9 @@ class TensorBar:
     def show(self, done: int, total: int) -> None:
         """Update the bar."""
         self._progress.update(self._task, completed=done, total=total)
+        if not sys.stderr.isatty() and time.monotonic() - self._told > LINE_SECONDS:
+            err.print(f"{self._title}: {done} of {total}")
+            self._told = time.monotonic()
 
 
 def print_missing(part: PartState) -> None:

@@ -10,8 +10,10 @@ from statistics import mean
 from humanfriendly import format_size, format_timespan
 from redis import Redis
 
+from producer.folder.sample_selection import written_steps
 from producer.progress.pace import with_timed_hosts
-from shared.costs import TaskSize, cost_of, samples_bytes
+from shared.choices import SampleFiles
+from shared.costs import TaskSize, cost_of, kept_shard_bytes, samples_bytes
 from shared.errors import InputError
 from shared.jobs.task_queue import TaskQueue, queue_name
 from shared.jobs.workers import live_workers, speeds_by_host
@@ -27,6 +29,8 @@ MAX_PASSES = 50_000
 """More forward passes are refused without --yes, where no record tells how long they take."""
 MAX_SECONDS = 3 * 24 * 3600.0
 """So is what takes longer by the records."""
+MUCH_BYTES = 3 * 10**9
+"""Where the samples of all steps take more, the smaller choices are named."""
 SKETCH_HINT = "`--method sketch` estimates the same from a few passes a sample"
 
 
@@ -49,6 +53,8 @@ class Wish:
     probes: int = 1
     candidates: Sequence[Choice] = ()
     variants: int = 1
+    sample_files: SampleFiles = "all"
+    """Of images."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,8 +68,6 @@ class Estimate:
     """Floating point operations of one."""
     shard_bytes: int
     """Of one task, at most."""
-    sample_bytes: int
-    """Of all samples that are written into the folder, at most."""
 
 
 def estimate(wish: Wish) -> Estimate:
@@ -84,7 +88,6 @@ def estimate(wish: Wish) -> Estimate:
         passes=missing * cost.forward_passes,
         pass_flops=cost.forward_flops,
         shard_bytes=cost.shard_bytes,
-        sample_bytes=missing * samples_bytes(model, size) if wish.kind == "calibration" else 0,
     )
 
 
@@ -125,8 +128,10 @@ class Gate:
         seconds = _seconds(wishes, costs, images, hosts, speeds_by_host(workers))
         if any(cost.tasks for cost in costs):
             self._lines.append(f"cost: {sum(cost.tasks for cost in costs):,} tasks, {_passes(passes)}")
-            for line in (*_disk(costs, folder), *_room(costs, store), _time(passes, seconds, hosts)):
-                self._lines.append(line)
+            for wish, cost in zip(wishes, costs, strict=True):
+                if wish.kind == "calibration":
+                    self._lines += disk_lines(wish.run, cost.tasks, wish.sample_files, folder)
+            self._lines += [*_room(costs, store), _time(passes, seconds, hosts)]
         if self._dry_run:
             self.tell()
             self._tell("nothing was enqueued")
@@ -190,12 +195,43 @@ def _span(seconds: float) -> str:
     return str(format_timespan(seconds if seconds < 60 else round(seconds), max_units=2))
 
 
-def _disk(costs: Sequence[Estimate], folder: Path) -> Iterator[str]:
-    wanted = sum(cost.sample_bytes for cost in costs)
-    if wanted:
-        free = shutil.disk_usage(folder).free
-        short = "; make room, or name another --calib-dir" if wanted > free else ""
-        yield f"disk: at most {format_size(wanted)} of samples, {format_size(free)} are free{short}"
+def disk_lines(run: RunSettings, images: int, choice: SampleFiles, folder: Path) -> list[str]:
+    """Return in a line or two what images take once they are collected; nothing for none.
+
+    Args:
+        run: of the images.
+        images: how many are missing.
+        choice: which of their steps get a sample file.
+        folder: where they are collected.
+    """
+    if not images:
+        return []
+    samples, shards = (images * each for each in _image_bytes(run, choice))
+    free = shutil.disk_usage(folder).free
+    parts = [f"{format_size(samples)} of samples"] if samples else []
+    parts += [f"{format_size(shards)} of shards"] if shards else []
+    short = "; make room, or name another --calib-dir" if samples + shards > free else ""
+    lines = [f"disk: at most {' and '.join(parts)}, {format_size(free)} are free{short}"]
+    if choice == "all" and samples > MUCH_BYTES:
+        others: dict[SampleFiles, int] = {
+            "needed": images * sum(_image_bytes(run, "needed")),
+            "none": images * sum(_image_bytes(run, "none")),
+        }
+        smaller = [
+            f"{format_size(size)} with --samples {each}" for each, size in others.items() if size < samples
+        ]
+        rest = "nothing is lost, and `producer samples` writes the rest"
+        lines += [f"disk: {', '.join(smaller)}; {rest}"] if smaller else []
+    return lines
+
+
+def _image_bytes(run: RunSettings, choice: SampleFiles) -> tuple[int, int]:
+    """Of an image's samples, and of its shard if that is kept."""
+    model = model_spec(run.model)
+    size = TaskSize.of(run, model)
+    written = len(written_steps(choice, run.num_steps))
+    shard = kept_shard_bytes(model, size) if written < run.num_steps else 0
+    return samples_bytes(model, size, written), shard
 
 
 def _room(costs: Sequence[Estimate], store: ShardStore) -> Iterator[str]:

@@ -13,12 +13,12 @@ from redis import Redis
 from producer.cost import Gate, Wish
 from producer.folder.calib_folder import CalibFolder
 from producer.folder.request_file import RequestFile, SketchRequest, union_in_order
-from producer.folder.run_file import RunFile, difference
+from producer.folder.run_file import RunFile, difference, sample_files
 from producer.folder.sample_selection import select_parts
 from producer.folder.sample_sets import WrittenSet
 from producer.folder.tasks import calibration_tasks, exact_tasks, sketch_tasks
 from producer.jobs.reconcile import Reconciled, reconcile
-from shared.choices import DEFAULT_PROBES, check_bits
+from shared.choices import DEFAULT_PROBES, SampleFiles, check_bits
 from shared.errors import InputError, ShardCorruptError
 from shared.jobs.task_queue import TaskQueue, queue_name
 from shared.layout.sample_parts import read_sample_set
@@ -49,10 +49,12 @@ def enqueue_calibration(
     fleet: Fleet,
     *,
     drop_finished: bool = False,
+    samples: SampleFiles | None = None,
     gate: Gate | None = None,
 ) -> tuple[RunFile, Reconciled]:
     """Enqueue the first `num_images` images of a run. Images that were wanted before are still wanted.
 
+    `samples` says which of their steps get a sample file when they are collected; None leaves that as it is.
     The folder's run continues if its prompts are the first of those given here, so prompts can be added.
     Before the first image is collected, the settings may change; with `drop_finished` even if some are
     finished.
@@ -61,7 +63,9 @@ def enqueue_calibration(
         InputError: the folder holds another run, or images of one are finished and not to be dropped.
     """
     with folder.locked("enqueue-calibration"):
-        return _enqueue_calibration(folder, settings, prompts, num_images, fleet, drop_finished, gate)
+        return _enqueue_calibration(
+            folder, settings, prompts, num_images, fleet, drop_finished, samples, gate
+        )
 
 
 def _enqueue_calibration(
@@ -71,6 +75,7 @@ def _enqueue_calibration(
     num_images: int,
     fleet: Fleet,
     drop_finished: bool,
+    samples: SampleFiles | None,
     gate: Gate | None,
 ) -> tuple[RunFile, Reconciled]:
     old = folder.read_run()
@@ -83,19 +88,26 @@ def _enqueue_calibration(
         prompts=tuple(wanted),
         store_id=fleet.store.id,
         store=safe_url(fleet.store_url) if fleet.store_url else None,
+        samples=sample_files(old, samples),
     )
     folder.check_run(run)
     tasks = calibration_tasks(run)
     if gate:
-        images = folder.records.read()
-        show_cost(gate, folder, fleet, Wish(kind="calibration", run=run.settings, tasks=tasks, done=images))
+        wish = Wish(
+            kind="calibration",
+            run=run.settings,
+            tasks=tasks,
+            done=folder.records.read(),
+            sample_files=run.samples,
+        )
+        show_cost(gate, folder, fleet, wish)
     if old and old.settings != settings:
         # Nothing of the old run was collected, or `check_run` would have refused. Before the new run is
         # written: if this process is killed in between, the old one is enqueued again.
         _replace_run(folder, old, run, fleet, drop_finished)
     folder.write_run(run)
     folder.cancelled.remove(task.id for task in tasks)
-    whole, _ = folder.images.look(tasks)
+    whole, _ = folder.images.look(tasks, renew=True)
     return run, reconcile(
         tasks,
         frozenset(whole),
@@ -356,7 +368,7 @@ def _matching_layers(card: ModelCard, pattern: str, group_size: int) -> list[str
 def _check_collected(folder: CalibFolder, run: RunFile, max_images: int) -> None:
     needed = min(max_images, len(run.prompts))
     tasks = calibration_tasks(run)
-    records, damages = folder.images.look(tasks)
+    records, damages = folder.images.look(tasks, renew=True)
     first = [task.id for task in tasks[:needed]]
     if damaged := [damages[task_id] for task_id in first if task_id in damages]:
         raise InputError(f"{damaged[0]}; run `producer collect --wait` to have the image drawn again")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from humanfriendly import format_size
 
-from producer.console import TensorBar, out
+from producer.console import CountBar, out
 from producer.export.export_plan import export_plan
 from producer.inspection.inspect_checkpoint import inspect_checkpoint
 from producer.inspection.table import inspection_json, print_inspection
@@ -19,7 +19,7 @@ def export(
     force: bool = False,
 ) -> None:
     """Write the quantized model of a plan, and print where it is."""
-    with TensorBar("export") as bar:
+    with CountBar("export") as bar:
         plan, inspection = export_plan(
             plan_path, target, checkpoint=checkpoint, proof_path=proof, force=force, progress=bar.show
         )

@@ -7,10 +7,11 @@ from typing import Any
 
 from producer import commands, export_commands
 from producer.console import out
-from producer.cost import refuse, whole_run_passes
+from producer.cost import disk_lines, refuse, whole_run_passes
 from producer.enqueue import Fleet
 from producer.export.target_folder import check_target, origin_of
 from producer.folder.calib_folder import CalibFolder
+from producer.folder.run_file import sample_files
 from producer.folder.sample_selection import default_step_stride
 from producer.folder.verification_request import WINNER
 from producer.interrupts import Interrupts
@@ -76,7 +77,8 @@ def run(
         calib_dir: the calibration folder.
         redis_url: a Redis to use; None to start one.
         workers: number of worker processes.
-        calibration: options of `producer enqueue-calibration`, and `yes`: whether it may take weeks.
+        calibration: options of `producer enqueue-calibration`, its `samples` too, and `yes`: whether it may
+            take weeks.
         sensitivity: options of `producer enqueue-sensitivity`.
         wishes: None to end with the report.
         interrupts: of the user.
@@ -88,12 +90,15 @@ def run(
     def collect_all() -> bool:
         return commands.collect(calib_dir, fleet, wait=True, interrupts=interrupts, alive=local.check)
 
-    drop_finished, yes = calibration.pop("drop_finished"), calibration.pop("yes")
+    drop_finished, yes, samples = (calibration.pop(name) for name in ("drop_finished", "yes", "samples"))
     settings, prompts = commands.read_settings(**calibration)
     passes = _check_cost(settings, calibration["num_images"], sensitivity, yes=yes)
     folder = CalibFolder(calib_dir)
     folder.check_writable()
     out.print(f"cost until the report: about {passes:,.0f} forward passes")
+    missing = max(0, calibration["num_images"] - len(folder.records.ids()))
+    for line in disk_lines(settings, missing, sample_files(folder.read_run(), samples), calib_dir):
+        out.print(line)
     if wishes is not None:
         _check_target(wishes.target_folder(calib_dir), settings)
     arguments = ["--workers", str(workers), "--calib-dir", str(calib_dir), "--quiet"]
@@ -102,7 +107,13 @@ def run(
     with local_redis(redis_url, folder.state_dir / "redis", RELAY_ID) as (url, connection):
         fleet = Fleet(connection=connection, store=open_store(None, connection), store_url=None)
         commands.enqueue_calibration(
-            calib_dir, settings, prompts, calibration["num_images"], fleet, drop_finished=drop_finished
+            calib_dir,
+            settings,
+            prompts,
+            calibration["num_images"],
+            fleet,
+            drop_finished=drop_finished,
+            samples=samples,
         )
         with LocalWorkers(url, arguments) as local:
             try:

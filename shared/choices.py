@@ -1,6 +1,7 @@
 """What a user can choose from, and the defaults. All other modules import them from here."""
 
 from collections.abc import Iterable
+from typing import Literal
 
 from shared.errors import InputError
 
@@ -8,6 +9,10 @@ BITS = (1, 2, 3, 4, 5, 6, 8)
 """Bit widths that `mlx.core.quantize` offers; 1 since MLX 0.32.4."""
 GROUP_SIZES = (32, 64, 128)
 """Group sizes that `mlx.core.quantize` offers."""
+
+SampleFiles = Literal["all", "needed", "none"]
+"""Which steps of an image get a sample file when it is collected: all, those that are measured on by default,
+or none. Unless all do, the image's shard is kept."""
 
 DEFAULT_MODEL = "argmaxinc/mlx-stable-diffusion-3-medium"
 DEFAULT_NUM_IMAGES = 100

@@ -280,11 +280,22 @@ def _image_bytes(model: ModelSpec, size: TaskSize) -> int:
     return itemsize * ((size.num_steps + 1) * latent + conditioning)
 
 
-def samples_bytes(model: ModelSpec, size: TaskSize) -> int:
-    """Return what the samples of one image take in a calibration folder, at most: a file a step.
+def samples_bytes(model: ModelSpec, size: TaskSize, steps: int) -> int:
+    """Return what sample files of some steps of one image take, at most: each holds the conditioning."""
+    return steps * sum(_packed_bytes(model, size))
 
-    Each holds the conditioning, of which what is zero takes nothing once compressed: T5's place without T5,
-    and the channels beyond those of CLIP (768 + 1280 in SD3).
+
+def kept_shard_bytes(model: ModelSpec, size: TaskSize) -> int:
+    """Return what the shard of one image takes in a calibration folder, at most."""
+    latent, conditioning = _packed_bytes(model, size)
+    return (size.num_steps + 1) * latent + conditioning + _pictures(size)
+
+
+def _packed_bytes(model: ModelSpec, size: TaskSize) -> tuple[int, int]:
+    """Of one step's latent, and of the conditioning.
+
+    What is zero in that takes nothing once compressed: T5's place without T5, and the channels beyond those
+    of CLIP (768 + 1280 in SD3).
     """
     shape = model.transformer
     itemsize = 4 if model.precision == "float32" else 2
@@ -292,7 +303,7 @@ def samples_bytes(model: ModelSpec, size: TaskSize) -> int:
     clip = 0 if model.family == "flux" else model.clip_tokens
     t5 = size.text_tokens - clip if size.text_tokens != 2 * clip else 0
     text = clip * min(shape.text_width, _CLIP_WIDTH) + t5 * shape.text_width
-    return itemsize * size.num_steps * (latent + size.rows * (text + shape.pooled_width))
+    return itemsize * latent, itemsize * size.rows * (text + shape.pooled_width)
 
 
 def _levels_bytes(model: ModelSpec, size: TaskSize) -> int:

@@ -16,7 +16,7 @@ _MASKS = (
     (r"(enqueued), \d+ collected$", r"\1"),
     (r"\d+(,\d{3})*(\.\d+)?", "N"),
     (r"N(, N)+ bits", "N bits"),
-    (r"\b[KM]B\b", "BYTES"),
+    (r"\b[KMGT]B\b", "BYTES"),
     (r"\S.* wins on N prompts: .*(?=\. PSNR)", "WINNER wins on N prompts: REASON"),
     (r" +", " "),
 )

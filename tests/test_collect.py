@@ -14,7 +14,7 @@ from redis import Redis
 
 from producer.collect import collect_part
 from producer.enqueue import Fleet, SensitivityOptions, enqueue_calibration, enqueue_sensitivity
-from producer.folder import calib_folder, json_file, manifest, record_folder, sample_seals
+from producer.folder import calib_folder, image_samples, json_file, manifest, record_folder, sample_seals
 from producer.folder.calib_folder import CalibFolder
 from producer.folder.intake import Intake
 from producer.folder.run_file import RunFile
@@ -358,7 +358,8 @@ def test_killed_at_every_write_the_next_pass_goes_on(
         writes += 1
         write(path, data)
 
-    for module in (calibration, calib_folder, json_file, record_folder, manifest, sample_seals):
+    modules = (calibration, calib_folder, image_samples, json_file, record_folder, manifest, sample_seals)
+    for module in modules:
         monkeypatch.setattr(module, "write_atomically", write_some)
     for limit in range(1, 60):
         writes = 0

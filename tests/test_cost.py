@@ -9,7 +9,7 @@ from rq.worker_registration import WORKERS_BY_QUEUE_KEY
 from producer.cost import MAX_PASSES, MAX_SECONDS, refuse, whole_run_passes
 from producer.settings import run_settings
 from shared.choices import DEFAULT_MODEL
-from shared.costs import TaskSize, cost_of, samples_bytes
+from shared.costs import TaskSize, cost_of, kept_shard_bytes, samples_bytes
 from shared.errors import InputError
 from shared.jobs.tally import Tally, encode_tally
 from shared.jobs.task_queue import queue_name
@@ -38,8 +38,10 @@ def settings(*, use_t5: bool = False) -> RunSettings:
 def test_the_default_run() -> None:
     """A sample holds a latent of 64 x 64 x 16, and for both rows 77 tokens and a vector of 2048 channels."""
     spec = model_spec(DEFAULT_MODEL)
-    assert samples_bytes(spec, TaskSize.of(settings(), spec)) == 50 * 2 * (65536 + 2 * 78 * 2048)
-    with_t5 = samples_bytes(spec, TaskSize.of(settings(use_t5=True), spec))
+    without = TaskSize.of(settings(), spec)
+    assert samples_bytes(spec, without, 50) == 50 * 2 * (65536 + 2 * 78 * 2048)
+    assert kept_shard_bytes(spec, without) == 2 * (51 * 65536 + 2 * 78 * 2048) + 3 * 512**2
+    with_t5 = samples_bytes(spec, TaskSize.of(settings(use_t5=True), spec), 50)
     assert with_t5 == 50 * 2 * (65536 + 2 * (78 * 2048 + 512 * 4096))
     plan = {"images": 100, "samples": 80, "layers": None, "bits": 6}
     exact = whole_run_passes(settings(), probes=None, **plan)  # type: ignore[arg-type]

@@ -14,6 +14,7 @@ from producer.folder.calib_folder import SensitivityFolder
 from producer.folder.sample_selection import select_parts, select_samples
 from producer.folder.tasks import sketch_tasks
 from shared.errors import SampleError, ShardCorruptError
+from shared.layout.sample_file import SampleFile
 from shared.layout.sample_parts import SampleIndex, join, read_sample_set
 from shared.layout.sample_set import SampleSet
 from tests.calibration_shards import calibration_shard
@@ -64,13 +65,13 @@ def test_one_part_an_image_or_more(folder: Folder, monkeypatch: pytest.MonkeyPat
 def test_no_sample_is_read_that_is_not_needed(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a stride, neither latents of other steps nor any conditioning but one an image."""
     read: list[tuple[str, str]] = []
-    checked = sample_selection.SampleFile._checked
+    checked = SampleFile._checked
 
     def note(file: Any, name: str, key: Any) -> Any:
         read.append((file.path.stem, name))
         return checked(file, name, key)
 
-    monkeypatch.setattr(sample_selection.SampleFile, "_checked", note)
+    monkeypatch.setattr(SampleFile, "_checked", note)
     list(select_parts(folder.folder, 2, 3))
     # Steps 0 and 3 are measured on, 1 follows 0.
     assert {name for name, array in read if array == "x"} == {

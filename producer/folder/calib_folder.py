@@ -3,6 +3,7 @@
 run.json                            the run, and which images are wanted
 cancelled.json                      which tasks are not wanted any more
 manifest.json, samples/, previews/  what has been collected, in the calibration layout
+shards/                             the shards of images that not every step has a sample file of
 model.json                          the model card of the first worker
 records/                            a record and a seal for each collected image, and a copy of model.json
 .bitfleet/                          the folder's lock, and the data of our own Redis
@@ -55,14 +56,14 @@ class CalibFolder(ImageFiles):
         self.lock = FolderLock(self.state_dir, tell)
         self.records = RecordFolder(root / "records")
         """Records of the collected images."""
-        self.images = CollectedImages(self, self.records)
+        self.images = CollectedImages(self, self.records, tell)
         self.cancelled = CancelledTasks(root / "cancelled.json")
         self.weights = KeptFolders(root / "weights", WeightsRequest)
         self.levels = KeptFolders(root / "levels", LevelsRequest)
         self.confirms = KeptFolders(root / "confirms", ConfirmRequest)
         self.verifications = KeptFolders(root / "verification", VerificationRequest)
         self.sample_sets = SampleSets(root / "sample_sets")
-        self.manifest = Manifest(self.manifest_path, self.sample_name)
+        self.manifest = Manifest(self.manifest_path, self, self.images)
         self._model: tuple[Stamp, ModelCard] | None = None
         self._run = JsonFile(self.run_path, RunFile)
         self._sensitivities: dict[str, SensitivityFolder] = {}
@@ -161,7 +162,8 @@ class CalibFolder(ImageFiles):
             InputError: the folder holds images or levels of another run, or samples without a run file.
         """
         old = self.read_run()
-        if old is None and (self.manifest_path.exists() or any(self.samples_dir.glob("*.npz"))):
+        held = (path for place in (self.samples_dir, self.shards_dir) for path in place.glob("*.npz"))
+        if old is None and (self.manifest_path.exists() or any(held)):
             raise InputError(
                 f"{self.root} holds samples that no run.json explains; use another --calib-dir, or move them"
             )

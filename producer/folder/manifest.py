@@ -5,6 +5,8 @@ from pathlib import Path
 
 import msgspec
 
+from producer.folder.collected_images import CollectedImages
+from producer.folder.image_files import ImageFiles
 from producer.folder.json_file import Stamp, stamp_of
 from producer.folder.run_file import RunFile
 from shared.files import write_atomically
@@ -13,27 +15,28 @@ from shared.stores.records import Record
 
 ReadSigmas = Callable[[CalibrationTask], list[float]]
 
+_NOTE = "not every step has a sample file; `producer samples` writes the others out of the images' shards"
+
 
 class Manifest:
     """Writes the manifest from the records.
 
-    A record is written after the samples of its image, so the manifest never lists an incomplete image. The
+    A record is written after the files of its image, so the manifest never lists an incomplete image. The
     file is written in pieces, because a run of 10,000 images with 50 steps has half a million samples.
     """
 
-    def __init__(self, path: Path, sample_name: Callable[[int, int], str]) -> None:
-        self._path = path
-        self._sample_name = sample_name
-        self._written: tuple[tuple[str, ...], int, Stamp | None] | None = None
+    def __init__(self, path: Path, files: ImageFiles, images: CollectedImages) -> None:
+        self._path, self._files, self._images = path, files, images
+        self._written: tuple[tuple[str, ...], int, Stamp | None, Stamp | None] | None = None
 
     def update(self, run: RunFile, records: dict[str, Record], read_sigmas: ReadSigmas) -> None:
         """Write the manifest of the collected images, in the layout's order, if it would change."""
-        state = tuple(records), len(run.prompts), stamp_of(self._path)
+        state = tuple(records), len(run.prompts), stamp_of(self._files.seals_dir), stamp_of(self._path)
         if state == self._written:
             return
         if not self._is(self._chunks(run, records, read_sigmas)):
             write_atomically(self._path, self._chunks(run, records, read_sigmas))
-        self._written = *state[:2], stamp_of(self._path)
+        self._written = *state[:3], stamp_of(self._path)
 
     def _is(self, chunks: Iterator[bytes]) -> bool:
         """Return whether the file already has this content."""
@@ -48,18 +51,33 @@ class Manifest:
         tasks.sort(key=lambda task: task.image_index)
         steps = run.settings.num_steps
         yield f'{{\n  "n_completed": {len(tasks)},\n  "num_steps": {steps},\n  "sample_files": ['.encode()
-        for number, task in enumerate(tasks):
-            names = [self._sample_name(task.image_index, step) for step in range(steps)]
-            text = ",".join(f'\n    "{name}"' for name in names)
-            yield f"{',' if number else ''}{text}".encode()
+        first = True
+        for task in tasks:
+            names = [
+                self._files.sample_name(task.image_index, step) for step in self._images.kept(task).steps
+            ]
+            if names:
+                text = ",".join(f'\n    "{name}"' for name in names)
+                yield f"{'' if first else ','}{text}".encode()
+                first = False
+        partial = any(len(self._images.kept(task).steps) < steps for task in tasks)
         rest = {
+            **({"note": _NOTE} if partial else {}),
             "run_id": run.settings.id,
             "settings": run.settings,
             "sigmas": read_sigmas(tasks[0]) if tasks else [],
-            "images": [
-                {"image_index": task.image_index, "prompt": task.prompt, "seed": task.seed} for task in tasks
-            ],
+            "images": [self._image(task) for task in tasks],
             "fingerprint": next((record.fingerprint for record in records.values()), None),
         }
         yield b"\n  ],\n"
         yield msgspec.json.format(msgspec.json.encode(rest), indent=2).removeprefix(b"{\n") + b"\n"
+
+    def _image(self, task: CalibrationTask) -> dict[str, object]:
+        about: dict[str, object] = {
+            "image_index": task.image_index,
+            "prompt": task.prompt,
+            "seed": task.seed,
+        }
+        if self._images.kept(task).shard:
+            about["shard"] = self._files.shard_path(task.id).relative_to(self._files.root).as_posix()
+        return about

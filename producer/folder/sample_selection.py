@@ -7,11 +7,11 @@ from typing import NamedTuple
 import numpy as np
 
 from producer.folder.calib_folder import CalibFolder
-from shared.choices import DEFAULT_STEPS_PER_IMAGE
+from shared.choices import DEFAULT_STEPS_PER_IMAGE, SampleFiles
 from shared.errors import InputError, SampleError
 from shared.layout.npz import Array
-from shared.layout.reader import open_samples, read_manifest
-from shared.layout.sample_file import Latent, Sample, SampleFile
+from shared.layout.reader import OpenSample, open_samples, read_manifest
+from shared.layout.sample_file import Latent, Sample
 from shared.layout.sample_parts import join
 from shared.layout.sample_set import SampleSet
 
@@ -23,6 +23,13 @@ in Redis; no blob may be larger than `shared.stores.store.MAX_PORTABLE_BYTES`.""
 def default_step_stride(num_steps: int) -> int:
     """Return a stride that leaves about ten steps of each image, from early to late."""
     return max(1, num_steps // DEFAULT_STEPS_PER_IMAGE)
+
+
+def written_steps(choice: SampleFiles, num_steps: int) -> range:
+    """Return the steps that get a sample file when an image is collected."""
+    stops = {"all": (num_steps, 1), "needed": (num_steps, default_step_stride(num_steps)), "none": (0, 1)}
+    stop, stride = stops[choice]
+    return range(0, stop, stride)
 
 
 class _Step(NamedTuple):
@@ -68,7 +75,7 @@ class _Part(NamedTuple):
 
 
 def _parts_of_image(
-    files: Iterable[tuple[int, int, SampleFile]], stride: int, sigmas: object
+    files: Iterable[tuple[int, int, OpenSample]], stride: int, sigmas: object
 ) -> Iterator[_Part]:
     sample: Sample | None = None
     steps: list[_Step] = []

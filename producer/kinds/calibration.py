@@ -3,21 +3,19 @@
 from collections.abc import Sequence
 from functools import partial
 
-import numpy as np
-
 from producer.folder.calib_folder import CalibFolder
+from producer.folder.collected_images import KeptFiles
+from producer.folder.image_samples import write_samples
 from producer.folder.record_folder import RecordFolder
 from producer.folder.run_file import RunFile
-from producer.folder.sample_seals import write_seals
+from producer.folder.sample_selection import written_steps
 from producer.folder.tasks import calibration_tasks
 from producer.kinds.part import Collected, Part
 from shared.errors import RunMismatchError, ShardCorruptError
 from shared.files import write_atomically
 from shared.kinds.calibration import CalibrationShard, CalibrationTask
-from shared.layout import npz
-from shared.layout.conditioning import to_members
-from shared.layout.npz import Array
 from shared.layout.sample_file import SampleFile
+from shared.layout.shard_file import ShardFile
 from shared.model_card import ModelCard, decode_model_card
 from shared.stores.records import Record
 
@@ -28,7 +26,7 @@ def find_parts(folder: CalibFolder) -> list[Part]:
 
 
 class CalibrationPart(Part):
-    """All images of a run. A shard becomes one sample per step, and a preview."""
+    """All images of a run. A shard becomes one sample per step, and a preview; or it is kept itself."""
 
     def __init__(self, folder: CalibFolder, run: RunFile) -> None:
         self._folder, self._run = folder, run
@@ -65,10 +63,15 @@ class CalibrationPart(Part):
         image = CalibrationShard.from_bytes(shard)
         _check_shard(self._run, image)
         _check_model(self._folder, record, decode_model_card(image.model_json.tobytes()))
-        paths = self._folder.sample_paths(task)
-        for step, path in enumerate(paths):
-            write_atomically(path, npz.pack(_sample(image, step)))
-        write_seals(self._folder.seal_path(task.id), paths)
+        steps = self._run.settings.num_steps
+        written = written_steps(self._run.samples, steps)
+        kept = KeptFiles(written, shard=len(written) < steps)
+        if kept.shard:
+            write_atomically(self._folder.shard_path(task.id), shard)
+        write_samples(self._folder, task, image, kept.steps)
+        self._folder.images.seal(task, kept)
+        # Of an image that is drawn again, or that the folder's choice was another for.
+        self._folder.images.delete_others(task, kept)
         if image.preview_png.size:
             write_atomically(self._folder.preview_path(task.image_index), image.preview_png.tobytes())
         self._folder.records.write(record)
@@ -79,16 +82,6 @@ class CalibrationPart(Part):
         # Also if the last image is gone: a manifest must not list missing images.
         if records or self._folder.manifest_path.exists():
             self._folder.manifest.update(self._run, records, partial(_sigmas, self._folder))
-
-
-def _sample(shard: CalibrationShard, step: int) -> dict[str, Array]:
-    return {
-        "x": shard.x[step : step + 1],
-        "timestep": np.asarray(shard.timestep[step], dtype=np.float32),
-        "sigma": np.asarray(shard.sigma[step], dtype=np.float32),
-        **to_members(shard.conditioning),
-        "step_index": np.asarray(step, dtype=np.int64),
-    }
 
 
 def _check_shard(run: RunFile, shard: CalibrationShard) -> None:
@@ -126,8 +119,11 @@ def _check_model(folder: CalibFolder, record: Record, card: ModelCard) -> None:
 
 def _sigmas(folder: CalibFolder, task: CalibrationTask) -> list[float]:
     """Return the noise levels in an image's samples, and a final 0, with which all schedules end."""
+    if folder.images.kept(task).shard:
+        with ShardFile(folder.shard_path(task.id)) as shard:
+            return [*map(float, shard.latents.sigma), 0.0]
     sigmas = []
     for path in folder.sample_paths(task):
         with SampleFile(path) as sample:
-            sigmas.append(float(sample.load(task.image_index, sample.step_index).sigma))
+            sigmas.append(float(sample.load_latent().sigma))
     return [*sigmas, 0.0]

@@ -3,7 +3,8 @@
     for sample in read_samples("calibration_data", max_images=10, step_stride=5):
         print(sample.image_index, sample.step_index, sample.x.shape)
 
-The directory holds a manifest.json and one NPZ per sample; other programs' variants are read too.
+The directory holds a manifest.json and one NPZ per sample; other programs' variants are read too. Where it
+keeps the shards of its images, samples are read out of these, and no sample need have a file of its own.
 """
 
 import json
@@ -15,8 +16,11 @@ from typing import Any
 
 from shared.errors import SampleError
 from shared.layout.sample_file import Sample, SampleFile
+from shared.layout.shard_file import ShardFile, ShardStep
 
 MANIFEST_NAME = "manifest.json"
+
+OpenSample = SampleFile | ShardStep
 
 _STEP_NUMBER = re.compile(r"step[\W_]*(\d+)", re.IGNORECASE)
 _IMAGE_NUMBER = re.compile(r"(?:image|img|prompt|sample)[\W_]*(\d+)", re.IGNORECASE)
@@ -68,7 +72,8 @@ def read_samples(
 
     The files are those of the manifest's `sample_files`, else `samples/*.npz`, else `*.npz`. If every name
     holds an image number and a step number, these decide the order. Otherwise the manifest's order is kept,
-    or names are sorted by their numbers; the next image begins where the step index starts again.
+    or names are sorted by their numbers; the next image begins where the step index starts again. An image
+    whose shard the manifest names, and which is there, is read out of that: it has all steps.
 
     Args:
         calib_dir: the directory; it may lack a manifest.
@@ -89,8 +94,8 @@ def read_samples(
 
 def open_samples(
     calib_dir: str | Path, max_images: int | None = None
-) -> Iterator[tuple[int, int, SampleFile]]:
-    """Yield image index, step index and the open file of each sample, in the order of `read_samples`.
+) -> Iterator[tuple[int, int, OpenSample]]:
+    """Yield image index, step index and the open sample of each, in the order of `read_samples`.
 
     Each file is closed when the next one is asked for.
 
@@ -103,10 +108,25 @@ def open_samples(
     manifest = read_manifest(root) if (root / MANIFEST_NAME).exists() else None
     names = _sample_names(root, manifest)
     numbers = [_numbers_in_name(name) for name in names]
-    if all(pair is not None for pair in numbers):
-        ordered = sorted((pair, name) for pair, name in zip(numbers, names, strict=True) if pair)
-        return _open_named(root, [(pair[0], name) for pair, name in ordered], max_images)
+    shards = _shards(root, manifest) if manifest else {}
+    if shards or all(pair is not None for pair in numbers):
+        files = dict[int, list[str]]()
+        for pair, name in sorted((pair, name) for pair, name in zip(numbers, names, strict=True) if pair):
+            files.setdefault(pair[0], []).append(name)
+        return _open_named(root, files, shards, max_images)
     return _open_counted(root, names, manifest.num_steps if manifest else None, max_images)
+
+
+def _shards(root: Path, manifest: Manifest) -> dict[int, str]:
+    """Return, by image, the shards that a manifest of ours names; in those of others `images` is anything."""
+    images = manifest.extra.get("images")
+    return {
+        image["image_index"]: _inside(root, image["shard"])
+        for image in (images if isinstance(images, list) else [])
+        if isinstance(image, dict)
+        and isinstance(image.get("image_index"), int)
+        and isinstance(image.get("shard"), str)
+    }
 
 
 def _count(value: object, path: Path, key: str, least: int) -> int:
@@ -150,13 +170,19 @@ def _numbers_in_name(name: str) -> tuple[int, int] | None:
 
 
 def _open_named(
-    root: Path, files: list[tuple[int, str]], max_images: int | None
-) -> Iterator[tuple[int, int, SampleFile]]:
-    wanted = set(sorted({image for image, _ in files})[:max_images])
-    for image_index, name in files:
-        if image_index in wanted:
-            with SampleFile(root / name) as opened:
-                yield image_index, opened.step_index, opened
+    root: Path, files: Mapping[int, list[str]], shards: Mapping[int, str], max_images: int | None
+) -> Iterator[tuple[int, int, OpenSample]]:
+    for image_index in sorted({*files, *shards})[:max_images]:
+        shard = root / shards[image_index] if image_index in shards else None
+        # A folder of samples may have been copied without its shards.
+        if shard and (shard.exists() or image_index not in files):
+            with ShardFile(shard) as opened:
+                for step in opened.steps():
+                    yield image_index, step.step_index, step
+            continue
+        for name in files[image_index]:
+            with SampleFile(root / name) as file:
+                yield image_index, file.step_index, file
 
 
 def _open_counted(
