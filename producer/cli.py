@@ -15,7 +15,6 @@ from producer.cli_options import (
     Bits,
     calib_dir_option,
     cost_options,
-    quiet_option,
     relay_limit_option,
     store_option,
 )
@@ -253,7 +252,6 @@ def main() -> None:
 @store_option
 @relay_limit_option
 @redis_url_option
-@quiet_option
 @cost_options
 @explain_errors
 def enqueue_calibration(
@@ -268,9 +266,10 @@ def enqueue_calibration(
 ) -> None:
     """Enqueue one task per image. Workers draw the image and keep every denoising step."""
     from producer import commands
+    from producer.fleet import open_fleet_for_run
 
     settings, prompts = commands.read_settings(**options)
-    fleet = commands.open_fleet_for_run(calib_dir, redis_url, store, relay_limit)
+    fleet = open_fleet_for_run(calib_dir, redis_url, store, relay_limit)
     commands.enqueue_calibration(
         calib_dir,
         settings,
@@ -290,7 +289,6 @@ def enqueue_calibration(
 @store_option
 @relay_limit_option
 @redis_url_option
-@quiet_option
 @cost_options
 @explain_errors
 def enqueue_sensitivity(
@@ -301,8 +299,9 @@ def enqueue_sensitivity(
     With --method exact, each (layer, bits) is one task; with --method sketch, each sample is one.
     """
     from producer import commands
+    from producer.fleet import open_fleet_of
 
-    fleet = commands.open_fleet_of(calib_dir, redis_url, store, relay_limit)
+    fleet = open_fleet_of(calib_dir, redis_url, store, relay_limit)
     commands.enqueue_sensitivity(calib_dir, fleet, **options)
     commands.say_if_nobody_works(fleet)
 
@@ -359,7 +358,6 @@ def status(
 @calib_dir_option
 @store_option
 @redis_url_option
-@quiet_option
 @explain_errors
 def collect(calib_dir: Path, store: str | None, redis_url: str, wait: bool) -> None:
     """Fetch finished work: write samples and manifest, results and report.
@@ -370,11 +368,12 @@ def collect(calib_dir: Path, store: str | None, redis_url: str, wait: bool) -> N
     import sys
 
     from producer import commands
+    from producer.fleet import open_fleet_of
     from producer.interrupts import Interrupts
 
     try:
         with Interrupts() as interrupts:
-            fleet = commands.open_fleet_of(calib_dir, redis_url, store)
+            fleet = open_fleet_of(calib_dir, redis_url, store)
             complete = commands.collect(calib_dir, fleet, wait=wait, interrupts=interrupts)
     except KeyboardInterrupt:
         click.echo(
@@ -466,7 +465,6 @@ def serve_redis(folder: Path | None, bind: str, port: int, max_memory: str) -> N
 
 @main.command()
 @calib_dir_option
-@quiet_option
 @explain_errors
 def report(calib_dir: Path) -> None:
     """Write results and reports again from the calibration folder.
@@ -493,7 +491,6 @@ def report(calib_dir: Path) -> None:
     help="Remove all sample files of images whose shard is there and intact; no other file is touched.",
 )
 @calib_dir_option
-@quiet_option
 @explain_errors
 def samples(calib_dir: Path, max_images: int | None, step_stride: int | None, remove: bool) -> None:
     """Write the sample files that are missing, out of the shards that `--samples needed` or `none` keeps.
@@ -562,7 +559,6 @@ def samples(calib_dir: Path, max_images: int | None, step_stride: int | None, re
 )
 @click.option("--yes", is_flag=True, help="Ask for more than 50,000 forward passes.")
 @click.option("--no-plan", is_flag=True, help="End with the report: no plan, no proof, no model.")
-@quiet_option
 @explain_errors
 def run(
     calib_dir: Path,

@@ -40,25 +40,16 @@ calib_dir_option = click.option(
 )
 
 
-def _be_quiet(context: click.Context, parameter: click.Parameter, quiet: bool) -> None:
-    if quiet:
-        from producer.console import out
-
-        out.quiet = True
-        # Commands that are called in this process later are not meant.
-        context.call_on_close(lambda: setattr(out, "quiet", False))
-
-
 def cost_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add --dry-run and --yes; the command gets a `gate`, which all that is enqueued has to pass."""
 
     @functools.wraps(function)
     def wrapper(*args: Any, dry_run: bool, yes: bool, **kwargs: Any) -> Any:
         # Imported here, so that `--help` answers at once.
-        from producer.console import out
         from producer.cost import DryRun, Gate
+        from producer.lines import out
 
-        gate = Gate(out.print, dry_run=dry_run, yes=yes)
+        gate = Gate(out.show if dry_run else out.print, dry_run=dry_run, yes=yes)
         try:
             answer = function(*args, gate=gate, **kwargs)
         except DryRun:
@@ -74,14 +65,6 @@ def cost_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
-quiet_option = click.option(
-    "-q",
-    "--quiet",
-    is_flag=True,
-    expose_value=False,
-    callback=_be_quiet,
-    help="Print warnings and errors only.",
-)
 store_option = click.option(
     "--store",
     metavar="URL",

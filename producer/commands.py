@@ -11,11 +11,12 @@ from humanfriendly import format_size
 from platformdirs import user_data_path
 
 from producer.collect import Collector
-from producer.console import Bars, CountBar, err, out, print_missing
+from producer.console import Bars, CountBar, print_missing
 from producer.cost import Gate
-from producer.enqueue import Fleet, SensitivityOptions
+from producer.enqueue import SensitivityOptions
 from producer.enqueue import enqueue_calibration as ask_for_images
 from producer.enqueue import enqueue_sensitivity as ask_for_layers
+from producer.fleet import Fleet, check_store
 from producer.folder.calib_folder import CalibFolder
 from producer.folder.run_file import sample_files
 from producer.folder.sample_selection import default_step_stride
@@ -26,6 +27,7 @@ from producer.jobs.unserved import strangers, unserved
 from producer.jobs.who import who_is_there
 from producer.kinds.registry import parts_of
 from producer.ledger import Ledger, PartState
+from producer.lines import err, out
 from producer.progress.survey import estimate
 from producer.prompts import COLUMN, default_prompts, read_prompts
 from producer.report.write import write_report
@@ -35,16 +37,14 @@ from producer.steering.halt import halts
 from producer.steering.room import crowding
 from shared.awake import awake
 from shared.choices import DEFAULT_MAX_IMAGES, SampleFiles
-from shared.errors import InputError, RedisUnavailableError, WrongStoreError
-from shared.jobs.connection import connect
+from shared.errors import InputError, RedisUnavailableError
 from shared.jobs.task_queue import TaskQueue, queue_name
 from shared.jobs.workers import WorkerInfo, live_workers
 from shared.models import Reference, model_spec
 from shared.runs import RunSettings
-from shared.safe_url import HIDDEN, safe_url
+from shared.safe_url import safe_url
 from shared.sizes import parse_size
-from shared.stores.open_store import absolute_store, open_store
-from shared.stores.relay_store import MIN_LIMIT_BYTES, RELAY_ID, RelayStore
+from shared.stores.relay_store import RELAY_ID
 
 PATIENT_PASSES = 5
 
@@ -79,71 +79,6 @@ def read_settings(
         reference=reference,
     )
     return settings, prompts
-
-
-def open_fleet(
-    redis_url: str, store_url: str | None, relay_limit: str | None = None, *, create: bool = False
-) -> Fleet:
-    """Connect to Redis and to the store. With `create`, a folder that is no store yet becomes one.
-
-    Raises:
-        InputError: the relay limit is not valid.
-        WrongStoreError: there is no store at the URL, and `create` is False.
-    """
-    limit = _relay_limit(relay_limit) if relay_limit is not None else None
-    connection = connect(redis_url)
-    store_url = absolute_store(store_url)
-    store = open_store(store_url, connection, create=create)
-    if limit and isinstance(store, RelayStore):
-        store.set_limit(limit)
-    return Fleet(connection=connection, store=store, store_url=store_url)
-
-
-def open_fleet_of(
-    calib_dir: Path, redis_url: str, store_url: str | None, relay_limit: str | None = None
-) -> Fleet:
-    """Connect to Redis, and to the store that is given or that the folder's run.json names.
-
-    Raises:
-        InputError: as `store_of` does, or the relay limit is not valid.
-        WrongStoreError: there is no store at the URL.
-    """
-    return open_fleet(redis_url, store_of(CalibFolder(calib_dir), store_url), relay_limit)
-
-
-def _relay_limit(text: str) -> int:
-    limit = parse_size(text)
-    if limit < MIN_LIMIT_BYTES:
-        raise InputError(
-            f"--relay-limit {text} is {format_size(limit)}, too little for the shards of one image; "
-            f"give {format_size(MIN_LIMIT_BYTES)} or more, such as 1GB"
-        )
-    return limit
-
-
-def open_fleet_for_run(
-    calib_dir: Path, redis_url: str, store_url: str | None, relay_limit: str | None
-) -> Fleet:
-    """Connect to enqueue a run. A folder that is no store yet becomes one.
-
-    This is the only place that creates stores. A store that this run has used before is not created again:
-    if it is missing, its share is not mounted or the URL has a typo.
-
-    Raises:
-        InputError: `calib_dir` can't be written, or the relay limit is not valid.
-        WrongStoreError: the run's store is missing.
-    """
-    folder = CalibFolder(calib_dir)
-    folder.check_writable()
-    run = folder.read_run()
-    store_url = absolute_store(store_url)
-    # Folders that an earlier revision wrote name the user, too.
-    known = (
-        run is not None
-        and None not in (run.store, store_url)
-        and (safe_url(run.store or "") == safe_url(store_url or ""))
-    )
-    return open_fleet(redis_url, store_url, relay_limit, create=not known)
 
 
 def enqueue_calibration(
@@ -301,7 +236,7 @@ class _NobodyWorks:
         lines = list(self._why())
         if lines != self._said:
             for line in lines:
-                err.print(f"waiting, but {line}")
+                err.show(f"waiting, but {line}")
         self._said = lines
 
     def _why(self) -> Iterator[str]:
@@ -315,14 +250,14 @@ class _NobodyWorks:
 
 
 def _complain(problem: str) -> None:
-    err.print(problem)
+    err.show(problem)
 
 
 def _say_collected(folder: CalibFolder, parts: Sequence[PartState]) -> None:
     for part in parts:
         missing = "" if part.complete else f", {part.total - part.done} missing"
         detail = [f"{part.in_flight} queued or running"] if part.in_flight else []
-        detail += [f"{len(part.failures)} failed"] if part.failures else []
+        detail += [f"{part.failed} failed"] if part.failed else []
         detail += [f"{part.unreadable} can't be read from the store"] if part.unreadable else []
         detail += ["nothing is enqueued"] if part.trouble is not None else []
         detail += [f"{part.given_up} given up"] if part.given_up else []
@@ -400,28 +335,3 @@ def _say_report(folder: CalibFolder, page: Path) -> None:
     for part in parts_of(folder):
         if line := part.conclusion():
             out.print(f"{part.title}: {line}")
-
-
-def store_of(folder: CalibFolder, store_url: str | None) -> str | None:
-    """Return the URL of a run's store: the given one, else the one that run.json names.
-
-    Raises:
-        InputError: run.json names it without the user or the password that it was enqueued with.
-    """
-    named = folder.require_run().store
-    if store_url is not None or named is None:
-        return store_url
-    if HIDDEN in named:
-        raise InputError(f"run.json keeps no password: give the --store of this run, {named}, with it")
-    return named
-
-
-def check_store(store_id: str, label: str | None, fleet: Fleet) -> None:
-    """Check that a command was given the store of the run.
-
-    Raises:
-        WrongStoreError: it was given another.
-    """
-    if store_id != fleet.store.id:
-        wanted = f"--store {label}" if label else "no --store (the Redis relay)"
-        raise WrongStoreError(f"this run was enqueued with {wanted}; give the same")

@@ -14,15 +14,16 @@ from rich.table import Column
 from rich.text import Text
 
 from producer.ledger import PartState
-from producer.progress.status import PartStatus
+from producer.lines import err, out
+from producer.progress.status import MAX_FAILURES, PartStatus
 from producer.progress.words import duration, rate, retry_hint
+from shared.cli import is_quiet
 from shared.jobs.workers import WorkerInfo
 from shared.printable import printable, printable_lines
 
 LINE_SECONDS = 10.0
 PACE_SECONDS = 60.0
 """Between two lines on rate and time left where no terminal shows them."""
-MAX_FAILURES = 10
 MAX_HOSTS = 6
 WIDE = 120
 """From so many columns on, bars are long."""
@@ -41,10 +42,6 @@ class PlainConsole(Console):
         )
 
 
-err = PlainConsole(stderr=True)
-out = PlainConsole()
-
-
 class _Progress(Progress):
     """Bars with a line below them."""
 
@@ -60,7 +57,8 @@ class Bars:
     """Shows a bar for each part on a terminal, or prints a line from time to time. A context manager."""
 
     def __init__(self) -> None:
-        wide = err.width >= WIDE
+        console = PlainConsole(stderr=True)
+        wide = console.width >= WIDE
         self._progress = _Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=40 if wide else 10),
@@ -72,8 +70,8 @@ class Bars:
                 markup=False,
                 table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"),
             ),
-            console=err,
-            disable=not sys.stderr.isatty(),
+            console=console,
+            disable=not _are_wanted(),
             expand=True,
         )
         self._tasks: dict[str, TaskID] = {}
@@ -81,6 +79,8 @@ class Bars:
         self._paced = time.monotonic()
 
     def __enter__(self) -> "Bars":
+        if not self._progress.disable:
+            err.console = self._progress.console
         self._progress.start()
         return self
 
@@ -88,6 +88,7 @@ class Bars:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._progress.stop()
+        err.console = None
 
     def show(
         self,
@@ -135,7 +136,7 @@ class Bars:
 def _note(part: PartState, estimate: PartStatus | None) -> str:
     running = [why for why in part.reasons.values() if why.startswith("running")]
     words = [_pace(estimate)] if estimate and estimate.left else []
-    words += [f"{len(part.failures)} failed"] if part.failures else []
+    words += [f"{part.failed} failed"] if part.failed else []
     words += running[:1]
     return ", ".join(words)
 
@@ -156,12 +157,20 @@ def _hosts(workers: Sequence[WorkerInfo]) -> str:
     return f"at work: {', '.join(named[:MAX_HOSTS])}{more}"
 
 
+def _are_wanted() -> bool:
+    return sys.stderr.isatty() and not is_quiet()
+
+
 class CountBar:
     """Shows a bar for things that are counted, or a line from time to time. A context manager."""
 
     def __init__(self, title: str) -> None:
         self._progress = Progress(
-            TextColumn(title), BarColumn(), MofNCompleteColumn(), console=err, disable=not sys.stderr.isatty()
+            TextColumn(title),
+            BarColumn(),
+            MofNCompleteColumn(),
+            console=PlainConsole(stderr=True),
+            disable=not _are_wanted(),
         )
         self._task = self._progress.add_task(title, total=None)
         self._title, self._told = title, time.monotonic()
@@ -184,13 +193,13 @@ class CountBar:
 
 
 def print_missing(part: PartState) -> None:
-    """Print which tasks failed, and why."""
+    """Print which tasks failed, and why: with --quiet, too."""
     if part.trouble:
-        out.print(part.trouble)
+        out.show(part.trouble)
     for failure in part.failures[:MAX_FAILURES]:
-        out.print(f"failed: {failure}")
-    if len(part.failures) > MAX_FAILURES:
-        out.print(f"... and {len(part.failures) - MAX_FAILURES} more failed")
+        out.show(f"failed: {failure}")
+    if part.failed > MAX_FAILURES:
+        out.show(f"and {part.failed - MAX_FAILURES} more failed")
     if part.failures:
         out.print("`producer failures` tells their histories, `producer retry` enqueues them again")
     if part.cancelled:

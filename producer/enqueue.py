@@ -8,9 +8,9 @@ from pathlib import Path
 
 import msgspec
 from humanfriendly import format_size
-from redis import Redis
 
 from producer.cost import Gate, Wish
+from producer.fleet import Fleet
 from producer.folder.calib_folder import CalibFolder
 from producer.folder.request_file import RequestFile, SketchRequest, union_in_order
 from producer.folder.run_file import RunFile, difference, sample_files
@@ -30,15 +30,6 @@ from shared.safe_url import safe_url
 from shared.stores.records import Record
 from shared.stores.relay_store import RELAY_ID, RelayStore
 from shared.stores.store import MAX_PORTABLE_BYTES, ShardStore
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fleet:
-    """The connection to Redis and the store that a command works with."""
-
-    connection: Redis
-    store: ShardStore
-    store_url: str | None
 
 
 def enqueue_calibration(

@@ -4,10 +4,11 @@ from pathlib import Path
 
 from humanfriendly import format_size
 
-from producer.console import CountBar, out
+from producer.console import CountBar
 from producer.export.export_plan import export_plan
 from producer.inspection.inspect_checkpoint import inspect_checkpoint
 from producer.inspection.table import inspection_json, print_inspection
+from producer.lines import out
 
 
 def export(
@@ -34,7 +35,7 @@ def inspect(path: Path, *, as_json: bool) -> bool:
     """Print what a checkpoint holds; return whether all is as it should be."""
     inspection = inspect_checkpoint(path)
     if as_json:
-        out.print(inspection_json(inspection))
+        out.show(inspection_json(inspection))
     else:
         print_inspection(inspection)
     return not inspection.all_problems

@@ -13,7 +13,7 @@ from producer.folder.calib_folder import CalibFolder
 from producer.jobs.reconcile import Reconciled, reconcile
 from producer.kinds.part import Part
 from producer.kinds.registry import parts_of
-from shared.jobs.history import Event, Progress, read_events, read_progress
+from shared.jobs.history import Event, Progress, read_histories, read_progress
 from shared.jobs.task_queue import queue_name
 from shared.kinds.kind import Task
 from shared.kinds.registry import kind_of
@@ -21,6 +21,8 @@ from shared.stores.store import ShardStore
 
 CANCELLED = "cancelled"
 """The reason why a cancelled task is not done."""
+FAILED = "failed"
+"""The same of a failed task of which nothing more is known."""
 _NONE: Mapping[str, str] = MappingProxyType({})
 
 
@@ -45,7 +47,9 @@ class PartState:
     reasons: dict[str, str]
     """By task id, why the task is not done."""
     failures: list[str]
-    """One line for each failed task."""
+    """One line for each failed task; for the first ones only, where no more were asked for."""
+    failed: int
+    """Tasks that failed in every attempt."""
     unreadable: int = 0
     """Finished tasks whose files in the store can't be read."""
     given_up: int = 0
@@ -65,7 +69,7 @@ class PartState:
         """Whether waiting will not help: each task is collected, failed or cancelled, or can't be had."""
         if self.trouble:
             return self.waiting + self.in_flight == 0
-        ended = len(self.failures) + self.unreadable + self.given_up + self.cancelled
+        ended = self.failed + self.unreadable + self.given_up + self.cancelled
         return self.done + ended == self.total
 
 
@@ -83,10 +87,14 @@ class Ledger:
         """Return all parts of the folder."""
         return parts_of(self.folder)
 
-    def survey(self) -> list[PartState]:
-        """Return the state of all parts without changing anything, by the names of the records alone."""
+    def survey(self, told: int | None = None) -> list[PartState]:
+        """Return the state of all parts without changing anything, by the names of the records alone.
+
+        Of each part at most `told` failures are read and described; None for all.
+        """
         return [
-            self.reconcile(part, part.glance(), enqueue=False, trouble=part.trouble) for part in self.parts()
+            self.reconcile(part, part.glance(), enqueue=False, trouble=part.trouble, told=told)
+            for part in self.parts()
         ]
 
     def reconcile(
@@ -98,6 +106,7 @@ class Ledger:
         unreadable: Mapping[str, str] = _NONE,
         given_up: Mapping[str, str] = _NONE,
         trouble: str | None = None,
+        told: int | None = None,
     ) -> PartState:
         """Return the state of a part.
 
@@ -108,6 +117,7 @@ class Ledger:
             unreadable: by task id, why the files of some finished tasks can't be read.
             given_up: by task id, why some tasks are not to be enqueued again.
             trouble: why nothing is enqueued; empty if that passes by itself.
+            told: how many failures to describe; None for all.
         """
         tasks = part.tasks()
         unwanted = dict.fromkeys(self.folder.cancelled.read(), CANCELLED)
@@ -123,7 +133,8 @@ class Ledger:
         )
         left = {task_id: unwanted.get(task_id) or given_up[task_id] for task_id in reconciled.left}
         cancelled = len(reconciled.left & unwanted.keys())
-        reasons = self._reasons(tasks, reconciled) | left | dict(unreadable)
+        failed = sorted(reconciled.failed)[:told]
+        reasons = self._reasons(tasks, reconciled, failed) | left | dict(unreadable)
         labels = {task.id: task.label for task in tasks if task.id in reconciled.failed}
         return PartState(
             title=part.title,
@@ -139,24 +150,26 @@ class Ledger:
             given_up=len(left) - cancelled,
             cancelled=cancelled,
             trouble=trouble,
-            failures=[f"{labels[task_id]}: {reasons[task_id]}" for task_id in sorted(labels)],
+            failures=[f"{labels[task_id]}: {reasons[task_id]}" for task_id in failed],
+            failed=len(reconciled.failed),
         )
 
-    def _reasons(self, tasks: Sequence[Task], reconciled: Reconciled) -> dict[str, str]:
-        """Return, by task id, why each missing task is not done."""
+    def _reasons(self, tasks: Sequence[Task], reconciled: Reconciled, told: Sequence[str]) -> dict[str, str]:
+        """Return, by task id, why each missing task is not done: how it ended, of those failed in `told`."""
         queued = reconciled.in_flight.union(reconciled.enqueued)
         running = self._running(reconciled)
+        self._read_endings(told)
         reasons: dict[str, str] = {}
         for task_id in {task.id for task in tasks} - reconciled.done:
             if task_id in reconciled.failed:
-                reasons[task_id] = self._ending(task_id)
+                reasons[task_id] = self._endings.get(task_id, FAILED)
             elif task_id in reconciled.in_store:
                 reasons[task_id] = "finished, not collected yet"
             elif task_id in running:
                 reasons[task_id] = running[task_id]
             else:
                 reasons[task_id] = "queued" if task_id in queued else "not enqueued"
-        self._endings = {task_id: reasons[task_id] for task_id in reconciled.failed} | {
+        self._endings = {task_id: reasons[task_id] for task_id in told} | {
             task_id: ending for task_id, ending in self._endings.items() if task_id not in reasons
         }
         return reasons
@@ -167,10 +180,10 @@ class Ledger:
         progress = read_progress(self._connection, queue_name(self.store.id))
         return {task_id: _described(progress.get(task_id)) for task_id in reconciled.running}
 
-    def _ending(self, task_id: str) -> str:
-        if task_id not in self._endings:
-            self._endings[task_id] = _last_word(read_events(self._connection, task_id))
-        return self._endings[task_id]
+    def _read_endings(self, failed: Sequence[str]) -> None:
+        new = [task_id for task_id in failed if task_id not in self._endings]
+        histories = read_histories(self._connection, new)
+        self._endings |= dict(zip(new, map(_last_word, histories), strict=True))
 
 
 def _described(progress: Progress | None) -> str:
@@ -181,7 +194,7 @@ def _last_word(events: list[Event]) -> str:
     """Return in one line how a task failed: attempts, hosts and the last error."""
     attempts = [event for event in events if event.outcome not in ("started", "handed back")]
     if not attempts:
-        return "failed"
+        return FAILED
     last = attempts[-1]
     lines = last.detail.strip().splitlines() or ["no detail"]
     hosts = ", ".join(sorted({event.host or event.worker for event in attempts}))

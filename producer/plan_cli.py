@@ -11,7 +11,6 @@ from producer.cli_options import (
     Bits,
     calib_dir_option,
     cost_options,
-    quiet_option,
     relay_limit_option,
     store_option,
 )
@@ -81,7 +80,6 @@ def _prompt_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @store_option
 @relay_limit_option
 @redis_url_option
-@quiet_option
 @cost_options
 @explain_errors
 def enqueue_levels(
@@ -93,9 +91,10 @@ def enqueue_levels(
     of the final latent back through all steps; that tells how much a change of each layer moves the image.
     """
     from producer import commands
+    from producer.fleet import open_fleet_of
     from producer.plan import commands as plan_commands
 
-    fleet = commands.open_fleet_of(calib_dir, redis_url, store, relay_limit)
+    fleet = open_fleet_of(calib_dir, redis_url, store, relay_limit)
     plan_commands.enqueue_levels(calib_dir, fleet, **options)
     commands.say_if_nobody_works(fleet)
 
@@ -246,7 +245,6 @@ def plan(
 @store_option
 @relay_limit_option
 @redis_url_option
-@quiet_option
 @cost_options
 @explain_errors
 def enqueue_confirm(
@@ -263,8 +261,9 @@ def enqueue_confirm(
     each plan.
     """
     from producer import commands
+    from producer.fleet import open_fleet_of
     from producer.plan import commands as plan_commands
 
-    fleet = commands.open_fleet_of(calib_dir, redis_url, store, relay_limit)
+    fleet = open_fleet_of(calib_dir, redis_url, store, relay_limit)
     plan_commands.enqueue_confirm(calib_dir, fleet, plans, gate)
     commands.say_if_nobody_works(fleet)

@@ -8,7 +8,6 @@ import click
 from producer.cli_options import (
     calib_dir_option,
     cost_options,
-    quiet_option,
     relay_limit_option,
     store_option,
 )
@@ -62,7 +61,6 @@ from shared.cli import explain_errors, redis_url_option
 @store_option
 @relay_limit_option
 @redis_url_option
-@quiet_option
 @cost_options
 @explain_errors
 def enqueue_verification(
@@ -74,7 +72,8 @@ def enqueue_verification(
     is better than the best that anybody could make without it, then writes verification.json, the winner's
     plan and a report. The winner is what to ship, even if it is a uniform model.
     """
-    from producer.commands import open_fleet_of, say_if_nobody_works
+    from producer.commands import say_if_nobody_works
+    from producer.fleet import open_fleet_of
     from producer.proof import commands
 
     fleet = open_fleet_of(calib_dir, redis_url, store, relay_limit)

@@ -31,12 +31,10 @@ def cancel(
     producer cancel '*final_layer*'      those of one layer
     producer cancel --all                everything of this folder
     """
-    from producer import commands
+    from producer import fleet
     from producer.steering import commands as steering
 
-    steering.cancel(
-        calib_dir, commands.open_fleet_of(calib_dir, redis_url, store), what, everything=everything
-    )
+    steering.cancel(calib_dir, fleet.open_fleet_of(calib_dir, redis_url, store), what, everything=everything)
 
 
 @click.command()
@@ -54,10 +52,10 @@ def retry(
     Without WHAT these are all that failed. With WHAT, a part or tasks as in `producer cancel`, they are
     those of it that failed or were cancelled.
     """
-    from producer import commands
+    from producer import fleet
     from producer.steering import commands as steering
 
-    steering.retry(calib_dir, commands.open_fleet_of(calib_dir, redis_url, store), what, cancelled=everything)
+    steering.retry(calib_dir, fleet.open_fleet_of(calib_dir, redis_url, store), what, cancelled=everything)
 
 
 @click.command()
@@ -79,10 +77,10 @@ def failures(
 
     WHAT narrows it to a part or tasks, as in `producer cancel`. Changes nothing.
     """
-    from producer import commands
+    from producer import fleet
     from producer.steering import commands as steering
 
-    steering.failures(calib_dir, commands.open_fleet_of(calib_dir, redis_url, store), what, as_json=as_json)
+    steering.failures(calib_dir, fleet.open_fleet_of(calib_dir, redis_url, store), what, as_json=as_json)
 
 
 @click.command()
@@ -95,10 +93,10 @@ def pause(store: str | None, redis_url: str) -> None:
     It concerns every run that waits in this Redis for the same store. Workers keep the model in memory for
     five minutes, and start no other job. Collecting goes on.
     """
-    from producer import commands
+    from producer import fleet
     from producer.steering import commands as steering
 
-    steering.pause(commands.open_fleet(redis_url, store))
+    steering.pause(fleet.open_fleet(redis_url, store))
 
 
 @click.command()
@@ -107,10 +105,10 @@ def pause(store: str | None, redis_url: str) -> None:
 @explain_errors
 def resume(store: str | None, redis_url: str) -> None:
     """Let a paused fleet go on."""
-    from producer import commands
+    from producer import fleet
     from producer.steering import commands as steering
 
-    steering.resume(commands.open_fleet(redis_url, store))
+    steering.resume(fleet.open_fleet(redis_url, store))
 
 
 @click.command()
@@ -125,10 +123,10 @@ def drain(host: str, undo: bool, store: str | None, redis_url: str) -> None:
     HOST is its name as in `producer status`. A `worker start` there leaves again at once until --undo is
     given; then it has to be started again.
     """
-    from producer import commands
+    from producer import fleet
     from producer.steering import commands as steering
 
-    steering.drain(commands.open_fleet(redis_url, store), host, undo=undo)
+    steering.drain(fleet.open_fleet(redis_url, store), host, undo=undo)
 
 
 @click.command()
@@ -147,10 +145,10 @@ def runs(as_json: bool, store: str | None, redis_url: str) -> None:
 
     The largest comes first. It needs no calibration folder, and changes nothing.
     """
-    from producer import commands
+    from producer import fleet
     from producer.steering import commands as steering
 
-    steering.runs(commands.open_fleet(redis_url, store), as_json=as_json)
+    steering.runs(fleet.open_fleet(redis_url, store), as_json=as_json)
 
 
 @click.command()
@@ -166,7 +164,7 @@ def forget(run: str, yes: bool, store: str | None, redis_url: str) -> None:
     runs`, or its beginning; `unclaimed` is what belongs to no run. What was finished but not collected is
     lost; what was collected stays in its folder.
     """
-    from producer import commands
+    from producer import fleet
     from producer.steering import commands as steering
 
-    steering.forget(commands.open_fleet(redis_url, store), run, yes=yes)
+    steering.forget(fleet.open_fleet(redis_url, store), run, yes=yes)

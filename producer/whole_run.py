@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from producer import commands, export_commands
-from producer.console import out
 from producer.cost import disk_lines, refuse, whole_run_passes
-from producer.enqueue import Fleet
 from producer.export.target_folder import check_target, origin_of
+from producer.fleet import Fleet
 from producer.folder.calib_folder import CalibFolder
 from producer.folder.run_file import sample_files
 from producer.folder.sample_selection import default_step_stride
 from producer.folder.verification_request import WINNER
 from producer.interrupts import Interrupts
 from producer.jobs.local_fleet import LocalWorkers, local_redis
+from producer.lines import out
 from producer.plan import commands as plan_commands
 from producer.plan.prompt_sets import MIN_PROOF, prompt_file
 from producer.plan.targets import Target, like, target_bpw

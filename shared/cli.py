@@ -86,15 +86,33 @@ def is_named(context: click.Context) -> bool:
     return "redis_url" in context.meta or source is not ParameterSource.DEFAULT
 
 
-def debug_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add --debug (or -v) to a command: show the traceback of an error."""
-    return click.option(
+def output_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --quiet and --debug (or -v) to a command; `is_quiet` tells of the first, `debug` of the other."""
+    function = click.option(
         "-v", "--verbose", "--debug", "debug", is_flag=True, help="Show the traceback of an error."
+    )(function)
+    return click.option(
+        "-q",
+        "--quiet",
+        is_flag=True,
+        expose_value=False,
+        callback=_be_quiet,
+        help="Print warnings, errors and what was asked for only.",
     )(function)
 
 
+def _be_quiet(context: click.Context, parameter: click.Parameter, quiet: bool) -> None:
+    context.meta["quiet"] = quiet
+
+
+def is_quiet() -> bool:
+    """Return whether the command that runs now was given --quiet."""
+    context = click.get_current_context(silent=True)
+    return context is not None and bool(context.meta.get("quiet"))
+
+
 def explain_errors(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Print errors that a user can fix in one line and exit with code 2; --debug shows the traceback."""
+    """Print errors that a user can fix in one line and exit with code 2. Adds --quiet and --debug."""
 
     @functools.wraps(function)
     def wrapper(*args: Any, debug: bool, **kwargs: Any) -> Any:
@@ -110,7 +128,7 @@ def explain_errors(function: Callable[..., Any]) -> Callable[..., Any]:
                 raise
             raise OneLineError(_one_line(error), getattr(error, "exit_code", 2)) from None
 
-    return debug_option(wrapper)
+    return output_options(wrapper)
 
 
 def _one_line(error: Exception) -> str:

@@ -2,8 +2,6 @@
 
 from typing import ClassVar, Self
 
-import numpy as np
-
 from shared.errors import ShardCorruptError
 from shared.layout import npz
 from shared.layout.conditioning import from_members, to_members
@@ -56,6 +54,8 @@ class PackedArrays:
         """Check how the arrays relate to each other; raise ShardCorruptError if they don't fit."""
 
     def _check_finite(self) -> None:
+        import numpy as np
+
         for name, (kinds, _) in self._layout.items():
             if kinds != CONDITIONING and not np.isfinite(getattr(self, name)).all():
                 raise ShardCorruptError(f"array {name!r} holds NaN or infinity")

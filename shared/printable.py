@@ -5,9 +5,12 @@ cursor, hide what follows or rename the window. They are shown as `\\u001b` and 
 """
 
 import logging
+import re
 import unicodedata
 
 MAX_TEXT = 2000
+_QUESTIONABLE = re.compile(r"[^ -~]")
+"""A letter that has to be looked at. Histories have millions that need not be."""
 
 
 def printable(text: str, limit: int = MAX_TEXT) -> str:
@@ -16,13 +19,21 @@ def printable(text: str, limit: int = MAX_TEXT) -> str:
     Line breaks and tabs become spaces, other control characters their escapes, as in JSON. The result has at
     most `limit` characters.
     """
-    shown = "".join(" " if letter in "\n\r\t" else _shown(letter) for letter in text[: limit + 1])
+    shown = _QUESTIONABLE.sub(_shown_in_line, text[: limit + 1])
     return shown if len(shown) <= limit else f"{shown[: limit - 1]}…"
 
 
 def printable_lines(text: str) -> str:
     """Return `text` without anything that a terminal would obey but its line breaks and tabs."""
-    return "".join(letter if letter in "\n\t" else _shown(letter) for letter in text)
+    return _QUESTIONABLE.sub(_shown_in_lines, text)
+
+
+def _shown_in_line(found: re.Match[str]) -> str:
+    return " " if found[0] in "\n\r\t" else _shown(found[0])
+
+
+def _shown_in_lines(found: re.Match[str]) -> str:
+    return found[0] if found[0] in "\n\t" else _shown(found[0])
 
 
 def _shown(letter: str) -> str:

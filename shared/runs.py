@@ -1,5 +1,6 @@
 """A run: one set of settings. Its id is part of the name of every task, shard and record."""
 
+from functools import cached_property
 from typing import Annotated, ClassVar, Literal
 
 from msgspec import Meta, Struct
@@ -20,7 +21,7 @@ Identifier = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,80}\Z")]
 Seed = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 
 
-class RunSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class RunSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, dict=True):
     """Everything that decides the samples of a calibration, to the last bit on one kind of machine."""
 
     model: Annotated[str, Meta(min_length=1, max_length=200)]
@@ -48,9 +49,9 @@ class RunSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     added: ClassVar[frozenset[str]] = frozenset({"reference", "guidance"})
     """Fields that were added after the first release; see shared.identity."""
 
-    @property
+    @cached_property
     def id(self) -> str:
-        """Twelve hex digits. Equal settings have equal ids."""
+        """Twelve hex digits. Equal settings have equal ids. Each of thousands of tasks asks for it."""
         return settings_id(self, self.added)
 
     @property
@@ -59,7 +60,7 @@ class RunSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         return self.image_size // 8, self.image_size // 8
 
 
-class SensitivitySettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class SensitivitySettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, dict=True):
     """Everything that decides what a sensitivity result means. Layers and bits can be added later."""
 
     run_id: Identifier
@@ -76,7 +77,7 @@ class SensitivitySettings(Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     added: ClassVar[frozenset[str]] = frozenset({"compute"})
     """Fields that were added after the first release; see shared.identity."""
 
-    @property
+    @cached_property
     def id(self) -> str:
         """Twelve hex digits. Equal settings have equal ids."""
         return settings_id(self, self.added)

@@ -12,6 +12,7 @@ from benchmarks.plan_solver import compare
 from benchmarks.recovery import measure_recovery
 from benchmarks.report import Report, print_report
 from benchmarks.sensitivity import compare_engines, spearman, top_in_common
+from benchmarks.status import AGAIN, FAILED, measure_status
 from shared.plan import Choice
 
 
@@ -23,6 +24,12 @@ def test_engines_agree_on_a_model_of_one_block(capsys):
     assert figures["sketch against exact, Spearman over all pairs"]["value"] > 0.9
     print_report(report)
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["facts"]["layers"] == 19
+
+
+@pytest.mark.slow
+def test_looking_and_steering_is_timed():
+    report = measure_status(tasks=8)
+    assert {"--help", *FAILED, *AGAIN, "forget --yes RUN"} <= report.facts.keys()
 
 
 @pytest.mark.slow

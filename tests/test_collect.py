@@ -13,7 +13,8 @@ import pytest
 from redis import Redis
 
 from producer.collect import collect_part
-from producer.enqueue import Fleet, SensitivityOptions, enqueue_calibration, enqueue_sensitivity
+from producer.enqueue import SensitivityOptions, enqueue_calibration, enqueue_sensitivity
+from producer.fleet import Fleet
 from producer.folder import calib_folder, image_samples, json_file, manifest, record_folder, sample_seals
 from producer.folder.calib_folder import CalibFolder
 from producer.folder.intake import Intake

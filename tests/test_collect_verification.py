@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from redis import Redis
 
 from producer.collect import Collector
-from producer.enqueue import Fleet
+from producer.fleet import Fleet
 from producer.folder.calib_folder import CalibFolder
 from producer.folder.run_file import RunFile
 from producer.folder.verification_request import VerificationRequest

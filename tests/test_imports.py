@@ -1,6 +1,7 @@
 """Who may import what: the producer's machine has no MLX, and the packages know each other one way."""
 
 import ast
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -8,8 +9,23 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.collected_folder import make_collected_folder
+from shared.stores.relay_store import RELAY_ID
+
 ROOT = Path(__file__).parent.parent
 HEAVY = {"mlx", "diffusionkit", "torch", "transformers"}
+SLOW = {"fsspec", "itables", "jinja2", "numpy", "pandas", "rich", "safetensors", "scipy"}
+"""What a person who looks or steers need not wait for."""
+LIGHT = [
+    "status --json",
+    "pause",
+    "resume",
+    "failures",
+    "runs",
+    "cancel image*",
+    "retry --all",
+    "doctor",
+]
 KNOWS = {
     "shared": {"shared"},
     "producer": {"producer", "shared"},
@@ -122,7 +138,36 @@ def test_the_converter_to_core_ml_is_left_out() -> None:
 
 @pytest.mark.parametrize("name", ["producer.cli", "worker.cli"])
 def test_help_loads_nothing_slow(name: str) -> None:
-    assert not loaded_by([name]) & (HEAVY | {"numpy", "redis", "rq", "jinja2", "scipy", "fsspec"})
+    assert not loaded_by([name]) & (HEAVY | SLOW | {"msgspec", "redis", "rq"})
+
+
+@pytest.mark.slow
+def test_whoever_looks_and_steers_loads_nothing_slow(redis_url: str, tmp_path: Path) -> None:
+    """All of these on a run that has failed tasks, in one process, with what they call."""
+    make_collected_folder(
+        tmp_path / "run", images=4, missing=2, num_steps=1, latent=2, text_width=8, store_id=RELAY_ID
+    )
+    script = (
+        "import sys\n"
+        "from producer.cli import main\n"
+        f"for line in {LIGHT!r}:\n"
+        "    print('->', line, file=sys.stderr)\n"
+        "    try: main(line.split())\n"
+        "    except SystemExit as end: assert end.code == 0, (line, end.code)\n"
+        "print('LOADED', *{name.partition('.')[0] for name in sys.modules})\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        env=os.environ | {"REDIS_URL": redis_url, "BITFLEET_CALIB_DIR": str(tmp_path / "run")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    loaded = set(done.stdout.rpartition("LOADED")[2].split())
+    assert {"producer", "redis", "rq"} <= loaded
+    assert not loaded & (HEAVY | SLOW)
 
 
 @pytest.mark.parametrize("package", KNOWS)

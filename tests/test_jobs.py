@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 from redis import Redis
 from rq.job import Job
 
+from shared import __version__
 from shared.errors import TaskRefusedError
 from shared.jobs.task_job import (
+    FAILURE_TTL,
     JOB_TIMEOUT,
     MAX_DATA_BYTES,
     RESULT_TTL,
@@ -40,6 +42,26 @@ def call(name: str, *args: Any, **kwargs: Any) -> bytes:
 
 GOOD = image_task(7)
 GOOD_DATA = call("calibration", encode_task(GOOD))
+
+
+def test_a_job_is_written_as_rq_writes_it(fleet: Fleet) -> None:
+    """Our own way is for thousands at once. RQ's own must be able to read it, and whoever looks at Redis."""
+    queue, redis = fleet.queue, fleet.redis
+    assert queue.enqueue_tasks([GOOD, image_task(8)]) == 2
+    ours = redis.hgetall(f"rq:job:{GOOD.id}")
+    redis.delete(f"rq:job:{GOOD.id}")
+    options = {"timeout": JOB_TIMEOUT, "result_ttl": RESULT_TTL, "failure_ttl": FAILURE_TTL}
+    call = ["calibration", [encode_task(GOOD), __version__]]
+    theirs = queue.prepare_data(call[0], args=call[1], job_id=GOOD.id, description=GOOD.label, **options)
+    queue.enqueue_many([theirs])
+    expected = redis.hgetall(f"rq:job:{GOOD.id}")
+    assert zlib.decompress(ours.pop(b"data")) == zlib.decompress(expected.pop(b"data"))
+    for time in (b"created_at", b"enqueued_at"):
+        assert len(ours.pop(time)) == len(expected.pop(time))
+    assert ours == expected
+    assert queue.in_flight().ready == (GOOD.id, image_task(8).id, GOOD.id)
+    assert queue.task_of(image_task(8).id) == image_task(8)
+    assert redis.smembers("rq:queues") == {queue.key.encode()}
 
 
 class TestRefusal:

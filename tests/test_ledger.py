@@ -12,7 +12,8 @@ from redis import Redis
 
 from producer.cli import main
 from producer.collect import Collector
-from producer.enqueue import Fleet, SensitivityOptions, enqueue_sensitivity
+from producer.enqueue import SensitivityOptions, enqueue_sensitivity
+from producer.fleet import Fleet
 from producer.folder.calib_folder import CalibFolder
 from producer.folder.run_file import RunFile
 from producer.folder.tasks import calibration_tasks, exact_tasks

@@ -12,7 +12,8 @@ from click.testing import CliRunner, Result
 
 import producer.cli
 import worker.cli
-from producer.console import PlainConsole, out
+from producer.console import PlainConsole
+from shared.cli import is_quiet
 
 ROOT = Path(__file__).parent.parent
 MAINS = {"producer": producer.cli.main, "worker": worker.cli.main}
@@ -108,7 +109,7 @@ def test_spellings_of_other_tools() -> None:
 
 def test_quiet_is_over_when_the_command_is() -> None:
     assert invoke("report", "-q").output.startswith("Error:")
-    assert not out.quiet
+    assert not is_quiet()
 
 
 def test_no_color(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,8 @@ from redis.exceptions import NoPermissionError, RedisError
 from rq.exceptions import DequeueTimeout
 
 from producer.collect import Collector
-from producer.enqueue import Fleet, enqueue_calibration
+from producer.enqueue import enqueue_calibration
+from producer.fleet import Fleet
 from producer.folder.calib_folder import CalibFolder
 from producer.folder.tasks import calibration_tasks
 from producer.jobs.claims import claims_key
@@ -207,7 +208,7 @@ class TestUsers:
             enqueue_calibration(folder, SETTINGS, ["a circle", "a square"], 2, fleet)
             assert cancel(folder, fleet, ["image 1"]).queued == 1
             work(server, fails={0: 99})
-            (failure,) = failures(folder, fleet, [])
+            ((failure,),) = failures(folder, fleet, [])
             assert failure.hosts == ["here"]
             assert retry(folder, fleet, [], cancelled=True).failed == 1
             assert halt.pause(fleet)

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from redis import Redis
 
 from producer.cli import main
-from producer.commands import open_fleet
+from producer.fleet import open_fleet
 from producer.jobs.claims import claims_key
 from producer.steering.room import crowding
 from shared.jobs.history import Event, add_event

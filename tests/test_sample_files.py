@@ -15,7 +15,8 @@ from redis import Redis
 from producer.cli import main
 from producer.collect import collect_part
 from producer.cost import disk_lines
-from producer.enqueue import Fleet, enqueue_calibration
+from producer.enqueue import enqueue_calibration
+from producer.fleet import Fleet
 from producer.folder import image_samples, manifest, sample_seals
 from producer.folder.calib_folder import CalibFolder
 from producer.folder.intake import Intake

@@ -15,7 +15,8 @@ from producer.folder.sample_selection import select_parts, select_samples
 from producer.folder.tasks import sketch_tasks
 from shared.errors import SampleError, ShardCorruptError
 from shared.layout.sample_file import SampleFile
-from shared.layout.sample_parts import SampleIndex, join, read_sample_set
+from shared.layout.sample_index import SampleIndex
+from shared.layout.sample_parts import join, read_sample_set
 from shared.layout.sample_set import SampleSet
 from tests.calibration_shards import calibration_shard
 from tests.folders import Folder

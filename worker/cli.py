@@ -10,7 +10,13 @@ from worker.launch import require_own_shared
 require_own_shared()
 
 from shared.choices import DEFAULT_MODEL  # noqa: E402
-from shared.cli import CONTEXT_SETTINGS, explain_errors, redis_url_option, version_option  # noqa: E402
+from shared.cli import (  # noqa: E402
+    CONTEXT_SETTINGS,
+    explain_errors,
+    is_quiet,
+    redis_url_option,
+    version_option,
+)
 
 
 @click.group(context_settings=CONTEXT_SETTINGS)
@@ -76,7 +82,6 @@ def main() -> None:
     help="Seconds between two heartbeats.",
 )
 @click.option("--burst", is_flag=True, help="Exit when the queue is empty.")
-@click.option("-q", "--quiet", is_flag=True, help="Log warnings and errors only.")
 @click.option(
     "--log-format",
     type=click.Choice(["text", "json"]),
@@ -111,7 +116,6 @@ def start(
     lease: int,
     beat: float,
     burst: bool,
-    quiet: bool,
     log_format: str,
     metrics_port: int | None,
     metrics_bind: str,
@@ -144,7 +148,8 @@ def start(
     store = absolute_store(store)
     # Checked here once, so that a wrong URL gives one error and not one per process.
     queue = queue_name(open_store(store, connect(redis_url)).id)
-    log_to_stderr(logging.WARNING if quiet else logging.INFO, host_name(), as_json=log_format == "json")
+    level = logging.WARNING if is_quiet() else logging.INFO
+    log_to_stderr(level, host_name(), as_json=log_format == "json")
     options = WorkerOptions(
         redis_url=redis_url,
         store=store,
@@ -159,7 +164,7 @@ def start(
         burst=burst,
         with_parent=True,
         alone=with_parent,
-        log_level="WARNING" if quiet else "INFO",
+        log_level=logging.getLevelName(level),
         log_json=log_format == "json",
     )
     if metrics_port is not None:
@@ -183,8 +188,10 @@ def fetch(model: str, use_t5: bool | None) -> None:
 
     require_mlx()
     for part, sha256 in fetch_model(model, use_t5=use_t5):
-        click.echo(f"{part.replace('_', ' ')}: sha256 {sha256[:12]}")
-    click.echo(f"{model} is ready on this machine")
+        if not is_quiet():
+            click.echo(f"{part.replace('_', ' ')}: sha256 {sha256[:12]}")
+    if not is_quiet():
+        click.echo(f"{model} is ready on this machine")
 
 
 @main.command()
@@ -252,7 +259,8 @@ def doctor(
     code = show(found(), as_json=as_json, full=full)
     if first_mac is not None:
         write_atomically(first_mac, to_json(checks, full=full).encode())
-        click.echo(f"written: {first_mac}", err=True)
+        if not is_quiet():
+            click.echo(f"written: {first_mac}", err=True)
     sys.exit(code)
 
 

@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from producer.folder.image_files import ImageFiles
 from shared.files import write_atomically
 from shared.kinds.calibration import CalibrationShard, CalibrationTask
@@ -38,6 +36,8 @@ def delete_samples(files: ImageFiles, task: CalibrationTask, steps: Sequence[int
 
 
 def _sample(shard: CalibrationShard, step: int) -> dict[str, Array]:
+    import numpy as np
+
     return {
         "x": shard.x[step : step + 1],
         "timestep": np.asarray(shard.timestep[step], dtype=np.float32),

@@ -6,13 +6,16 @@ Sensitivity runs on the same samples share them. Blobs are written once and neve
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from producer.folder.json_file import stamp_of
 from shared.errors import InputError, ShardCorruptError
 from shared.files import write_atomically
-from shared.layout.sample_parts import SampleIndex, decode_index, digest_of_bytes
-from shared.layout.sample_set import SampleSet
+from shared.layout.sample_index import SampleIndex, decode_index, digest_of_bytes
 from shared.stores.store import ShardStore
+
+if TYPE_CHECKING:
+    from shared.layout.sample_set import SampleSet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +36,7 @@ class SampleSets:
         self._known: dict[str, tuple[str, ...]] = {}
         """By digest of a set, the digests of its blobs."""
 
-    def write(self, parts: Iterable[SampleSet]) -> WrittenSet:
+    def write(self, parts: "Iterable[SampleSet]") -> WrittenSet:
         """Write a sample set, one part after the other, so that only one is in memory at a time."""
         digests, samples, size = [], 0, 0
         for part in parts:

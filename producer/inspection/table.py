@@ -7,9 +7,9 @@ from typing import Any
 import msgspec
 from humanfriendly import format_size
 
-from producer.console import out
 from producer.inspection.inspect_checkpoint import Inspection
 from producer.inspection.layers import Layer
+from producer.lines import out
 
 
 def print_inspection(inspection: Inspection) -> None:
@@ -19,12 +19,12 @@ def print_inspection(inspection: Inspection) -> None:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for first, *others in rows:
         cells = (cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))
-        out.print("  ".join((first.ljust(widths[0]), *cells)))
-    out.print()
+        out.show("  ".join((first.ljust(widths[0]), *cells)))
+    out.show()
     for line in _totals(inspection):
-        out.print(line)
+        out.show(line)
     for problem in inspection.all_problems:
-        out.print(f"wrong: {problem}")
+        out.show(f"wrong: {problem}")
 
 
 def _row(layer: Layer) -> tuple[str, str, str, str, str]:

@@ -14,8 +14,6 @@ from producer.kinds.part import Collected, Part
 from shared.errors import RunMismatchError, ShardCorruptError
 from shared.files import write_atomically
 from shared.kinds.calibration import CalibrationShard, CalibrationTask
-from shared.layout.sample_file import SampleFile
-from shared.layout.shard_file import ShardFile
 from shared.model_card import ModelCard, decode_model_card
 from shared.stores.records import Record
 
@@ -119,9 +117,13 @@ def _check_model(folder: CalibFolder, record: Record, card: ModelCard) -> None:
 
 def _sigmas(folder: CalibFolder, task: CalibrationTask) -> list[float]:
     """Return the noise levels in an image's samples, and a final 0, with which all schedules end."""
+    from shared.layout.sample_file import SampleFile
+    from shared.layout.shard_file import ShardFile
+
     if folder.images.kept(task).shard:
         with ShardFile(folder.shard_path(task.id)) as shard:
             return [*map(float, shard.latents.sigma), 0.0]
+
     sigmas = []
     for path in folder.sample_paths(task):
         with SampleFile(path) as sample:

@@ -8,8 +8,6 @@ from producer.folder.kept_folder import ConfirmRequest, KeptFolder
 from producer.folder.run_file import RunFile
 from producer.kinds.kept import KeptPart, check_layers, parts_or_troubles
 from producer.kinds.part import Part
-from producer.plan.prediction import predict
-from producer.plan.write import write_predictions
 from shared.errors import ShardCorruptError
 from shared.kinds.confirm import ConfirmShard, ConfirmTask
 from shared.stores.records import Record
@@ -71,6 +69,9 @@ class ConfirmPart(KeptPart):
 
     def write_results(self, reasons: dict[str, str]) -> Path | None:
         """Write the predictions of all variants, here and beside each plan."""
+        from producer.plan.prediction import predict
+        from producer.plan.write import write_predictions
+
         known = self.subfolder.records.read()
         paths = [self.subfolder.shard_path(task.id) for task in self._tasks if task.id in known]
         shards = [ConfirmShard.from_bytes(path.read_bytes()) for path in paths if path.is_file()]

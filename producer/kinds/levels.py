@@ -9,7 +9,6 @@ from producer.folder.run_file import RunFile
 from producer.kinds.kept import KeptPart, check_layers, parts_or_troubles
 from producer.kinds.part import Part
 from producer.kinds.weights import read_weights
-from producer.plan.scores import scores_csv, scores_of
 from shared.errors import InputError, ShardCorruptError
 from shared.files import write_atomically
 from shared.kinds.levels import LevelsShard, LevelsTask
@@ -68,6 +67,8 @@ class LevelsPart(KeptPart):
 
     def write_results(self, reasons: dict[str, str]) -> Path | None:
         """Write levels.csv, once the weight errors and an image are there."""
+        from producer.plan.scores import scores_csv, scores_of
+
         try:
             weights = read_weights(self.folder, self.request.weights_id)
         except InputError:

@@ -22,7 +22,10 @@ class Collected:
 
 
 class Part(ABC):
-    """What the collector needs to know about a kind. A part reads everything from the folder."""
+    """What the collector needs to know about a kind. A part reads everything from the folder.
+
+    What makes results is imported by the methods that make them: all commands count tasks, few need numpy.
+    """
 
     trouble: str | None = None
     """Why nothing can be done for this part."""

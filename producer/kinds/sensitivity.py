@@ -7,7 +7,6 @@ from producer.folder.calib_folder import CalibFolder
 from producer.folder.tasks import exact_tasks
 from producer.kinds.part import BrokenPart, Part
 from producer.kinds.sampled import SampledPart
-from producer.results.write import write_results
 from shared.errors import InputError
 
 
@@ -35,4 +34,6 @@ class SensitivityPart(SampledPart):
 
     def write_results(self, reasons: dict[str, str]) -> Path | None:
         """Write the run's results, with those of its sketch if there is one."""
+        from producer.results.write import write_results
+
         return write_results(self.folder, self.subfolder, reasons)

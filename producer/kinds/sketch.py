@@ -9,9 +9,6 @@ from producer.folder.calib_folder import CalibFolder
 from producer.folder.tasks import sketch_tasks
 from producer.kinds.part import Part
 from producer.kinds.sampled import SampledPart
-from producer.results.sketch import estimate
-from producer.results.verify import pairs_to_verify
-from producer.results.write import finished_sketches, write_results
 from shared.stores.records import Record
 
 
@@ -34,6 +31,10 @@ class SketchPart(SampledPart):
 
     def ask_for_more(self, records: dict[str, Record]) -> bool:
         """When the sketch is complete, ask for exact measurements of the pairs that matter most."""
+        from producer.results.sketch import estimate
+        from producer.results.verify import pairs_to_verify
+        from producer.results.write import finished_sketches
+
         request, card = self.request, self.folder.read_model()
         if request.sketch is None or not request.sketch.verify or request.verify or card is None:
             return False
@@ -48,4 +49,6 @@ class SketchPart(SampledPart):
 
     def write_results(self, reasons: dict[str, str]) -> Path | None:
         """Write the run's results, unless its exact measurements do that for both."""
+        from producer.results.write import write_results
+
         return None if self.request.pairs() else write_results(self.folder, self.subfolder, reasons)

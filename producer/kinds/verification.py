@@ -1,6 +1,7 @@
 """Verification: the prompts that all variants draw, more of them from look to look, and the verdict."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
@@ -8,14 +9,13 @@ from producer.folder.calib_folder import CalibFolder
 from producer.folder.kept_folder import KeptFolder
 from producer.folder.verification_request import VARIANTS, VerificationRequest
 from producer.kinds.kept import KeptPart
-from producer.proof.looks import next_look
-from producer.proof.measured import Measured, measured
-from producer.proof.verdict import compare, is_decided
-from producer.proof.write import conclusion, write_verdict
 from shared.errors import ShardCorruptError
 from shared.kinds.verification import VerificationShard, VerificationTask
 from shared.stores.records import Record
 from shared.stores.store import ShardStore
+
+if TYPE_CHECKING:
+    from producer.proof.measured import Measured
 
 PNG = b"\x89PNG"
 
@@ -68,6 +68,9 @@ class VerificationPart(KeptPart):
 
     def ask_for_more(self, records: dict[str, Record]) -> bool:
         """Ask for the prompts of the next look, or for the proof of the plan that was chosen."""
+        from producer.proof.looks import next_look
+        from producer.proof.verdict import compare, is_decided
+
         if len(records) < len(self._tasks):
             return False
         if self.request.purpose == "choosing":
@@ -82,6 +85,8 @@ class VerificationPart(KeptPart):
         return True
 
     def _ask_for_proof(self, records: dict[str, Record]) -> bool:
+        from producer.proof.looks import next_look
+
         best = self._measured(records).best_of(range(1, len(self.request.names)))
         proof = self.folder.verifications.open(self.request.proofs[best - 1])
         request = proof.require_request()
@@ -90,7 +95,9 @@ class VerificationPart(KeptPart):
         proof.write_request(replace(request, wanted=next_look(0, len(request.prompts))))
         return True
 
-    def _measured(self, records: dict[str, Record]) -> Measured:
+    def _measured(self, records: dict[str, Record]) -> "Measured":
+        from producer.proof.measured import measured
+
         return measured(self._shards(records))
 
     def _shards(self, records: dict[str, Record]) -> list[VerificationShard]:
@@ -99,6 +106,8 @@ class VerificationPart(KeptPart):
 
     def write_results(self, reasons: dict[str, str]) -> Path | None:
         """Write verdict and winner of what is collected."""
+        from producer.proof.write import write_verdict
+
         shards = self._shards(self.subfolder.records.read())
         if not shards:
             return None
@@ -106,4 +115,6 @@ class VerificationPart(KeptPart):
 
     def conclusion(self) -> str | None:
         """Return the verdict in one line."""
+        from producer.proof.write import conclusion
+
         return conclusion(self.subfolder)

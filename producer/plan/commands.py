@@ -8,11 +8,12 @@ import msgspec
 from humanfriendly import format_size
 from rich.table import Table
 
-from producer.commands import check_store, say_enqueued
-from producer.console import err, out
+from producer.commands import say_enqueued
+from producer.console import PlainConsole
 from producer.cost import Gate
-from producer.enqueue import Fleet
+from producer.fleet import Fleet, check_store
 from producer.folder.calib_folder import CalibFolder
+from producer.lines import err, out
 from producer.plan.enqueue import enqueue_confirm as ask_for_predictions
 from producer.plan.enqueue import enqueue_levels as ask_for_levels
 from producer.plan.planner import PlanOptions, make_plans
@@ -64,7 +65,7 @@ def enqueue_levels(
 
 
 def _tell(line: str) -> None:
-    err.print(line)
+    err.show(line)
 
 
 def targets_of(
@@ -170,7 +171,7 @@ def print_plans(plans: Sequence[Plan]) -> None:
             "< 0.01%" if made.gap < 1e-4 else f"{100 * made.gap:.2f}%",
             printable(made.target),
         )
-    out.print(table)
+    PlainConsole().print(table)
     out.print("error: of the output, relative, by the scores that the plans were chosen by, and so too good")
 
 

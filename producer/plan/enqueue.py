@@ -5,7 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import msgspec
 
 from producer.cost import Gate, Wish
-from producer.enqueue import Fleet, show_cost
+from producer.enqueue import show_cost
+from producer.fleet import Fleet
 from producer.folder.calib_folder import CalibFolder
 from producer.folder.kept_folder import ConfirmRequest, LevelsRequest, WeightsRequest
 from producer.folder.run_file import RunFile

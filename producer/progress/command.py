@@ -7,18 +7,14 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from rich.live import Live
-
-from producer.commands import check_store, open_fleet, store_of
-from producer.console import PlainConsole, out
-from producer.enqueue import Fleet
+from producer.fleet import Fleet, check_store, open_fleet, store_of
 from producer.folder.calib_folder import CalibFolder
 from producer.jobs.redis_server import RedisServer
 from producer.jobs.who import who_is_there
 from producer.ledger import Ledger
-from producer.progress.status import RunStatus, to_json
+from producer.lines import out
+from producer.progress.status import MAX_FAILURES, RunStatus, to_json
 from producer.progress.survey import look_at_folder, look_at_run
-from producer.progress.tables import plain_line, show
 from shared.errors import InputError, RedisUnavailableError
 from shared.jobs.connection import connect
 
@@ -42,7 +38,8 @@ def status(
         watch: seconds between two looks; None for a single one.
         form: people, json or prometheus.
     """
-    look, fleet = _looker(calib_dir, redis_url, store_url, named)
+    told = None if form == "json" else MAX_FAILURES
+    look, fleet = _looker(calib_dir, redis_url, store_url, named, told)
     if watch is not None:
         _watch(look, watch)
     elif form == "json":
@@ -54,7 +51,7 @@ def status(
 
 
 def _looker(
-    calib_dir: Path, redis_url: str, store_url: str | None, named: bool
+    calib_dir: Path, redis_url: str, store_url: str | None, named: bool, told: int | None
 ) -> tuple[Callable[[], RunStatus], Fleet | None]:
     folder = CalibFolder(calib_dir)
     if named and folder.read_run() is None:
@@ -73,11 +70,15 @@ def _looker(
             continue
         check_store(run.store_id, run.store, fleet)
         ledger = Ledger(folder, fleet.connection, fleet.store)
-        return partial(look_at_run, folder, ledger, fleet), fleet
+        return partial(look_at_run, folder, ledger, fleet, told=told), fleet
     return partial(look_at_folder, folder, note), None
 
 
 def _print(status: RunStatus) -> None:
+    # Rich is not for those who want data.
+    from producer.console import PlainConsole
+    from producer.progress.tables import show
+
     console = PlainConsole()
     if not console.is_terminal:
         console.width = PIPE_WIDTH
@@ -97,17 +98,23 @@ def _metrics(status: RunStatus, fleet: Fleet | None) -> str:
 
 def _watch(look: Callable[[], RunStatus], seconds: float) -> None:
     """Look again and again, until everything is collected or has failed."""
-    if not out.is_terminal:
+    from rich.live import Live
+
+    from producer.console import PlainConsole
+    from producer.progress.tables import plain_line, show
+
+    console = PlainConsole()
+    if not console.is_terminal:
         while True:
             status = look()
-            out.print(plain_line(status))
+            out.show(plain_line(status))
             if status.settled:
                 return
             time.sleep(max(seconds, PIPE_SECONDS))
-    with Live(console=out, auto_refresh=False, vertical_overflow="crop") as live:
+    with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
         while True:
             status = look()
-            live.update(show(status, out.width), refresh=True)
+            live.update(show(status, console.width), refresh=True)
             if status.settled:
                 return
             time.sleep(seconds)

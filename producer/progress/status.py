@@ -4,6 +4,8 @@ import msgspec
 from msgspec import Struct
 
 FORMAT = 1
+MAX_FAILURES = 10
+"""So many failures people are told of at once."""
 
 
 class PartStatus(Struct, frozen=True, kw_only=True):

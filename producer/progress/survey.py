@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 
-from producer.enqueue import Fleet
+from producer.fleet import Fleet
 from producer.folder.calib_folder import CalibFolder
 from producer.jobs.unserved import strangers, unserved
 from producer.jobs.who import Present, who_is_there
@@ -35,13 +35,14 @@ ASKED_FOR = 16
 """So many records are read from the store while none is collected."""
 
 
-def look_at_run(folder: CalibFolder, ledger: Ledger, fleet: Fleet) -> RunStatus:
+def look_at_run(folder: CalibFolder, ledger: Ledger, fleet: Fleet, *, told: int | None = None) -> RunStatus:
     """Return the state of a run, by what its folder, its Redis and its store say.
 
     What is collected is counted by the names of its records: `producer collect` looks at the files as well.
+    Of each part at most `told` failures are described; None for all.
     """
     run = folder.require_run()
-    states = ledger.survey()
+    states = ledger.survey(told)
     present = who_is_there(fleet.connection, fleet.store.id)
     parts = estimate([*ledger.parts()], states, present, fleet.store)
     store = StoreStatus(label=fleet.store.label)
@@ -122,7 +123,7 @@ def estimate(
             running=state.running,
             finished=state.waiting,
             collected=state.done,
-            failed=len(state.failures),
+            failed=state.failed,
             cancelled=state.cancelled,
             tasks_per_hour=rate,
             seconds_left=time,

@@ -9,8 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from producer.console import MAX_FAILURES
-from producer.progress.status import PartStatus, RunStatus, WorkerStatus
+from producer.progress.status import MAX_FAILURES, PartStatus, RunStatus, WorkerStatus
 from producer.progress.words import duration, rate, retry_hint, short
 from shared.printable import printable
 
@@ -127,9 +126,10 @@ def remarks(status: RunStatus) -> Iterator[str]:
         yield f"all that is enqueued takes about {duration(status.seconds_left)}"
     for failure in status.failures[:MAX_FAILURES]:
         yield f"failed: {printable(failure)}"
-    if len(status.failures) > MAX_FAILURES:
-        yield f"{len(status.failures) - MAX_FAILURES} more failed"
-    if status.failures:
+    failed = sum(part.failed for part in status.parts)
+    if failed > MAX_FAILURES:
+        yield f"{failed - MAX_FAILURES} more failed"
+    if failed:
         yield "`producer failures` tells their histories, `producer retry` enqueues them again"
     for part in status.parts:
         if part.cancelled:

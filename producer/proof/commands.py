@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from producer.commands import check_store, say_enqueued
-from producer.console import out
+from producer.commands import say_enqueued
 from producer.cost import Gate
-from producer.enqueue import Fleet
+from producer.fleet import Fleet, check_store
 from producer.folder.calib_folder import CalibFolder
 from producer.kinds.weights import read_weights
+from producer.lines import out
 from producer.proof.enqueue import VerificationOptions
 from producer.proof.enqueue import enqueue_verification as ask_for_verification
 from shared.plan_file import read_plan

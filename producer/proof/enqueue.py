@@ -8,7 +8,8 @@ from humanfriendly import format_size
 from msgspec.structs import replace
 
 from producer.cost import Gate, Wish
-from producer.enqueue import Fleet, show_cost
+from producer.enqueue import show_cost
+from producer.fleet import Fleet
 from producer.folder.calib_folder import CalibFolder
 from producer.folder.run_file import RunFile
 from producer.folder.verification_request import PLAN, VARIANTS, VerificationRequest

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from producer.enqueue import Fleet
+from producer.fleet import Fleet
 from producer.folder.calib_folder import CalibFolder
 from producer.jobs.reconcile import Reconciled, reconcile
 from producer.kinds.registry import parts_of
@@ -59,7 +59,7 @@ def state_of(selected: Selected, fleet: Fleet) -> Reconciled:
     """Return in which states the selected tasks are. Nothing is enqueued."""
     return reconcile(
         selected.tasks,
-        frozenset(selected.part.collected().records),
+        selected.part.glance(),
         connection=fleet.connection,
         store=fleet.store,
         retry_failed=False,

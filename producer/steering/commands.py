@@ -7,10 +7,9 @@ import click
 import msgspec
 from humanfriendly import format_size
 
-from producer.commands import check_store
-from producer.console import err, out
-from producer.enqueue import Fleet
+from producer.fleet import Fleet, check_store
 from producer.folder.calib_folder import CalibFolder
+from producer.lines import err, out
 from producer.progress.words import retry_hint
 from producer.steering import halt
 from producer.steering.cancel import cancel as cancel_tasks
@@ -67,27 +66,26 @@ def failures(calib_dir: Path, fleet: Fleet, patterns: Sequence[str], *, as_json:
     """Print the failed tasks with their histories."""
     found = failed_tasks(_folder(calib_dir, fleet), fleet, patterns)
     if as_json:
-        _print_json(found)
+        _print_json([failure for batch in found for failure in batch])
         return
-    if not found:
-        out.print("no task has failed")
-    for failure in found:
-        _print_failure(failure)
-    if found:
-        out.print(f"{_tasks(len(found))} failed; `producer retry` gives them another life")
-
-
-def _print_failure(failure: Failure) -> None:
-    hosts = ", ".join(failure.hosts) or "no host"
-    out.print(
-        f"{failure.label} ({failure.task}, {failure.part}): {len(failure.attempts)} attempts on {hosts}"
+    count = 0
+    for batch in found:
+        count += len(batch)
+        out.show("\n".join(map(_told, batch)))
+    out.show(
+        f"{_tasks(count)} failed; `producer retry` gives them another life" if count else "no task has failed"
     )
+
+
+def _told(failure: Failure) -> str:
+    hosts = ", ".join(failure.hosts) or "no host"
+    lines = [f"{failure.label} ({failure.task}, {failure.part}): {len(failure.attempts)} attempts on {hosts}"]
     for event in failure.events:
         head, *rest = event.detail.rstrip().splitlines() or [""]
         where = printable(f"{event.host or '?'} {event.worker}", 200)
-        out.print(f"  {printable(event.at, 40)} {where}: {event.outcome}{': ' if head else ''}{head}")
-        for line in rest:
-            out.print(f"      {line}")
+        lines.append(f"  {printable(event.at, 40)} {where}: {event.outcome}{': ' if head else ''}{head}")
+        lines += [f"      {line}" for line in rest]
+    return "\n".join(lines)
 
 
 def pause(fleet: Fleet) -> None:
@@ -125,18 +123,18 @@ def runs(fleet: Fleet, *, as_json: bool) -> None:
         _print_json(found)
         return
     if not found:
-        out.print(f"{fleet.store.label} and its queue hold nothing")
+        out.show(f"{fleet.store.label} and its queue hold nothing")
     for run in found:
         name = "unclaimed" if run.run == UNCLAIMED else f"run {printable(run.run, 80)}"
         model = f" of {printable(run.model)}" if run.model else ""
-        out.print(f"{name}{model}: {_contents(run)}")
+        out.show(f"{name}{model}: {_contents(run)}")
         if run.run == UNCLAIMED:
-            out.print("  samples that no run here needs; `producer forget unclaimed` deletes them")
+            out.show("  samples that no run here needs; `producer forget unclaimed` deletes them")
         elif run.folder is None:
-            out.print("  its folder is not known: an older revision enqueued it, or Redis lost the note")
+            out.show("  its folder is not known: an older revision enqueued it, or Redis lost the note")
         else:
             ages = f"enqueued {age(run.since)} ago, last looked at {age(run.seen)} ago"
-            out.print(f"  {printable(run.folder)} on {printable(run.host or '?')}, {ages}")
+            out.show(f"  {printable(run.folder)} on {printable(run.host or '?')}, {ages}")
 
 
 def forget(fleet: Fleet, name: str, *, yes: bool) -> None:
@@ -144,7 +142,7 @@ def forget(fleet: Fleet, name: str, *, yes: bool) -> None:
     found = all_runs(fleet)
     run = find_run(found, name)
     seen = f", last looked at {age(run.seen)} ago" if run.folder is not None else ""
-    out.print(f"{describe(run)}{seen}: {_contents(run)}")
+    (out.print if yes else out.show)(f"{describe(run)}{seen}: {_contents(run)}")
     if not yes:
         try:
             agreed = click.confirm("Delete all of that? What was collected stays in its folder.", err=True)
@@ -170,7 +168,7 @@ def _contents(run: RunContent) -> str:
 
 
 def _folder(calib_dir: Path, fleet: Fleet) -> CalibFolder:
-    folder = CalibFolder(calib_dir, err.print)
+    folder = CalibFolder(calib_dir, err.show)
     run = folder.require_run()
     check_store(run.store_id, run.store, fleet)
     return folder

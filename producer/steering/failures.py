@@ -1,15 +1,17 @@
 """Failures: the tasks that were given up, each with all that happened to it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from msgspec import Struct
 
-from producer.enqueue import Fleet
+from producer.fleet import Fleet
 from producer.folder.calib_folder import CalibFolder
 from producer.kinds.registry import parts_of
 from producer.steering.cancel import state_of
 from producer.steering.selection import select
 from shared.jobs.history import Event, read_histories
+
+BATCH = 500
 
 
 class Failure(Struct, frozen=True, kw_only=True):
@@ -35,19 +37,21 @@ class Failure(Struct, frozen=True, kw_only=True):
         return [event for event in self.events if event.outcome not in ("started", "handed back")]
 
 
-def failures(folder: CalibFolder, fleet: Fleet, patterns: Sequence[str]) -> list[Failure]:
-    """Return the failed tasks, in the order of the parts; see `select` for `patterns`. Changes nothing.
+def failures(folder: CalibFolder, fleet: Fleet, patterns: Sequence[str]) -> Iterator[list[Failure]]:
+    """Yield the failed tasks, some at a time, in the order of the parts. Changes nothing.
+
+    See `select` for `patterns`.
 
     Raises:
         InputError: a pattern fits nothing.
     """
-    found = []
     for each in select(list(parts_of(folder)), patterns):
         failed = state_of(each, fleet).failed
         tasks = [task for task in each.tasks if task.id in failed]
-        histories = read_histories(fleet.connection, [task.id for task in tasks])
-        found += [
-            Failure(task=task.id, label=task.label, part=each.part.title, events=tuple(events))
-            for task, events in zip(tasks, histories, strict=True)
-        ]
-    return found
+        for start in range(0, len(tasks), BATCH):
+            batch = tasks[start : start + BATCH]
+            histories = read_histories(fleet.connection, [task.id for task in batch])
+            yield [
+                Failure(task=task.id, label=task.label, part=each.part.title, events=tuple(events))
+                for task, events in zip(batch, histories, strict=True)
+            ]

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from producer.enqueue import Fleet
+from producer.fleet import Fleet
 from producer.jobs.claims import read_claims, unclaim
 from producer.steering.runs import RunContent
 from shared.jobs.asides import kind_of_job

@@ -3,7 +3,7 @@
 import socket
 from collections.abc import Iterator
 
-from producer.enqueue import Fleet
+from producer.fleet import Fleet
 from shared.errors import InputError
 from shared.jobs.history import utc_now
 from shared.jobs.orders import DRAIN, PAUSE, Order, give_order, read_orders, take_back

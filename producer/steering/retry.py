@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from producer.enqueue import Fleet
+from producer.fleet import Fleet
 from producer.folder.calib_folder import CalibFolder
 from producer.jobs.reconcile import reconcile
 from producer.kinds.registry import parts_of

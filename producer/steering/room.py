@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from humanfriendly import format_size, format_timespan
 
-from producer.enqueue import Fleet
+from producer.fleet import Fleet
 from producer.steering.runs import UNCLAIMED, RunContent, runs
 from shared.printable import printable
 from shared.stores.relay_store import RelayStore

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 
 from msgspec import Struct
 
-from producer.enqueue import Fleet
+from producer.fleet import Fleet
 from producer.jobs.claims import read_claims
 from shared.errors import BitfleetError, InputError
 from shared.jobs.redis_time import redis_time
 from shared.jobs.task_queue import TaskQueue, queue_name
 from shared.kinds.kind import Task
-from shared.layout.sample_parts import decode_index
+from shared.layout.sample_index import decode_index
 from shared.printable import printable
 from shared.stores.store import ShardStore
 from shared.stores.usage import Usage

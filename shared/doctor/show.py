@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Struct
 
 from shared import __version__
+from shared.cli import is_quiet
 from shared.doctor.check import Check
 from shared.printable import printable
 
@@ -45,11 +46,14 @@ def to_json(checks: list[Check], *, full: bool) -> str:
 
 
 def show(checks: Iterable[Check], *, as_json: bool, full: bool = False) -> int:
-    """Print checks as they come, or all as JSON; return the exit code: 2 if one has failed."""
+    """Print checks as they come, or all as JSON; return the exit code: 2 if one has failed.
+
+    With --quiet only warnings and failures are printed as they come.
+    """
     seen = []
     for check in checks:
         seen.append(check)
-        if not as_json:
+        if not as_json and (not is_quiet() or check.outcome in ("warning", "failed")):
             click.echo(printable(line_of(check)))
     if as_json:
         click.echo(to_json(seen, full=full))

@@ -6,8 +6,6 @@ family of models may have other arrays with names of its own; files hold an arra
 
 from collections.abc import Mapping
 
-import numpy as np
-
 from shared.errors import ShardCorruptError
 from shared.layout.npz import Array
 
@@ -56,6 +54,8 @@ def check_conditioning(conditioning: Conditioning, leading: tuple[int, ...]) -> 
     Raises:
         ShardCorruptError: an array doesn't fit.
     """
+    import numpy as np
+
     if not conditioning:
         raise ShardCorruptError("conditioning is missing")
     rows = {array.shape[: len(leading) + 1] for array in conditioning.values()}

@@ -4,43 +4,14 @@ A part is a sample set by itself. The list of the parts' digests is a blob too, 
 whole set. A set of an older revision is one blob, an NPZ, named by its digest as well.
 """
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any
+from typing import Any
 
-import msgspec
 import numpy as np
-from msgspec import Meta, Struct
 
-from shared.decoding import decode
 from shared.errors import ShardCorruptError
+from shared.layout.sample_index import decode_index
 from shared.layout.sample_set import SampleSet
-from shared.runs import Digest
-
-
-class SampleIndex(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The parts of a sample set."""
-
-    parts: Annotated[tuple[Digest, ...], Meta(min_length=1, max_length=1_000_000)]
-    """sha256 of each part's bytes, in the layout's order."""
-
-    def to_bytes(self) -> bytes:
-        """Return the index as JSON. Equal lists give equal bytes."""
-        return msgspec.json.encode(self)
-
-
-_decoder = msgspec.json.Decoder(SampleIndex)
-
-
-def decode_index(data: bytes) -> SampleIndex | None:
-    """Return the index that a blob holds; None if the blob is a whole sample set of an older revision.
-
-    Raises:
-        ShardCorruptError: it is neither.
-    """
-    if data.startswith(b"PK"):
-        return None
-    return decode(_decoder, data, ShardCorruptError, "not a sample set")
 
 
 def read_sample_set(digest: str, blob: Callable[[str], bytes]) -> SampleSet:
@@ -90,8 +61,3 @@ def _concatenate(values: Sequence[Any]) -> Any:
     if isinstance(values[0], Mapping):
         return {name: np.concatenate([value[name] for value in values]) for name in values[0]}
     return np.concatenate(values)
-
-
-def digest_of_bytes(data: bytes) -> str:
-    """Return the sha256 in hex, which names a blob."""
-    return hashlib.sha256(data).hexdigest()

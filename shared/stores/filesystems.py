@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import fsspec
-
 from shared.errors import StoreError
 
 CONNECT_SECONDS = 15
@@ -20,6 +18,9 @@ def open_filesystem(url: str, label: str) -> tuple[Any, str]:
         StoreError: a package is missing, or the SSH server is unknown.
         Exception: whatever else the filesystem raises.
     """
+    # Imported here, so that commands that use the relay answer at once.
+    import fsspec
+
     extra = _EXTRAS.get(url.partition("://")[0])
     try:
         if extra == "sftp":
@@ -34,6 +35,7 @@ def open_filesystem(url: str, label: str) -> tuple[Any, str]:
 
 
 def _open_sftp(url: str) -> tuple[Any, str]:
+    import fsspec
     import paramiko
 
     class KnownHostsOnly(paramiko.MissingHostKeyPolicy):  # type: ignore[misc]

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from shared.errors import ShardCorruptError
 from shared.files import write_atomically
-from shared.layout.sample_parts import digest_of_bytes, read_sample_set
+from shared.layout.sample_index import digest_of_bytes
+from shared.layout.sample_parts import read_sample_set
 from shared.layout.sample_set import SampleSet
 from shared.runs import SensitivitySettings
 from shared.stores.store import ShardStore
