@@ -19,7 +19,7 @@ from producer.enqueue import enqueue_sensitivity as ask_for_layers
 from producer.fleet import Fleet, check_store
 from producer.folder.calib_folder import CalibFolder
 from producer.folder.run_file import sample_files
-from producer.folder.sample_selection import default_step_stride
+from producer.folder.sample_steps import default_step_stride
 from producer.interrupts import Interrupts
 from producer.jobs.reconcile import Reconciled
 from producer.jobs.serve_redis import FleetRedis, RedisOptions, check_password

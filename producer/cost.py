@@ -10,7 +10,7 @@ from statistics import mean
 from humanfriendly import format_size, format_timespan
 from redis import Redis
 
-from producer.folder.sample_selection import written_steps
+from producer.folder.sample_steps import written_steps
 from producer.progress.pace import with_timed_hosts
 from shared.choices import SampleFiles
 from shared.costs import TaskSize, cost_of, kept_shard_bytes, samples_bytes

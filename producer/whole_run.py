@@ -11,7 +11,7 @@ from producer.export.target_folder import check_target, origin_of
 from producer.fleet import Fleet
 from producer.folder.calib_folder import CalibFolder
 from producer.folder.run_file import sample_files
-from producer.folder.sample_selection import default_step_stride
+from producer.folder.sample_steps import default_step_stride
 from producer.folder.verification_request import WINNER
 from producer.interrupts import Interrupts
 from producer.jobs.local_fleet import LocalWorkers, local_redis

@@ -19,7 +19,8 @@ from producer.folder import calib_folder, image_samples, json_file, manifest, re
 from producer.folder.calib_folder import CalibFolder
 from producer.folder.intake import Intake
 from producer.folder.run_file import RunFile
-from producer.folder.sample_selection import default_step_stride, select_samples
+from producer.folder.sample_selection import select_samples
+from producer.folder.sample_steps import default_step_stride
 from producer.folder.tasks import calibration_tasks
 from producer.kinds import calibration
 from producer.kinds.calibration import CalibrationPart

@@ -37,7 +37,7 @@ CHOICES: tuple[SampleFiles, ...] = ("all", "needed", "none")
 @pytest.fixture(autouse=True)
 def two_needed_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps 0 and 2 of the four are measured on by default."""
-    monkeypatch.setattr("producer.folder.sample_selection.DEFAULT_STEPS_PER_IMAGE", 2)
+    monkeypatch.setattr("producer.folder.sample_steps.DEFAULT_STEPS_PER_IMAGE", 2)
 
 
 class ChosenRun(Run):
@@ -391,7 +391,7 @@ def act(folder: CalibFolder, remove: bool) -> None:
 
 
 def test_what_it_costs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("producer.folder.sample_selection.DEFAULT_STEPS_PER_IMAGE", 10)
+    monkeypatch.setattr("producer.folder.sample_steps.DEFAULT_STEPS_PER_IMAGE", 10)
     run = settings()
     first, second = disk_lines(run, 100, "all", tmp_path)
     assert first.startswith("disk: at most 3.85 GB of samples, ")

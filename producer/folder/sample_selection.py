@@ -7,7 +7,6 @@ from typing import NamedTuple
 import numpy as np
 
 from producer.folder.calib_folder import CalibFolder
-from shared.choices import DEFAULT_STEPS_PER_IMAGE, SampleFiles
 from shared.errors import InputError, SampleError
 from shared.layout.npz import Array
 from shared.layout.reader import OpenSample, open_samples, read_manifest
@@ -18,18 +17,6 @@ from shared.layout.sample_set import SampleSet
 PART_BYTES = 24 * 1024 * 1024
 """A part of an image is closed when its latents have more, unpacked. Smaller parts cost less memory here and
 in Redis; no blob may be larger than `shared.stores.store.MAX_PORTABLE_BYTES`."""
-
-
-def default_step_stride(num_steps: int) -> int:
-    """Return a stride that leaves about ten steps of each image, from early to late."""
-    return max(1, num_steps // DEFAULT_STEPS_PER_IMAGE)
-
-
-def written_steps(choice: SampleFiles, num_steps: int) -> range:
-    """Return the steps that get a sample file when an image is collected."""
-    stops = {"all": (num_steps, 1), "needed": (num_steps, default_step_stride(num_steps)), "none": (0, 1)}
-    stop, stride = stops[choice]
-    return range(0, stop, stride)
 
 
 class _Step(NamedTuple):

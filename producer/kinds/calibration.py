@@ -8,7 +8,7 @@ from producer.folder.collected_images import KeptFiles
 from producer.folder.image_samples import write_samples
 from producer.folder.record_folder import RecordFolder
 from producer.folder.run_file import RunFile
-from producer.folder.sample_selection import written_steps
+from producer.folder.sample_steps import written_steps
 from producer.folder.tasks import calibration_tasks
 from producer.kinds.part import Collected, Part
 from shared.errors import RunMismatchError, ShardCorruptError
