@@ -9,11 +9,13 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner, Result
+from redis import Redis
 
 import producer.cli
 import worker.cli
 from producer.console import PlainConsole
 from shared.cli import is_quiet
+from tests.folders import Folder
 
 ROOT = Path(__file__).parent.parent
 MAINS = {"producer": producer.cli.main, "worker": worker.cli.main}
@@ -105,6 +107,77 @@ def test_spellings_of_other_tools() -> None:
     result = invoke("enqueue-calibration", "-m", "nonsense", "--steps", "2")
     assert "no model named 'nonsense'" in result.output
     assert "'--num-steps' / '--steps'" in invoke("run", "--steps", "0").output
+
+
+@pytest.mark.parametrize("program", MAINS)
+def test_every_command_is_quiet_or_verbose_when_asked(program: str) -> None:
+    for name, command in MAINS[program].commands.items():
+        words = {word for each in command.params for word in each.opts}
+        assert {"-q", "--quiet", "-v", "--verbose", "--debug"} <= words, name
+
+
+class TestQuiet:
+    """Results that were asked for, warnings and errors are printed; nothing else."""
+
+    @pytest.fixture
+    def folder(self, tmp_path: Path, redis: Redis, redis_url: str) -> Folder:
+        folder = Folder(tmp_path / "calib", redis, redis_url, 2)
+        folder.call("collect")
+        return folder
+
+    @pytest.mark.parametrize(
+        "line", ["pause", "resume", "cancel --all", "retry --all", "collect", "enqueue-levels --images 1"]
+    )
+    def test_what_is_done_is_not_told(self, folder: Folder, redis: Redis, line: str) -> None:
+        words = line.split()
+        options = ["--redis-url", folder.redis_url] if words[0] in ("pause", "resume") else folder.arguments()
+        assert invoke(*words, *options).output
+        assert invoke(*words, "--quiet", *options).output == ""
+
+    @pytest.mark.parametrize("line", ["status", "status --json", "failures", "failures --json"])
+    def test_what_was_asked_for_is_shown(self, folder: Folder, line: str) -> None:
+        task_id = folder.images[0].id
+        folder.queue.withdraw([task_id])
+        folder.queue.connection.zadd(folder.queue.failed_job_registry.key, {task_id: 2e9})
+        assert task_id in folder.call(*line.split(), "-q").output or line.startswith("status")
+        loud = folder.call(*line.split()).output
+        assert len(folder.call(*line.split(), "-q").output.splitlines()) == len(loud.splitlines()) > 1
+
+    def test_failed_tasks_are_named(self, folder: Folder) -> None:
+        task_id = folder.images[0].id
+        folder.queue.withdraw([task_id])
+        folder.queue.connection.zadd(folder.queue.failed_job_registry.key, {task_id: 2e9})
+        assert folder.call("collect", "-q").output == "failed: image 0: failed\n"
+
+    def test_a_dry_run_is_asked_for(self, folder: Folder) -> None:
+        said = folder.call("enqueue-levels", "--images", "1", "--dry-run", "-q").output
+        assert said.startswith("cost: 2 tasks")
+
+    def test_a_doctor_tells_what_is_wrong(self, folder: Folder) -> None:
+        lines = folder.call("doctor", "-q").output.splitlines()
+        assert lines
+        assert not [line for line in lines if line.startswith(("ok", "skipped"))]
+        assert "ok       Redis" in folder.call("doctor").output
+
+    def test_a_worker_that_fetches(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("worker.service.fetch.fetch_model", lambda *_, **__: [("vae", "0" * 64)])
+        assert "ready" in invoke("fetch", "tiny-sd3", program="worker").output
+        assert invoke("fetch", "tiny-sd3", "-q", program="worker").output == ""
+
+
+@pytest.mark.parametrize(
+    ("program", "line"),
+    [("producer", "report"), ("producer", "export --plan no.json --out out"), ("worker", "fetch no-model")],
+)
+def test_a_traceback_is_shown_when_asked_for(program: str, line: str, tmp_path: Path) -> None:
+    environment = {"BITFLEET_CALIB_DIR": str(tmp_path)}
+    short = invoke(*line.split(), program=program, **environment)
+    assert isinstance(short.exception, SystemExit)
+    assert short.output.startswith("Error: ")
+    long = invoke(*line.split(), "-v", program=program, **environment)
+    assert not isinstance(long.exception, SystemExit)
+    assert long.exception is not None
+    assert str(long.exception).split()[0] in short.output
 
 
 def test_quiet_is_over_when_the_command_is() -> None:
