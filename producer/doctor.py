@@ -103,7 +103,7 @@ def _check_prompts(run: RunFile | None, model: str, path: Path | None, column: s
 
 
 def _check_samples(folder: CalibFolder, run: RunFile | None) -> Iterator[Check]:
-    """Compare collected samples with their seals: sizes, times, and where times differ the sha256."""
+    """Compare samples and kept shards with their seals: sizes, times, and where times differ the sha256."""
     if run is None:
         yield Check(name="Samples", outcome="skipped", found=f"{folder.root} holds no run yet")
         return
@@ -113,7 +113,7 @@ def _check_samples(folder: CalibFolder, run: RunFile | None) -> Iterator[Check]:
             name="Samples",
             outcome="failed",
             found=f"{len(damages)} of {len(whole) + len(damages)} images: {next(iter(damages.values()))}",
-            cure="`producer collect --wait` has them drawn again",
+            cure="`producer collect --wait` mends what a shard holds, and has the others drawn again",
         )
     else:
         yield ok("Samples", f"{len(whole)} images are as they were collected")

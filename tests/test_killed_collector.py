@@ -25,9 +25,12 @@ from producer.collect import Collector
 from producer.folder.calib_folder import CalibFolder
 from producer.folder.request_file import RequestFile
 from producer.folder.run_file import RunFile
+from producer.folder.sample_selection import written_steps
 from producer.folder.tasks import calibration_tasks, exact_tasks
 from producer.ledger import Ledger
+from shared.choices import SampleFiles
 from shared.jobs.connection import connect
+from shared.kinds.calibration import CalibrationTask
 from shared.kinds.kind import Task
 from shared.layout.reader import read_manifest, read_samples
 from shared.runs import SensitivitySettings
@@ -52,14 +55,17 @@ REQUEST = RequestFile(
 )
 
 
-def run_file(store: ShardStore) -> RunFile:
-    return RunFile(settings=RUN, prompts=("a circle", "a square"), store_id=store.id, store=None)
+def run_file(store: ShardStore, samples: SampleFiles = "all") -> RunFile:
+    prompts = ("a circle", "a square")
+    return RunFile(settings=RUN, prompts=prompts, store_id=store.id, store=None, samples=samples)
 
 
-def prepare(root: Path, store: ShardStore, shards: dict[str, bytes]) -> CalibFolder:
+def prepare(
+    root: Path, store: ShardStore, shards: dict[str, bytes], samples: SampleFiles = "all"
+) -> CalibFolder:
     """A folder that asks for two images and one (layer, bits), all finished in the store."""
     folder = CalibFolder(root)
-    run = run_file(store)
+    run = run_file(store, samples)
     folder.write_run(run)
     place = folder.sensitivity(SENSITIVITY.id)
     place.write_request(REQUEST)
@@ -190,22 +196,31 @@ def collect_and_die(folder: CalibFolder, store: ShardStore, redis_url: str, at: 
 
 
 def check_manifest(folder: CalibFolder) -> None:
-    """It is absent or valid, and what it lists is there whole."""
+    """It is absent or valid, what it lists is there whole, and all steps of its images can be read."""
     if not folder.manifest_path.exists():
         return
     manifest = read_manifest(folder.root)
-    assert len(manifest.sample_files) == manifest.n_completed * RUN.num_steps
-    for name, sample in zip(manifest.sample_files, read_samples(folder.root), strict=True):
+    steps = written_steps(folder.require_run().samples, RUN.num_steps)
+    names = [folder.sample_name(image, step) for image in range(manifest.n_completed) for step in steps]
+    assert list(manifest.sample_files or ()) == names
+    for name in names:
+        np.load(folder.root / name).close()
+    samples = list(read_samples(folder.root))
+    assert len(samples) == manifest.n_completed * RUN.num_steps
+    for sample in samples:
         shard = calibration_shard(sample.image_index, RUN.num_steps)
-        assert name == folder.sample_name(sample.image_index, sample.step_index)
         np.testing.assert_array_equal(sample.x[0], shard.x[sample.step_index])
 
 
 def check_records(folder: CalibFolder) -> None:
     """A record's existence means done: all that it vouches for is there."""
+    run = folder.require_run()
+    steps = written_steps(run.samples, RUN.num_steps)
     for record in folder.records.read().values():
-        for step in range(RUN.num_steps):
-            assert (folder.root / folder.sample_name(record.task.image_index, step)).is_file()  # type: ignore[union-attr]
+        assert isinstance(record.task, CalibrationTask)
+        assert all(path.is_file() for path in folder.sample_paths(record.task, steps))
+        if run.samples != "all":
+            record.check(folder.shard_path(record.id).read_bytes())
     place = folder.sensitivity(SENSITIVITY.id)
     for path in place.records.root.glob("*.json"):
         assert place.shard_path(path.stem).is_file()
@@ -222,7 +237,9 @@ def contents(root: Path) -> dict[str, bytes]:
 @pytest.mark.slow
 @pytest.mark.chaos
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork()")
+@pytest.mark.parametrize("samples", ["all", "needed"])
 def test_killed_at_any_point(
+    samples: SampleFiles,
     new_store: Callable[[], ShardStore],
     shards: dict[str, bytes],
     redis: Redis,
@@ -232,8 +249,10 @@ def test_killed_at_any_point(
 ) -> None:
     # SIGKILL loses nothing that was written; only a power cut does, and fsync takes its time.
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    # One of the two steps of an image is needed.
+    monkeypatch.setattr("producer.folder.sample_selection.DEFAULT_STEPS_PER_IMAGE", 1)
     store = new_store()
-    folder = prepare(tmp_path / "whole", store, shards)
+    folder = prepare(tmp_path / "whole", store, shards, samples)
     collect(folder, store, redis)
     whole = contents(folder.root)
     assert read_manifest(folder.root).n_completed == 2
@@ -241,7 +260,7 @@ def test_killed_at_any_point(
     while died:
         at += STRIDE
         store = new_store()
-        folder = prepare(tmp_path / f"killed-{at}", store, shards)
+        folder = prepare(tmp_path / f"killed-{at}", store, shards, samples)
         died = collect_and_die(folder, store, redis_url, at)
         check_manifest(folder)
         check_records(folder)
@@ -255,13 +274,14 @@ def test_killed_at_any_point(
         assert again.keys() == whole.keys(), at
         for name, data in again.items():
             # Records tell the store's id, which is another one each time.
-            if name.startswith(("samples/", "previews/")) or "/shards/" in name:
+            if name.startswith(("samples/", "previews/", "shards/")) or "/shards/" in name:
                 assert data == whole[name], (at, name)
         check_manifest(folder)
         assert read_manifest(folder.root).n_completed == 2
         assert store.record_ids(RUN.id) == store.record_ids(SENSITIVITY.id) == set(), at
         shutil.rmtree(folder.root)
-    # 2 images of 2 samples, a preview and a record, 1 pair and its record, model and manifest: 12 files.
+    # 2 images of 2 samples (or one and the shard), a preview and a record, 1 pair and its record, model and
+    # manifest: 12 files.
     assert at > 12 * 5
 
 

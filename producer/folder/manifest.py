@@ -5,7 +5,7 @@ from pathlib import Path
 
 import msgspec
 
-from producer.folder.collected_images import CollectedImages
+from producer.folder.collected_images import CollectedImages, KeptFiles
 from producer.folder.image_files import ImageFiles
 from producer.folder.json_file import Stamp, stamp_of
 from producer.folder.run_file import RunFile
@@ -51,33 +51,31 @@ class Manifest:
         tasks.sort(key=lambda task: task.image_index)
         steps = run.settings.num_steps
         yield f'{{\n  "n_completed": {len(tasks)},\n  "num_steps": {steps},\n  "sample_files": ['.encode()
+        kept = [self._images.kept(task) for task in tasks]
         first = True
-        for task in tasks:
-            names = [
-                self._files.sample_name(task.image_index, step) for step in self._images.kept(task).steps
-            ]
+        for task, has in zip(tasks, kept, strict=True):
+            names = [self._files.sample_name(task.image_index, step) for step in has.steps]
             if names:
                 text = ",".join(f'\n    "{name}"' for name in names)
                 yield f"{'' if first else ','}{text}".encode()
                 first = False
-        partial = any(len(self._images.kept(task).steps) < steps for task in tasks)
         rest = {
-            **({"note": _NOTE} if partial else {}),
+            **({"note": _NOTE} if any(len(has.steps) < steps for has in kept) else {}),
             "run_id": run.settings.id,
             "settings": run.settings,
             "sigmas": read_sigmas(tasks[0]) if tasks else [],
-            "images": [self._image(task) for task in tasks],
+            "images": [self._image(task, has) for task, has in zip(tasks, kept, strict=True)],
             "fingerprint": next((record.fingerprint for record in records.values()), None),
         }
         yield b"\n  ],\n"
         yield msgspec.json.format(msgspec.json.encode(rest), indent=2).removeprefix(b"{\n") + b"\n"
 
-    def _image(self, task: CalibrationTask) -> dict[str, object]:
+    def _image(self, task: CalibrationTask, has: KeptFiles) -> dict[str, object]:
         about: dict[str, object] = {
             "image_index": task.image_index,
             "prompt": task.prompt,
             "seed": task.seed,
         }
-        if self._images.kept(task).shard:
+        if has.shard:
             about["shard"] = self._files.shard_path(task.id).relative_to(self._files.root).as_posix()
         return about
