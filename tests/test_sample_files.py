@@ -28,6 +28,7 @@ from shared.choices import SampleFiles
 from shared.errors import SampleError
 from shared.layout.reader import read_manifest, read_samples
 from shared.layout.sample_file import Sample
+from tests.fleet import Fleet as Workers
 from tests.test_collect import RUN, STEPS, TASKS, Run, _KilledError, all_steps, overwrite, shard_of, truncate
 from tests.test_cost import settings
 
@@ -403,3 +404,30 @@ def test_what_it_costs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (line,) = disk_lines(run, 10, "all", tmp_path)
     assert "--samples" not in line
     assert disk_lines(run, 0, "all", tmp_path) == []
+
+
+@pytest.mark.slow
+def test_from_prompts_to_results_without_a_sample_file(tmp_path: Path, redis_url: str) -> None:
+    """As a user does it, with a real worker: files are written after the measurement, and change nothing."""
+    fleet = Workers(tmp_path, redis_url, tmp_path / "cache")
+    fleet.enqueue(2, "--samples", "none")
+    fleet.work("--quiet")
+    fleet.producer("collect")
+    assert fleet.json("manifest.json")["sample_files"] == []
+    measure = (
+        "enqueue-sensitivity", "--layers", "final_layer.linear", "--bits", "4", "--step-stride", "2",
+    )  # fmt: skip
+    assert "on 4 samples (2 images, one step in 2)" in fleet.producer(*measure)
+    fleet.work("--quiet")
+    fleet.producer("collect")
+    assert [(s.image_index, s.step_index) for s in read_samples(fleet.calib, step_stride=2)] == [
+        (0, 0), (0, 2), (1, 0), (1, 2),
+    ]  # fmt: skip
+    assert "6 samples of 2 images written: " in fleet.producer("samples")
+    shutil.rmtree(fleet.calib / "shards")
+    # Without shards the images stand on their samples, and give the very same sample set.
+    assert "0 tasks enqueued, 1 collected" in fleet.producer(*measure)
+    said = fleet.producer("collect")
+    assert "calibration: 2 of 2" in said
+    assert all("shard" not in image for image in fleet.json("manifest.json")["images"])
+    assert "2 images are as they were collected" in fleet.producer("doctor", code=0)
