@@ -1,6 +1,7 @@
 """Samples on disk: a file for every step, for the needed ones, or for none, and the shard for the rest."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -219,6 +220,22 @@ class TestCommand:
         assert run.collected() == all_steps(0, 1, 2)
         assert shard_names(run) == [TASKS[0].id]
 
+    def test_nothing_is_removed_for_a_shard_that_only_its_sha256_tells_from_the_collected_one(
+        self, make: Callable[[SampleFiles], ChosenRun]
+    ) -> None:
+        run = make("needed")
+        path = run.folder.shard_path(TASKS[0].id)
+        before = path.stat()
+        data = bytearray(path.read_bytes())
+        # The hour at which an array was packed.
+        data[11] ^= 8
+        path.write_bytes(data)
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        said = command(run.opened_again(), "samples", "--remove", code=3)
+        assert "differs from its record's sha256" in said
+        assert "4 samples of 3 images removed" in said
+        assert [name[:11] for name in sample_names(run)] == ["image-00000"] * 2
+
     def test_nothing_is_collected_yet(self, tmp_path: Path, redis: Redis) -> None:
         run = Run(tmp_path / "calib", redis)
         assert "holds no images yet" in command(run, "samples", code=2)
@@ -261,6 +278,14 @@ class TestDamage:
         assert run.collect().merged == [TASKS[1].id]
         assert run.collected() == all_steps(0, 1, 2)
         assert sample_names(run) == before
+
+    def test_a_collector_that_runs_notices_a_shard_that_is_taken_away(
+        self, make: Callable[[SampleFiles], ChosenRun]
+    ) -> None:
+        run = make("none")
+        assert run.collect() == Intake()
+        run.folder.shard_path(TASKS[1].id).unlink()
+        assert len(run.collect().problems) == 1
 
     @pytest.mark.parametrize("choice", CHOICES[1:])
     def test_without_a_seal_the_record_vouches_for_the_shard(
