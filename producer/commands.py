@@ -281,12 +281,12 @@ def samples(calib_dir: Path, *, max_images: int | None, step_stride: int, remove
         _complain(f"{damage}; run `producer collect --wait` to have the image drawn again")
     if changed.alone:
         out.print(f"{changed.alone} images have all of their samples, and no shard (`--samples all`)")
-    if changed.shards and not changed.files:
+    if changed.shards and not changed.files and not changed.damages:
         out.print("nothing to remove" if remove else "every sample that was asked for is there already")
     elif changed.files:
         after = "; `producer samples` writes them again" if remove else f" in {folder.samples_dir}"
         out.print(
-            f"{changed.files:,} samples of {changed.shards:,} images {'removed' if remove else 'written'}: "
+            f"{changed.files:,} samples of {changed.images:,} images {'removed' if remove else 'written'}: "
             f"{format_size(changed.size)}{after}"
         )
     return not changed.damages

@@ -10,7 +10,7 @@ from producer.folder.image_samples import write_samples as write_files
 from producer.folder.tasks import calibration_tasks
 from producer.kinds.calibration import CalibrationPart
 from shared.errors import InputError, ShardCorruptError
-from shared.kinds.calibration import CalibrationTask
+from shared.kinds.calibration import CalibrationShard, CalibrationTask
 from shared.stores.records import Record
 
 Show = Callable[[int, int], None]
@@ -23,6 +23,8 @@ class ChangedSamples:
     files: int = 0
     size: int = 0
     """Of these files, in bytes."""
+    images: int = 0
+    """Of these files."""
     shards: int = 0
     """Images that were asked for, and whose shard is kept."""
     alone: int = 0
@@ -52,13 +54,12 @@ def write_samples(
             kept = folder.images.kept(task)
             missing = sorted({*range(0, task.run.num_steps, step_stride)}.difference(kept.steps))
             if missing:
-                try:
-                    shard = folder.images.shard(records[task.id])
-                except ShardCorruptError as error:
-                    changed.damages.append(f"{task.label}: {error}")
+                shard = _shard(folder, records[task.id], changed)
+                if shard is None:
                     continue
                 changed.size += write_files(folder, task, shard, missing)
                 changed.files += len(missing)
+                changed.images += 1
                 folder.images.seal(task, KeptFiles(sorted({*kept.steps, *missing}), shard=True))
             show(number + 1, len(tasks))
         part.summarize(records)
@@ -87,10 +88,7 @@ def remove_samples(folder: CalibFolder, show: Show) -> ChangedSamples:
         intact = []
         for task in tasks:
             folder.lock.check()
-            try:
-                folder.images.shard(records[task.id])
-            except ShardCorruptError as error:
-                changed.damages.append(f"{task.label}: {error}")
+            if _shard(folder, records[task.id], changed) is None:
                 continue
             if folder.images.kept(task).steps:
                 folder.images.seal(task, KeptFiles((), shard=True))
@@ -101,8 +99,20 @@ def remove_samples(folder: CalibFolder, show: Show) -> ChangedSamples:
             files, size = delete_samples(folder, task, range(task.run.num_steps))
             changed.files += files
             changed.size += size
+            changed.images += files > 0
             show(number + 1, len(intact))
     return changed
+
+
+def _shard(folder: CalibFolder, record: Record, changed: ChangedSamples) -> CalibrationShard | None:
+    """Return an image's shard; None, and the damage noted, if it is not the one that was collected."""
+    try:
+        return folder.images.shard(record)
+    except ShardCorruptError as error:
+        changed.damages.append(str(error))
+        # Its size and time are as they were sealed. Without the seal, the next pass compares its sha256.
+        folder.seal_path(record.id).unlink(missing_ok=True)
+        return None
 
 
 def _look(

@@ -233,8 +233,10 @@ class TestCommand:
         os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
         said = command(run.opened_again(), "samples", "--remove", code=3)
         assert "differs from its record's sha256" in said
-        assert "4 samples of 3 images removed" in said
+        assert "4 samples of 2 images removed" in said
         assert [name[:11] for name in sample_names(run)] == ["image-00000"] * 2
+        (problem,) = run.opened_again().collect().problems
+        assert problem.startswith(f"image 0: {path} was altered")
 
     def test_nothing_is_collected_yet(self, tmp_path: Path, redis: Redis) -> None:
         run = Run(tmp_path / "calib", redis)
