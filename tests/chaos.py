@@ -68,6 +68,7 @@ class Chaos:
         url: str | None = None,
         slowness: float = 1,
         hedge: bool = False,
+        host: str | None = None,
         lease: int = LEASE,
         wrong_clock: float | None = None,
     ) -> subprocess.Popen[bytes]:
@@ -79,6 +80,8 @@ class Chaos:
             "CHAOS_SEED": str(self.chance.random()),
             "PYTHONPATH": str(ROOT),
         }
+        if host is not None:
+            values["CHAOS_HOST"] = host
         if wrong_clock is not None:
             values["CHAOS_CLOCK"] = str(wrong_clock)
         with (self.folder / f"worker-{next(self.numbers)}.log").open("wb") as log:

@@ -113,6 +113,8 @@ def work() -> int:
     be_quick()
     lease_worker.TROUBLE_SECONDS = lean_worker.FULL_POLL_SECONDS = 0.3
     lease_worker.NO_ROOM_SECONDS = runtime.RELAY_POLL_SECONDS = 0.3
+    if host := os.environ.get("CHAOS_HOST"):
+        process.host_name = lambda: host  # type: ignore[attr-defined]
     process.Runtime = FakeRuntime  # type: ignore[misc]
     process.LeaseWorker = SlowToStart  # type: ignore[misc]
     return process.main()

@@ -240,7 +240,7 @@ def test_an_idle_worker_takes_a_second_copy_of_a_slow_job(chaos: Chaos) -> None:
     chaos.enqueue(8, "0.2")
     slow = chaos.start(slowness=1000)
     chaos.wait_until_busy()
-    quick = chaos.start(hedge=True)
+    quick = chaos.start(hedge=True, host="another")
     chaos.collect_all()
     # The slow one drops its copy, and is free again.
     chaos.wait_until(lambda: "the result is dropped" in chaos.logs())

@@ -10,11 +10,12 @@ from rq.exceptions import StopRequested
 from rq.job import JobStatus
 from rq.utils import utcformat
 
+from shared.jobs.history import Event, add_event
 from shared.jobs.task_job import TaskJob
 from shared.jobs.task_queue import TaskQueue, queue_name
 from shared.kinds.kind import Task
 from tests.tasks import image_task, layer_task
-from worker.jobs.hedge import Hedge
+from worker.jobs.hedge import LAST, LOOK_BACK, Hedge
 from worker.jobs.job_context import JobContext
 
 QUEUE = queue_name("relay")
@@ -31,9 +32,11 @@ class Fleet:
         self.copies: list[str] = []
         self.act: Callable[[JobContext], None] = lambda context: None
         self.outcome = "stored"
+        self._ends = 2**33
         self.hedge = Hedge(
             self.queue,
             {"calibration": self._run},
+            host="here",
             worker="idle",
             min_seconds=1.0,
             each_look=lambda: None,
@@ -47,12 +50,14 @@ class Fleet:
 
     def finish(self, *tasks: Task, seconds: float = 1.0) -> None:
         for task in tasks:
+            self._ends += 1
             self._move(task, JobStatus.FINISHED, seconds)
             self.redis.hset(TaskJob.key_for(task.id), "ended_at", self._ago(0))
-            self.redis.zadd(self.queue.finished_job_registry.key, {task.id: 2**33})
+            self.redis.zadd(self.queue.finished_job_registry.key, {task.id: self._ends})
 
-    def start(self, task: Task, *, seconds: float, worker: str = "slow") -> None:
+    def start(self, task: Task, *, seconds: float, worker: str = "slow", host: str = "there") -> None:
         self._move(task, JobStatus.STARTED, seconds)
+        add_event(self.redis, task.id, Event(outcome="started", host=host, worker=worker))
         self.redis.hset(TaskJob.key_for(task.id), "worker_name", worker)
         self.redis.zadd(self.queue.started_job_registry.key, {f"{task.id}:x": 2**33})
 
@@ -94,6 +99,41 @@ class TestWhichJob:
     def test_not_its_own(self, fleet: Fleet) -> None:
         fleet.start(SLOW, seconds=100, worker="idle")
         assert fleet.slow_job() is None
+
+    def test_not_its_own_machines(self, fleet: Fleet) -> None:
+        fleet.start(SLOW, seconds=100, worker="neighbour", host="here")
+        assert fleet.slow_job() is None
+
+    def test_though_this_machine_had_it_before(self, fleet: Fleet) -> None:
+        add_event(fleet.redis, SLOW.id, Event(outcome="failed", host="here", worker="neighbour"))
+        fleet.start(SLOW, seconds=100)
+        assert fleet.slow_job() == SLOW.id
+
+    def test_the_one_that_runs_for_most_medians(self, fleet: Fleet) -> None:
+        fleet.finish(*(layer_task(bits=bits) for bits in (2, 3, 5)), seconds=50)
+        fleet.start(layer_task(), seconds=110)
+        fleet.start(image_task(8), seconds=20)
+        fleet.start(SLOW, seconds=30)
+        for _ in range(20):
+            assert fleet.slow_job() == SLOW.id
+
+    def test_an_image_though_many_layers_have_ended_since(self, fleet: Fleet) -> None:
+        fleet.finish(*(layer_task(f"layer.{number}") for number in range(LOOK_BACK - 3)))
+        fleet.start(SLOW, seconds=100)
+        assert fleet.slow_job() == SLOW.id
+        fleet.finish(layer_task())
+        assert fleet.slow_job() is None
+
+    def test_by_the_last_of_its_like_alone(self, fleet: Fleet) -> None:
+        fleet.finish(*(image_task(index) for index in range(10, 10 + LAST)), seconds=60)
+        fleet.start(SLOW, seconds=100)
+        assert fleet.slow_job() is None
+
+    def test_by_what_it_knows_already(self, fleet: Fleet) -> None:
+        fleet.start(SLOW, seconds=100)
+        assert fleet.slow_job() == SLOW.id
+        fleet.redis.delete(*(TaskJob.key_for(image_task(index).id) for index in range(3)))
+        assert fleet.slow_job() == SLOW.id
 
     def test_not_one_whose_like_was_not_finished_often_enough(self, fleet: Fleet) -> None:
         other = layer_task()

@@ -22,7 +22,7 @@ def test_the_property_list_is_one_and_starts_a_worker(tmp_path: Path) -> None:
     (tmp_path / "redis-url").write_text("redis://:secret@studio.local\n")
     (tmp_path / "redis-url").chmod(0o600)
     parameters = command.make_context("start", arguments[1:]).params
-    assert parameters["hedge"]
+    assert parameters["hedge"] is True
     assert parameters["redis_url"] == "redis://:secret@studio.local"
     assert "PASSWORD" not in block
     assert daemon["UserName"] == "YOU"

@@ -63,9 +63,10 @@ def main() -> None:
     "[default: 0.001 in float32, 0.05 in 16 bits]",
 )
 @click.option(
-    "--hedge",
-    is_flag=True,
-    help="When idle, start a second copy of a job that is slow elsewhere. The first result counts.",
+    "--hedge/--no-hedge",
+    default=True,
+    show_default=True,
+    help="When idle, start a second copy of a job that is slow on another machine. The first result counts.",
 )
 @click.option(
     "--lease",

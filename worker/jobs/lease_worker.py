@@ -153,6 +153,7 @@ class LeaseWorker(LeanWorker):
             self._hedge = Hedge(
                 self._queue,
                 functions,
+                host=host,
                 worker=self.name,
                 min_seconds=beat_seconds,
                 each_look=self._maintain_when_due,

@@ -30,7 +30,7 @@ class WorkerOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     workers_here: int = 1
     """Processes of this machine, which share its memory."""
     canary_tolerance: float | None = None
-    hedge: bool = False
+    hedge: bool = True
     """Take second copies of slow jobs when the queue is empty."""
     lease_seconds: int = 45
     beat_seconds: float = 10.0
