@@ -266,10 +266,10 @@ def enqueue_calibration(
 ) -> None:
     """Enqueue one task per image. Workers draw the image and keep every denoising step."""
     from producer import commands
-    from producer.fleet import open_fleet_for_run
+    from producer.fleet import fleet_to_ask_for_run
 
     settings, prompts = commands.read_settings(**options)
-    fleet = open_fleet_for_run(calib_dir, redis_url, store, relay_limit)
+    fleet = fleet_to_ask_for_run(gate, calib_dir, redis_url, store, relay_limit)
     commands.enqueue_calibration(
         calib_dir,
         settings,
@@ -292,17 +292,17 @@ def enqueue_calibration(
 @cost_options
 @explain_errors
 def enqueue_sensitivity(
-    calib_dir: Path, store: str | None, relay_limit: str | None, redis_url: str, **options: Any
+    calib_dir: Path, store: str | None, relay_limit: str | None, redis_url: str, gate: "Gate", **options: Any
 ) -> None:
     """Enqueue the measurements: how much the output changes when one layer is quantized.
 
     With --method exact, each (layer, bits) is one task; with --method sketch, each sample is one.
     """
     from producer import commands
-    from producer.fleet import open_fleet_of
+    from producer.fleet import fleet_to_ask
 
-    fleet = open_fleet_of(calib_dir, redis_url, store, relay_limit)
-    commands.enqueue_sensitivity(calib_dir, fleet, **options)
+    fleet = fleet_to_ask(gate, calib_dir, redis_url, store, relay_limit)
+    commands.enqueue_sensitivity(calib_dir, fleet, gate=gate, **options)
     commands.say_if_nobody_works(fleet)
 
 

@@ -86,7 +86,7 @@ def enqueue_calibration(
     settings: RunSettings,
     prompts: Sequence[str],
     num_images: int,
-    fleet: Fleet,
+    fleet: Fleet | None,
     *,
     drop_finished: bool = False,
     samples: SampleFiles | None = None,
@@ -122,7 +122,7 @@ def enqueue_calibration(
 
 def enqueue_sensitivity(
     calib_dir: Path,
-    fleet: Fleet,
+    fleet: Fleet | None,
     *,
     max_images: int | None,
     step_stride: int | None,
@@ -175,9 +175,9 @@ def say_enqueued(reconciled: Reconciled, things: str) -> None:
     out.print(", ".join(parts))
 
 
-def say_if_nobody_works(fleet: Fleet) -> None:
+def say_if_nobody_works(fleet: Fleet | None) -> None:
     """Print a hint if no worker is connected."""
-    if not _workers(fleet):
+    if fleet is not None and not _workers(fleet):
         option = "" if fleet.store.id == RELAY_ID else f" --store {safe_url(fleet.store_url or '')}"
         out.print(f"no worker is connected yet; on every Mac: worker start --redis-url URL{option}")
 

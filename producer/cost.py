@@ -3,12 +3,13 @@
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean
+from typing import TYPE_CHECKING
 
 from humanfriendly import format_size, format_timespan
-from redis import Redis
 
 from producer.folder.sample_steps import written_steps
 from producer.progress.pace import with_timed_hosts
@@ -24,6 +25,10 @@ from shared.runs import RunSettings
 from shared.stores.records import Record
 from shared.stores.relay_store import RelayStore
 from shared.stores.store import ShardStore
+
+if TYPE_CHECKING:
+    from producer.fleet import Fleet
+    from producer.folder.calib_folder import CalibFolder
 
 MAX_PASSES = 50_000
 """More forward passes are refused without --yes, where no record tells how long they take."""
@@ -96,8 +101,17 @@ class Gate:
 
     def __init__(self, tell: Callable[[str], None], *, dry_run: bool = False, yes: bool = False) -> None:
         """`tell` gets one line at a time. With `yes` nothing is refused; with `dry_run` nothing passes."""
-        self._tell, self._dry_run, self._yes = tell, dry_run, yes
+        self.dry_run = dry_run
+        self.unknown: str | None = None
+        """Of a dry run: why there is no fleet to be asked."""
+        self.relay_limit: int | None = None
+        """Of a dry run: what the limit of the relay would become."""
+        self._tell, self._yes = tell, yes
         self._lines: list[str] = []
+
+    def hold(self, folder: "CalibFolder", command: str) -> AbstractContextManager[None]:
+        """Return the folder's lock; nothing for a dry run, which writes nothing there."""
+        return nullcontext() if self.dry_run else folder.locked(command)
 
     def pass_through(
         self,
@@ -105,17 +119,15 @@ class Gate:
         images: Mapping[str, Record],
         *,
         folder: Path,
-        connection: Redis,
-        store: ShardStore,
+        fleet: "Fleet | None",
     ) -> None:
         """Count what the tasks cost, which `tell` prints.
 
         Args:
             wishes: what is asked for.
             images: records of the folder's images, which tell how fast machines are.
-            folder: where samples are written.
-            connection: tells who is connected.
-            store: where shards wait.
+            folder: where samples are written; it need not exist.
+            fleet: tells who is connected, and where shards wait; only a dry run may have none.
 
         Raises:
             InputError: they would take too long, and nobody has said yes.
@@ -123,7 +135,9 @@ class Gate:
         """
         costs = [estimate(wish) for wish in wishes]
         passes = sum(cost.passes for cost in costs)
-        workers = live_workers(TaskQueue(queue_name(store.id), connection))
+        workers = (
+            live_workers(TaskQueue(queue_name(fleet.store.id), fleet.connection)) if fleet is not None else []
+        )
         hosts = Counter(worker.host for worker in workers)
         seconds = _seconds(wishes, costs, images, hosts, speeds_by_host(workers))
         if any(cost.tasks for cost in costs):
@@ -131,8 +145,12 @@ class Gate:
             for wish, cost in zip(wishes, costs, strict=True):
                 if wish.kind == "calibration":
                     self._lines += disk_lines(wish.run, cost.tasks, wish.sample_files, folder)
-            self._lines += [*_room(costs, store), _time(passes, seconds, hosts)]
-        if self._dry_run:
+            if fleet is not None:
+                self._lines += _room(costs, fleet.store, self.relay_limit)
+            self._lines.append(_time(passes, seconds, hosts))
+        if self.unknown is not None:
+            self._lines.append(f"not known: room in the store, and who is connected ({self.unknown})")
+        if self.dry_run:
             self.tell()
             self._tell("nothing was enqueued")
             raise DryRun
@@ -207,7 +225,7 @@ def disk_lines(run: RunSettings, images: int, choice: SampleFiles, folder: Path)
     if not images:
         return []
     samples, shards = (images * each for each in _image_bytes(run, choice))
-    free = shutil.disk_usage(folder).free
+    free = shutil.disk_usage(_existing(folder)).free
     parts = [f"{format_size(samples)} of samples"] if samples else []
     parts += [f"{format_size(shards)} of shards"] if shards else []
     short = "; make room, or name another --calib-dir" if samples + shards > free else ""
@@ -225,6 +243,11 @@ def disk_lines(run: RunSettings, images: int, choice: SampleFiles, folder: Path)
     return lines
 
 
+def _existing(folder: Path) -> Path:
+    """Return a folder, or the one in which it would be made."""
+    return next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
+
+
 def _image_bytes(run: RunSettings, choice: SampleFiles) -> tuple[int, int]:
     """Of an image's samples, and of its shard if that is kept."""
     model = model_spec(run.model)
@@ -234,11 +257,11 @@ def _image_bytes(run: RunSettings, choice: SampleFiles) -> tuple[int, int]:
     return samples_bytes(model, size, written), shard
 
 
-def _room(costs: Sequence[Estimate], store: ShardStore) -> Iterator[str]:
+def _room(costs: Sequence[Estimate], store: ShardStore, limit: int | None) -> Iterator[str]:
     if not isinstance(store, RelayStore):
         return
     wanted = sum(cost.tasks * cost.shard_bytes for cost in costs)
-    room = max(0, store.limit_bytes - store.used_bytes)
+    room = max(0, (limit or store.limit_bytes) - store.used_bytes)
     keep = "; keep a `producer collect --wait` running" if wanted > room else ""
     yield f"relay: at most {format_size(wanted)} of shards, {format_size(room)} are free{keep}"
 

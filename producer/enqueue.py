@@ -1,7 +1,7 @@
 """Enqueue: write into the calibration folder what is wanted, then reconcile."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -37,7 +37,7 @@ def enqueue_calibration(
     settings: RunSettings,
     prompts: Sequence[str],
     num_images: int,
-    fleet: Fleet,
+    fleet: Fleet | None,
     *,
     drop_finished: bool = False,
     samples: SampleFiles | None = None,
@@ -53,7 +53,7 @@ def enqueue_calibration(
     Raises:
         InputError: the folder holds another run, or images of one are finished and not to be dropped.
     """
-    with folder.locked("enqueue-calibration"):
+    with turn(folder, "enqueue-calibration", gate):
         return _enqueue_calibration(
             folder, settings, prompts, num_images, fleet, drop_finished, samples, gate
         )
@@ -64,7 +64,7 @@ def _enqueue_calibration(
     settings: RunSettings,
     prompts: Sequence[str],
     num_images: int,
-    fleet: Fleet,
+    fleet: Fleet | None,
     drop_finished: bool,
     samples: SampleFiles | None,
     gate: Gate | None,
@@ -74,11 +74,14 @@ def _enqueue_calibration(
     if old and _goes_on(old, settings, prompts):
         settings = old.settings
         wanted = max(wanted, list(old.prompts), key=len)
+    store_id, store_url = (fleet.store.id, fleet.store_url) if fleet else (RELAY_ID, None)
+    if fleet is None and old is not None:
+        store_id, store_url = old.store_id, old.store
     run = RunFile(
         settings=settings,
         prompts=tuple(wanted),
-        store_id=fleet.store.id,
-        store=safe_url(fleet.store_url) if fleet.store_url else None,
+        store_id=store_id,
+        store=safe_url(store_url) if store_url else None,
         samples=sample_files(old, samples),
     )
     folder.check_run(run)
@@ -92,6 +95,7 @@ def _enqueue_calibration(
             sample_files=run.samples,
         )
         show_cost(gate, folder, fleet, wish)
+    fleet = beyond_the_gate(fleet)
     if old and old.settings != settings:
         # Nothing of the old run was collected, or `check_run` would have refused. Before the new run is
         # written: if this process is killed in between, the old one is enqueued again.
@@ -109,7 +113,18 @@ def _enqueue_calibration(
     )
 
 
-def show_cost(gate: Gate, folder: CalibFolder, fleet: Fleet, *wishes: Wish) -> None:
+def turn(folder: CalibFolder, command: str, gate: Gate | None) -> AbstractContextManager[None]:
+    """Return the folder's lock, unless the gate is that of a dry run."""
+    return gate.hold(folder, command) if gate else folder.locked(command)
+
+
+def beyond_the_gate(fleet: Fleet | None) -> Fleet:
+    """Return the fleet: only a dry run may have none, and that ends at the gate."""
+    assert fleet is not None
+    return fleet
+
+
+def show_cost(gate: Gate, folder: CalibFolder, fleet: Fleet | None, *wishes: Wish) -> None:
     """Let wishes pass the gate.
 
     Raises:
@@ -119,8 +134,7 @@ def show_cost(gate: Gate, folder: CalibFolder, fleet: Fleet, *wishes: Wish) -> N
         wishes,
         folder.records.read(),
         folder=folder.root,
-        connection=fleet.connection,
-        store=fleet.store,
+        fleet=fleet,
     )
 
 
@@ -180,19 +194,19 @@ class SensitivityOptions:
 
 
 def enqueue_sensitivity(
-    folder: CalibFolder, options: SensitivityOptions, fleet: Fleet, gate: Gate | None = None
+    folder: CalibFolder, options: SensitivityOptions, fleet: Fleet | None, gate: Gate | None = None
 ) -> tuple[RequestFile, Reconciled]:
     """Enqueue exact measurements or a sketch on some of the samples.
 
     Raises:
         InputError: images are not collected yet, no layer matches, or MLX lacks a bit width.
     """
-    with folder.locked("enqueue-sensitivity"):
+    with turn(folder, "enqueue-sensitivity", gate):
         return _enqueue_sensitivity(folder, options, fleet, gate)
 
 
 def _enqueue_sensitivity(
-    folder: CalibFolder, options: SensitivityOptions, fleet: Fleet, gate: Gate | None
+    folder: CalibFolder, options: SensitivityOptions, fleet: Fleet | None, gate: Gate | None
 ) -> tuple[RequestFile, Reconciled]:
     run = folder.require_run()
     card = folder.read_model()
@@ -204,8 +218,10 @@ def _enqueue_sensitivity(
     _check_collected(folder, run, options.max_images)
     if card is None:
         raise InputError(f"{folder.root} holds no model.json yet; run `producer collect` first")
-    written = folder.sample_sets.write(select_parts(folder, options.max_images, options.step_stride))
-    _check_room(written, fleet.store)
+    parts = select_parts(folder, options.max_images, options.step_stride)
+    written = folder.sample_sets.write(parts, dry_run=gate is not None and gate.dry_run)
+    if fleet is not None:
+        _check_room(written, fleet.store)
     settings = SensitivitySettings(
         run_id=run.settings.id,
         sample_set_sha256=_older_name(folder, options, written) or written.digest,
@@ -218,6 +234,7 @@ def _enqueue_sensitivity(
     request = _request(old, settings, options, card, written.samples)
     if gate:
         show_cost(gate, folder, fleet, *_wishes(request, run, subfolder.records.read()))
+    fleet = beyond_the_gate(fleet)
     if old is not None:
         _withdraw_sketch(folder, old, request, run, fleet)
     subfolder.write_request(request)

@@ -2,18 +2,22 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from humanfriendly import format_size
 from redis import Redis
 
 from producer.folder.calib_folder import CalibFolder
-from shared.errors import InputError, WrongStoreError
+from shared.errors import InputError, RedisUnavailableError, StoreError, WrongStoreError
 from shared.jobs.connection import connect
 from shared.safe_url import HIDDEN, safe_url
 from shared.sizes import parse_size
 from shared.stores.open_store import absolute_store, open_store
 from shared.stores.relay_store import MIN_LIMIT_BYTES, RelayStore
 from shared.stores.store import ShardStore
+
+if TYPE_CHECKING:
+    from producer.cost import Gate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +57,41 @@ def open_fleet_of(
         WrongStoreError: there is no store at the URL.
     """
     return open_fleet(redis_url, store_of(CalibFolder(calib_dir), store_url), relay_limit)
+
+
+def fleet_to_ask(
+    gate: "Gate", calib_dir: Path, redis_url: str, store_url: str | None, relay_limit: str | None
+) -> Fleet | None:
+    """Return `open_fleet_of`; for a dry run, which changes nothing, what is there of it.
+
+    Returns:
+        None for a dry run where Redis or the store can't be had; the gate is told why.
+    """
+    if not gate.dry_run:
+        return open_fleet_of(calib_dir, redis_url, store_url, relay_limit)
+    return _look_for_fleet(gate, redis_url, store_of(CalibFolder(calib_dir), store_url), relay_limit)
+
+
+def fleet_to_ask_for_run(
+    gate: "Gate", calib_dir: Path, redis_url: str, store_url: str | None, relay_limit: str | None
+) -> Fleet | None:
+    """The same for `open_fleet_for_run`."""
+    if not gate.dry_run:
+        return open_fleet_for_run(calib_dir, redis_url, store_url, relay_limit)
+    return _look_for_fleet(gate, redis_url, absolute_store(store_url), relay_limit)
+
+
+def _look_for_fleet(
+    gate: "Gate", redis_url: str, store_url: str | None, relay_limit: str | None
+) -> Fleet | None:
+    gate.relay_limit = _relay_limit(relay_limit) if relay_limit is not None else None
+    try:
+        return open_fleet(redis_url, store_url)
+    except WrongStoreError:
+        gate.unknown = f"no store at {safe_url(store_url or '')}"
+    except (RedisUnavailableError, StoreError) as error:
+        gate.unknown = str(error).partition(" (")[0]
+    return None
 
 
 def _relay_limit(text: str) -> int:
@@ -104,12 +143,12 @@ def store_of(folder: CalibFolder, store_url: str | None) -> str | None:
     return named
 
 
-def check_store(store_id: str, label: str | None, fleet: Fleet) -> None:
-    """Check that a command was given the store of the run.
+def check_store(store_id: str, label: str | None, fleet: Fleet | None) -> None:
+    """Check that a command was given the store of the run; a dry run may have none.
 
     Raises:
         WrongStoreError: it was given another.
     """
-    if store_id != fleet.store.id:
+    if fleet is not None and store_id != fleet.store.id:
         wanted = f"--store {label}" if label else "no --store (the Redis relay)"
         raise WrongStoreError(f"this run was enqueued with {wanted}; give the same")

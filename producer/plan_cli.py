@@ -83,7 +83,7 @@ def _prompt_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @cost_options
 @explain_errors
 def enqueue_levels(
-    calib_dir: Path, store: str | None, relay_limit: str | None, redis_url: str, **options: Any
+    calib_dir: Path, store: str | None, relay_limit: str | None, redis_url: str, gate: "Gate", **options: Any
 ) -> None:
     """Enqueue what plans are made of: weight errors and levels.
 
@@ -91,11 +91,11 @@ def enqueue_levels(
     of the final latent back through all steps; that tells how much a change of each layer moves the image.
     """
     from producer import commands
-    from producer.fleet import open_fleet_of
+    from producer.fleet import fleet_to_ask
     from producer.plan import commands as plan_commands
 
-    fleet = open_fleet_of(calib_dir, redis_url, store, relay_limit)
-    plan_commands.enqueue_levels(calib_dir, fleet, **options)
+    fleet = fleet_to_ask(gate, calib_dir, redis_url, store, relay_limit)
+    plan_commands.enqueue_levels(calib_dir, fleet, gate=gate, **options)
     commands.say_if_nobody_works(fleet)
 
 
@@ -261,9 +261,9 @@ def enqueue_confirm(
     each plan.
     """
     from producer import commands
-    from producer.fleet import open_fleet_of
+    from producer.fleet import fleet_to_ask
     from producer.plan import commands as plan_commands
 
-    fleet = open_fleet_of(calib_dir, redis_url, store, relay_limit)
+    fleet = fleet_to_ask(gate, calib_dir, redis_url, store, relay_limit)
     plan_commands.enqueue_confirm(calib_dir, fleet, plans, gate)
     commands.say_if_nobody_works(fleet)

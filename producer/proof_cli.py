@@ -1,7 +1,7 @@
 """The command that asks for a proof: it reads the options and makes one call."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,6 +12,9 @@ from producer.cli_options import (
     store_option,
 )
 from shared.cli import explain_errors, redis_url_option
+
+if TYPE_CHECKING:
+    from producer.cost import Gate
 
 
 @click.command("enqueue-verification")
@@ -64,7 +67,7 @@ from shared.cli import explain_errors, redis_url_option
 @cost_options
 @explain_errors
 def enqueue_verification(
-    calib_dir: Path, store: str | None, relay_limit: str | None, redis_url: str, **options: Any
+    calib_dir: Path, store: str | None, relay_limit: str | None, redis_url: str, gate: "Gate", **options: Any
 ) -> None:
     """Enqueue the proof of a plan: the original, the plan and its rivals draw prompts that no plan has seen.
 
@@ -73,9 +76,9 @@ def enqueue_verification(
     plan and a report. The winner is what to ship, even if it is a uniform model.
     """
     from producer.commands import say_if_nobody_works
-    from producer.fleet import open_fleet_of
+    from producer.fleet import fleet_to_ask
     from producer.proof import commands
 
-    fleet = open_fleet_of(calib_dir, redis_url, store, relay_limit)
-    commands.enqueue_verification(calib_dir, fleet, **options)
+    fleet = fleet_to_ask(gate, calib_dir, redis_url, store, relay_limit)
+    commands.enqueue_verification(calib_dir, fleet, gate=gate, **options)
     say_if_nobody_works(fleet)

@@ -36,16 +36,20 @@ class SampleSets:
         self._known: dict[str, tuple[str, ...]] = {}
         """By digest of a set, the digests of its blobs."""
 
-    def write(self, parts: "Iterable[SampleSet]") -> WrittenSet:
-        """Write a sample set, one part after the other, so that only one is in memory at a time."""
+    def write(self, parts: "Iterable[SampleSet]", *, dry_run: bool = False) -> WrittenSet:
+        """Write a sample set, one part after the other, so that only one is in memory at a time.
+
+        With `dry_run` nothing is written: what would be is returned.
+        """
+        keep = digest_of_bytes if dry_run else self._write
         digests, samples, size = [], 0, 0
         for part in parts:
             data = part.to_bytes()
-            digests.append(self._write(data))
+            digests.append(keep(data))
             samples += len(part)
             size += len(data)
         index = SampleIndex(parts=tuple(digests)).to_bytes()
-        return WrittenSet(digest=self._write(index), samples=samples, size=size + len(index))
+        return WrittenSet(digest=keep(index), samples=samples, size=size + len(index))
 
     def blobs(self, digest: str, *, old: Path) -> tuple[str, ...]:
         """Return the digests of all blobs of a set, that of the set itself last.

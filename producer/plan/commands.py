@@ -33,7 +33,7 @@ from shared.printable import printable
 
 def enqueue_levels(
     calib_dir: Path,
-    fleet: Fleet,
+    fleet: Fleet | None,
     *,
     bits: Sequence[int],
     group_sizes: Sequence[int],
@@ -175,7 +175,9 @@ def print_plans(plans: Sequence[Plan]) -> None:
     out.print("error: of the output, relative, by the scores that the plans were chosen by, and so too good")
 
 
-def enqueue_confirm(calib_dir: Path, fleet: Fleet, paths: Sequence[Path], gate: Gate | None = None) -> None:
+def enqueue_confirm(
+    calib_dir: Path, fleet: Fleet | None, paths: Sequence[Path], gate: Gate | None = None
+) -> None:
     """Enqueue the predictions of some plans, and print the outcome."""
     folder = CalibFolder(calib_dir, _tell)
     run = folder.require_run()

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import msgspec
 
 from producer.cost import Gate, Wish
-from producer.enqueue import show_cost
+from producer.enqueue import beyond_the_gate, show_cost, turn
 from producer.fleet import Fleet
 from producer.folder.calib_folder import CalibFolder
 from producer.folder.kept_folder import ConfirmRequest, LevelsRequest, WeightsRequest
@@ -34,7 +34,7 @@ MAX_PLANS = 4
 
 def enqueue_levels(
     folder: CalibFolder,
-    fleet: Fleet,
+    fleet: Fleet | None,
     *,
     candidates: Sequence[Choice],
     images: int,
@@ -51,13 +51,13 @@ def enqueue_levels(
     Raises:
         InputError: there are too few prompts.
     """
-    with folder.locked("enqueue-levels"):
+    with turn(folder, "enqueue-levels", gate):
         return _enqueue_levels(folder, fleet, candidates, images, file, gate)
 
 
 def _enqueue_levels(
     folder: CalibFolder,
-    fleet: Fleet,
+    fleet: Fleet | None,
     candidates: Sequence[Choice],
     images: int,
     file: PromptFile,
@@ -70,6 +70,7 @@ def _enqueue_levels(
     request = _levels_request(folder, run, weights, weights_id, prompts) if prompts else None
     if gate:
         show_cost(gate, folder, fleet, *_wishes(folder, run, weights, weights_id, request))
+    fleet = beyond_the_gate(fleet)
     folder.weights.open(weights_id).write_request(weights)
     reconciled = [
         _reconciled(
@@ -126,19 +127,19 @@ def _levels_request(
 
 
 def enqueue_confirm(
-    folder: CalibFolder, fleet: Fleet, plans: Sequence[Plan], gate: Gate | None = None
+    folder: CalibFolder, fleet: Fleet | None, plans: Sequence[Plan], gate: Gate | None = None
 ) -> tuple[ConfirmRequest, Reconciled]:
     """Enqueue the predicted errors of some plans, and of the uniform models that fit the largest budget.
 
     Raises:
         InputError: there are too many plans, they are of another run, or have other prompts for this.
     """
-    with folder.locked("enqueue-confirm"):
+    with turn(folder, "enqueue-confirm", gate):
         return _enqueue_confirm(folder, fleet, plans, gate)
 
 
 def _enqueue_confirm(
-    folder: CalibFolder, fleet: Fleet, plans: Sequence[Plan], gate: Gate | None
+    folder: CalibFolder, fleet: Fleet | None, plans: Sequence[Plan], gate: Gate | None
 ) -> tuple[ConfirmRequest, Reconciled]:
     run, card = folder.require_run(), folder.require_model()
     if not 1 <= len(plans) <= MAX_PLANS:
@@ -172,6 +173,7 @@ def _enqueue_confirm(
             variants=len(variants),
         )
         show_cost(gate, folder, fleet, wish)
+    fleet = beyond_the_gate(fleet)
     write_atomically(subfolder.root / VARIANTS, data)
     subfolder.write_request(request)
     fleet.store.put_blob(settings.variants_sha256, data)

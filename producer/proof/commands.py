@@ -16,7 +16,7 @@ from shared.plan_file import read_plan
 
 
 def enqueue_verification(
-    calib_dir: Path, fleet: Fleet, plans: Sequence[Path], *, gate: Gate | None = None, **options: Any
+    calib_dir: Path, fleet: Fleet | None, plans: Sequence[Path], *, gate: Gate | None = None, **options: Any
 ) -> str:
     """Enqueue the verification of some plans, print the outcome, and return its id."""
     folder = CalibFolder(calib_dir)

@@ -8,7 +8,7 @@ from humanfriendly import format_size
 from msgspec.structs import replace
 
 from producer.cost import Gate, Wish
-from producer.enqueue import show_cost
+from producer.enqueue import beyond_the_gate, show_cost, turn
 from producer.fleet import Fleet
 from producer.folder.calib_folder import CalibFolder
 from producer.folder.run_file import RunFile
@@ -52,7 +52,7 @@ def enqueue_verification(
     plans: Sequence[Plan],
     weights: Mapping[str, WeightsShard],
     options: VerificationOptions,
-    fleet: Fleet,
+    fleet: Fleet | None,
     gate: Gate | None = None,
 ) -> tuple[VerificationRequest, Reconciled]:
     """Enqueue the proof of a plan; of several plans, first the choice of the best.
@@ -75,12 +75,12 @@ def enqueue_verification(
     maker = _Maker(
         run=run, card=card, weights=weights, drawn=_drawn_run(run.settings, options), options=options
     )
-    with folder.locked("enqueue-verification"):
+    with turn(folder, "enqueue-verification", gate):
         return _enqueue(folder, plans, maker, fleet, gate)
 
 
 def _enqueue(
-    folder: CalibFolder, plans: Sequence[Plan], maker: "_Maker", fleet: Fleet, gate: Gate | None
+    folder: CalibFolder, plans: Sequence[Plan], maker: "_Maker", fleet: Fleet | None, gate: Gate | None
 ) -> tuple[VerificationRequest, Reconciled]:
     # Where a plan is to be chosen first, its proof waits.
     asked = [_merged(folder, *maker.proof(plan, waits=len(plans) > 1)) for plan in plans]
@@ -97,6 +97,7 @@ def _enqueue(
             variants=len(variants),
         )
         show_cost(gate, folder, fleet, wish)
+    fleet = beyond_the_gate(fleet)
     for plan, one in zip([*plans, plans[0]], asked, strict=False):
         _write(folder, plan, *one)
     fleet.store.put_blob(request.settings.variants_sha256, (subfolder.root / VARIANTS).read_bytes())
