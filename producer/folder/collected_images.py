@@ -128,9 +128,10 @@ class CollectedImages:
                 name=self._files.shard_path(task.id).name, size=record.size, mtime_ns=0, sha256=record.sha256
             )
             seals.setdefault(shard.name, shard)
-        damage, stale = check_seals(seals, self._paths(task, kept))
+        files = self._paths(task, kept)
+        damage, stale = check_seals(seals, files)
         if damage is None:
-            if renew and (stale or len(seals) != len(self._paths(task, kept))):
+            if renew and (stale or len(seals) != len(files)):
                 self.seal(task, kept)
             return None
         mended = self._mend(task, record, kept, seals) if renew and kept.shard else None
