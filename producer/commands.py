@@ -29,6 +29,7 @@ from producer.kinds.registry import parts_of
 from producer.ledger import Ledger, PartState
 from producer.lines import err, out
 from producer.progress.survey import estimate
+from producer.progress.words import counted
 from producer.prompts import COLUMN, default_prompts, read_prompts
 from producer.report.write import write_report
 from producer.sample_files import remove_samples, write_samples
@@ -107,9 +108,9 @@ def enqueue_calibration(
     )
     guidance = "" if settings.guidance is None else f"guidance {settings.guidance:g}, "
     out.print(
-        f"run {run.settings.id}: {len(run.prompts)} images of {settings.model}, {settings.num_steps} steps, "
-        f"cfg {settings.cfg_weight:g}, {guidance}{settings.image_size} px, seed {settings.seed}, "
-        f"{settings.reference} forward pass in {settings.precision} "
+        f"run {run.settings.id}: {counted(len(run.prompts), 'image')} of {settings.model}, "
+        f"{settings.num_steps} steps, cfg {settings.cfg_weight:g}, {guidance}{settings.image_size} px, "
+        f"seed {settings.seed}, {settings.reference} forward pass in {settings.precision} "
         f"({format_size(model_spec(settings.model).weight_bytes)} of weights)"
     )
     if run.samples != before and reconciled.done:
@@ -117,7 +118,7 @@ def enqueue_calibration(
             f"samples: {run.samples}, for images that are collected from now on; those of the "
             f"{len(reconciled.done)} that are here stay as they are (`producer samples`)"
         )
-    say_enqueued(reconciled, "images")
+    say_enqueued(reconciled, "image")
 
 
 def enqueue_sensitivity(
@@ -150,21 +151,21 @@ def enqueue_sensitivity(
     )
     request, reconciled = ask_for_layers(folder, asked, fleet, gate)
     steps = "every step" if asked.step_stride == 1 else f"one step in {asked.step_stride}"
-    what = f"{len(request.layers)} layers at {', '.join(map(str, request.bits))} bits exactly"
+    what = f"{counted(len(request.layers), 'layer')} at {', '.join(map(str, request.bits))} bits exactly"
     if request.sketch:
         bits = ", ".join(map(str, request.sketch.bits))
         sketch = f"all layers at {bits} bits by a sketch of {request.sketch.probes} probes"
         what = f"{sketch}, {what}" if request.layers else sketch
     out.print(
         f"sensitivity {request.settings.id}: {what}, groups of {group_size}, "
-        f"on {request.samples} samples ({asked.max_images} images, {steps})"
+        f"on {counted(request.samples, 'sample')} ({counted(asked.max_images, 'image')}, {steps})"
     )
-    say_enqueued(reconciled, "tasks")
+    say_enqueued(reconciled, "task")
 
 
-def say_enqueued(reconciled: Reconciled, things: str) -> None:
+def say_enqueued(reconciled: Reconciled, thing: str) -> None:
     """Print how many tasks were enqueued, and how many need not be."""
-    parts = [f"{len(reconciled.enqueued)} {things} enqueued"]
+    parts = [f"{counted(len(reconciled.enqueued), thing)} enqueued"]
     for count, what in (
         (len(reconciled.in_flight), "already queued or running"),
         (len(reconciled.in_store), "finished, to be collected"),

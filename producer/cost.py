@@ -13,6 +13,7 @@ from humanfriendly import format_size, format_timespan
 
 from producer.folder.sample_steps import written_steps
 from producer.progress.pace import with_timed_hosts
+from producer.progress.words import counted
 from shared.choices import SampleFiles
 from shared.costs import TaskSize, cost_of, kept_shard_bytes, samples_bytes
 from shared.errors import InputError
@@ -140,8 +141,9 @@ class Gate:
         )
         hosts = Counter(worker.host for worker in workers)
         seconds = _seconds(wishes, costs, images, hosts, speeds_by_host(workers))
-        if any(cost.tasks for cost in costs):
-            self._lines.append(f"cost: {sum(cost.tasks for cost in costs):,} tasks, {_passes(passes)}")
+        tasks = sum(cost.tasks for cost in costs)
+        if tasks:
+            self._lines.append(f"cost: {counted(tasks, 'task')}, {_passes(passes)}")
             for wish, cost in zip(wishes, costs, strict=True):
                 if wish.kind == "calibration":
                     self._lines += disk_lines(wish.run, cost.tasks, wish.sample_files, folder)
@@ -268,7 +270,9 @@ def _room(costs: Sequence[Estimate], store: ShardStore, limit: int | None) -> It
 
 def _time(passes: float, seconds: float | None, hosts: Mapping[str, int]) -> str:
     if seconds is not None:
-        who = f"the {sum(hosts.values())} workers connected now" if hosts else "the machines so far"
+        who = (
+            f"the {counted(sum(hosts.values()), 'worker')} connected now" if hosts else "the machines so far"
+        )
         return f"time: about {_span(seconds)} by earlier tasks or timed passes, on {who}"
     each = _span(passes)
     return f"time: not known yet; {each} of work for each second that a forward pass takes"

@@ -51,6 +51,9 @@ class FakeRuntime(Runtime):
     def _compare_canary(self, run: Any, model: Any, context: JobContext) -> None:
         pass
 
+    def _time_pass(self, task: Task, model: Any, context: JobContext) -> None:
+        pass
+
     def _run_task(self, task: Task, model: Any, context: JobContext) -> bytes:
         assert isinstance(task, CalibrationTask)
         if task.prompt == "poison":

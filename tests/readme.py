@@ -18,6 +18,8 @@ _MASKS = (
     (r"N(, N)+ bits", "N bits"),
     (r"\b[KMGT]B\b", "BYTES"),
     (r"\S.* wins on N prompts: .*(?=\. PSNR)", "WINNER wins on N prompts: REASON"),
+    (r"\bN (image|layer|prompt|sample|task)s\b", r"N \1"),
+    (r"N (image|prompt|task) enqueued", "N THING enqueued"),
     (r" +", " "),
 )
 

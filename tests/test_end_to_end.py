@@ -75,7 +75,7 @@ def test_calibrate_measure_collect_report(fleet: Fleet) -> None:
     assert (fleet.calib / "previews/image-00001.png").read_bytes().startswith(b"\x89PNG")
 
     # More of the same run; what is there stays.
-    assert "1 images enqueued, 2 collected" in fleet.enqueue(3)
+    assert "1 image enqueued, 2 collected" in fleet.enqueue(3)
     output = fleet.producer(
         "enqueue-sensitivity", "--layers", QKV, "--bits", "4", "--max-images", "3", code=2
     )

@@ -101,7 +101,7 @@ def test_a_run_goes_on_with_more_prompts(producer: Producer) -> None:
     again = producer.enqueue()
     assert "0 images enqueued, 2 already queued" in again
     more = producer.enqueue("--num-images", "3")
-    assert "1 images enqueued, 2 already queued" in more
+    assert "1 image enqueued, 2 already queued" in more
     assert run_id(first) == run_id(again) == run_id(more)
     # Fewer are no other run either: what was asked for stays asked for.
     producer.write_prompts("a red circle")
@@ -160,7 +160,7 @@ def test_a_run_with_collected_images_can_be_extended(producer: Producer) -> None
     finish(producer, 0, store)
     producer("collect", code=3)
     producer.write_prompts("a red circle", "a blue square", "a green triangle")
-    assert "1 images enqueued, 1 already queued or running, 1 collected" in producer.enqueue(
+    assert "1 image enqueued, 1 already queued or running, 1 collected" in producer.enqueue(
         "--num-images", "3"
     )
     for index in (1, 2):

@@ -22,6 +22,7 @@ from producer.plan.scores import Thirds
 from producer.plan.step_time import read_times
 from producer.plan.targets import Target, like, max_error, target_bpw, target_mb
 from producer.plan.write import write_plan
+from producer.progress.words import counted
 from producer.report.write import write_report
 from shared.errors import InputError
 from shared.files import write_atomically
@@ -58,10 +59,10 @@ def enqueue_levels(
     )
     widths = ", ".join(map(str, bits))
     out.print(f"weights {weights_id}: {widths} bits in groups of {', '.join(map(str, group_sizes))}")
-    say_enqueued(reconciled[0], "tasks")
+    say_enqueued(reconciled[0], "task")
     if request is not None:
-        out.print(f"levels {request.settings.id}: {len(request.prompts)} images")
-        say_enqueued(reconciled[1], "images")
+        out.print(f"levels {request.settings.id}: {counted(len(request.prompts), 'image')}")
+        say_enqueued(reconciled[1], "image")
 
 
 def _tell(line: str) -> None:
@@ -184,4 +185,4 @@ def enqueue_confirm(
     check_store(run.store_id, run.store, fleet)
     request, reconciled = ask_for_predictions(folder, fleet, [read_plan(path) for path in paths], gate)
     out.print(f"confirm {request.settings.id}: {', '.join(request.names)} on {len(request.prompts)} prompts")
-    say_enqueued(reconciled, "images")
+    say_enqueued(reconciled, "image")

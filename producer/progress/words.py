@@ -1,4 +1,4 @@
-"""Words for people: durations and rates in a few letters, and the command that undoes a cancel."""
+"""Words for people: durations, rates and numbers in a few letters, and the command that undoes a cancel."""
 
 import shlex
 from collections.abc import Sequence
@@ -41,3 +41,8 @@ def retry_hint(names: Sequence[str]) -> str:
     """Return how cancelled tasks are asked for again; without names, all of a folder."""
     words = [printable(name, 200) for name in names]
     return f"`producer retry {shlex.join(words) if words else '--all'}` asks for them again"
+
+
+def counted(count: int, thing: str) -> str:
+    """Return a number with its noun: `1 task`, `2,000 tasks`."""
+    return f"{count:,} {thing}{'' if count == 1 else 's'}"

@@ -33,5 +33,5 @@ def enqueue_verification(
         f"{len(request.prompts)}; {settings.num_steps} steps, cfg {settings.cfg_weight:g}, "
         f"{settings.image_size} px",
     )
-    say_enqueued(reconciled, "prompts")
+    say_enqueued(reconciled, "prompt")
     return settings.id

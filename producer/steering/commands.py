@@ -10,7 +10,7 @@ from humanfriendly import format_size
 from producer.fleet import Fleet, check_store
 from producer.folder.calib_folder import CalibFolder
 from producer.lines import err, out
-from producer.progress.words import retry_hint
+from producer.progress.words import counted, retry_hint
 from producer.steering import halt
 from producer.steering.cancel import cancel as cancel_tasks
 from producer.steering.failures import Failure
@@ -34,8 +34,8 @@ def cancel(calib_dir: Path, fleet: Fleet, patterns: Sequence[str], *, everything
     folder = _folder(calib_dir, fleet)
     done = cancel_tasks(folder, fleet, patterns)
     out.print(
-        f"{_tasks(done.cancelled)} cancelled: {done.queued} were queued, {done.running} running, which their "
-        "workers drop at the next check"
+        f"{counted(done.cancelled, 'task')} cancelled: {done.queued} were queued, {done.running} running, "
+        "which their workers drop at the next check"
         if done.cancelled or done.running
         else "nothing to cancel"
     )
@@ -45,7 +45,7 @@ def cancel(calib_dir: Path, fleet: Fleet, patterns: Sequence[str], *, everything
         (done.failed, "failed"),
     ):
         if count:
-            out.print(f"{_tasks(count)} {what}")
+            out.print(f"{counted(count, 'task')} {what}")
     if done.cancelled:
         out.print(retry_hint(patterns))
 
@@ -56,7 +56,7 @@ def retry(calib_dir: Path, fleet: Fleet, patterns: Sequence[str], *, cancelled: 
     done = retry_tasks(folder, fleet, patterns, cancelled=cancelled or bool(patterns))
     if not done.failed + done.cancelled:
         there = len(folder.cancelled.read())
-        hint = f"; {_tasks(there)} of this folder are cancelled: {retry_hint([])}" if there else ""
+        hint = f"; {counted(there, 'task')} of this folder are cancelled: {retry_hint([])}" if there else ""
         out.print(f"nothing to retry: none of these tasks has failed{hint}")
         return
     out.print(f"{done.failed} failed and {done.cancelled} cancelled tasks enqueued again")
@@ -72,14 +72,14 @@ def failures(calib_dir: Path, fleet: Fleet, patterns: Sequence[str], *, as_json:
     for batch in found:
         count += len(batch)
         out.show("\n".join(map(_told, batch)))
-    out.show(
-        f"{_tasks(count)} failed; `producer retry` gives them another life" if count else "no task has failed"
-    )
+    failed = f"{counted(count, 'task')} failed; `producer retry` enqueues them again"
+    out.show(failed if count else "no task has failed")
 
 
 def _told(failure: Failure) -> str:
     hosts = ", ".join(failure.hosts) or "no host"
-    lines = [f"{failure.label} ({failure.task}, {failure.part}): {len(failure.attempts)} attempts on {hosts}"]
+    attempts = counted(len(failure.attempts), "attempt")
+    lines = [f"{failure.label} ({failure.task}, {failure.part}): {attempts} on {hosts}"]
     for event in failure.events:
         head, *rest = event.detail.rstrip().splitlines() or [""]
         where = printable(f"{event.host or '?'} {event.worker}", 200)
@@ -94,7 +94,8 @@ def pause(fleet: Fleet) -> None:
     busy = [worker for worker in halt.workers_of(fleet) if worker.state == "busy"]
     out.print("the fleet is paused" if new else "the fleet was paused already")
     if busy:
-        out.print(f"{len(busy)} workers finish their job first: {', '.join(sorted(w.name for w in busy))}")
+        names = ", ".join(sorted(worker.name for worker in busy))
+        out.print(f"{counted(len(busy), 'worker')} will finish the present job first: {names}")
     out.print("`producer resume` lets it go on")
 
 
@@ -112,7 +113,8 @@ def drain(fleet: Fleet, host: str, *, undo: bool) -> None:
         return
     new = halt.drain(fleet, host)
     here = [worker for worker in halt.workers_of(fleet) if worker.host == host]
-    out.print(f"{shown} is drained{'' if new else ' already'}: its {len(here)} workers leave after their job")
+    leaving = f"{counted(len(here), 'worker')} there will leave after the present job"
+    out.print(f"{shown} is drained{'' if new else ' already'}: {leaving}")
     out.print(f"`producer drain --undo {shown}` lets it work again")
 
 
@@ -172,10 +174,6 @@ def _folder(calib_dir: Path, fleet: Fleet) -> CalibFolder:
     run = folder.require_run()
     check_store(run.store_id, run.store, fleet)
     return folder
-
-
-def _tasks(count: int) -> str:
-    return "1 task" if count == 1 else f"{count} tasks"
 
 
 def _print_json(content: object) -> None:
