@@ -215,11 +215,12 @@ def _enqueue_sensitivity(
             f"--until needs the differences between {MIN_IMAGES} images or more to stop by, and "
             f"{options.max_images} are to be measured on; raise --max-images, or leave out --until"
         )
-    _check_collected(folder, run, options.max_images)
+    dry_run = gate is not None and gate.dry_run
+    _check_collected(folder, run, options.max_images, renew=not dry_run)
     if card is None:
         raise InputError(f"{folder.root} holds no model.json yet; run `producer collect` first")
     parts = select_parts(folder, options.max_images, options.step_stride)
-    written = folder.sample_sets.write(parts, dry_run=gate is not None and gate.dry_run)
+    written = folder.sample_sets.write(parts, dry_run=dry_run)
     if fleet is not None:
         _check_room(written, fleet.store)
     settings = SensitivitySettings(
@@ -373,13 +374,15 @@ def _matching_layers(card: ModelCard, pattern: str, group_size: int) -> list[str
     return measurable
 
 
-def _check_collected(folder: CalibFolder, run: RunFile, max_images: int) -> None:
+def _check_collected(folder: CalibFolder, run: RunFile, max_images: int, *, renew: bool) -> None:
     needed = min(max_images, len(run.prompts))
     tasks = calibration_tasks(run)
-    records, damages = folder.images.look(tasks, renew=True)
+    records, damages = folder.images.look(tasks, renew=renew)
     first = [task.id for task in tasks[:needed]]
     if damaged := [damages[task_id] for task_id in first if task_id in damages]:
-        raise InputError(f"{damaged[0]}; run `producer collect --wait` to have the image drawn again")
+        raise InputError(
+            f"{damaged[0]}; run `producer collect --wait`, which mends it or has the image drawn again"
+        )
     if missing := [task_id for task_id in first if task_id not in records]:
         have = needed - len(missing)
         hint = f", or use --max-images {have}" if have and first[0] in records else ""

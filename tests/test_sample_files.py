@@ -15,8 +15,8 @@ from redis import Redis
 
 from producer.cli import main
 from producer.collect import collect_part
-from producer.cost import disk_lines
-from producer.enqueue import enqueue_calibration
+from producer.cost import Gate, disk_lines
+from producer.enqueue import SensitivityOptions, enqueue_calibration, enqueue_sensitivity
 from producer.fleet import Fleet
 from producer.folder import image_samples, manifest, sample_seals
 from producer.folder.calib_folder import CalibFolder
@@ -26,7 +26,7 @@ from producer.folder.sample_selection import select_parts
 from producer.kinds.calibration import CalibrationPart
 from producer.sample_files import remove_samples, write_samples
 from shared.choices import SampleFiles
-from shared.errors import SampleError
+from shared.errors import InputError, SampleError
 from shared.layout.reader import read_manifest, read_samples
 from shared.layout.sample_file import Sample
 from tests.fleet import Fleet as Workers
@@ -262,6 +262,23 @@ class TestDamage:
         assert told[0].startswith(f"image 1: {path} ")
         assert told[0].endswith("; its samples were written anew from its shard")
         assert CalibFolder(run.folder.root).images.look(TASKS)[1] == {}
+
+    def test_a_request_mends_it_and_a_dry_run_only_names_it(
+        self, make: Callable[[SampleFiles], ChosenRun]
+    ) -> None:
+        run = make("needed")
+        path = run.folder.sample_paths(TASKS[1])[2]
+        before = path.read_bytes()
+        overwrite(path)
+        damaged = path.read_bytes()
+        options = SensitivityOptions(bits=[4], group_size=64, max_images=2, step_stride=1, layers="*")
+        fleet = Fleet(connection=run.redis, store=run.store, store_url=None)
+        gate = Gate(lambda line: None, dry_run=True)
+        with pytest.raises(InputError, match="which mends it or has the image drawn again"):
+            enqueue_sensitivity(CalibFolder(run.folder.root), options, fleet, gate)
+        assert path.read_bytes() == damaged
+        assert enqueue_sensitivity(CalibFolder(run.folder.root), options, fleet)
+        assert path.read_bytes() == before
 
     @pytest.mark.parametrize("damage", [truncate, overwrite, Path.unlink])
     @pytest.mark.parametrize("choice", CHOICES[1:])
