@@ -557,6 +557,7 @@ def samples(calib_dir: Path, max_images: int | None, step_stride: int | None, re
     type=click.Path(file_okay=False, path_type=Path),
     help="The folder for the quantized model. [default: export, in the calibration folder]",
 )
+@click.option("--dry-run", is_flag=True, help="Print what all of it would cost, and start nothing.")
 @click.option("--yes", is_flag=True, help="Ask for more than 50,000 forward passes.")
 @click.option("--no-plan", is_flag=True, help="End with the report: no plan, no proof, no model.")
 @explain_errors
@@ -570,6 +571,7 @@ def run(
     rivals: str,
     export: Path | None,
     no_plan: bool,
+    dry_run: bool,
     **options: Any,
 ) -> None:
     """Do everything on this machine: draw images, measure, plan, prove, and write the quantized model.
@@ -590,7 +592,14 @@ def run(
     try:
         with Interrupts() as interrupts:
             complete = whole_run.run(
-                calib_dir, redis_url, workers, options, sensitivity, None if no_plan else wishes, interrupts
+                calib_dir,
+                redis_url,
+                workers,
+                options,
+                sensitivity,
+                None if no_plan else wishes,
+                interrupts,
+                dry_run=dry_run,
             )
     except KeyboardInterrupt:
         click.echo("interrupted; give the same command again to continue", err=True)

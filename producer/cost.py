@@ -143,7 +143,7 @@ class Gate:
         seconds = _seconds(wishes, costs, images, hosts, speeds_by_host(workers))
         tasks = sum(cost.tasks for cost in costs)
         if tasks:
-            self._lines.append(f"cost: {counted(tasks, 'task')}, {_passes(passes)}")
+            self._lines.append(f"cost: {counted(tasks, 'task')}, {passes_text(passes)}")
             for wish, cost in zip(wishes, costs, strict=True):
                 if wish.kind == "calibration":
                     self._lines += disk_lines(wish.run, cost.tasks, wish.sample_files, folder)
@@ -180,13 +180,20 @@ def refuse(passes: float, seconds: float | None, *, exact: bool) -> None:
     too_long = passes > MAX_PASSES if seconds is None else seconds > MAX_SECONDS
     if not too_long:
         return
-    takes = _passes(passes) if seconds is None else f"about {_span(seconds)}"
+    takes = passes_text(passes) if seconds is None else f"about {span_text(seconds)}"
     way = f"{SKETCH_HINT}; or ask for fewer --bits, --layers or --max-images" if exact else "ask for less"
     raise InputError(f"this takes {takes}: {way}; give --yes if you mean it")
 
 
 def whole_run_passes(
-    run: RunSettings, *, images: int, samples: int, layers: int | None, bits: int, probes: int | None
+    run: RunSettings,
+    *,
+    images: int,
+    samples: int,
+    layers: int | None,
+    bits: int,
+    probes: int | None,
+    verify: int = 0,
 ) -> float:
     """Return the forward passes of a run on one machine until its report.
 
@@ -197,21 +204,31 @@ def whole_run_passes(
         layers: to be measured exactly; None for all.
         bits: how many bit widths.
         probes: of a sketch, which measures all layers at once; None for an exact measurement.
+        verify: how many measurements of a layer follow a sketch.
     """
     model = model_spec(run.model)
     size = TaskSize.of(run, model, samples=samples, probes=probes or 1)
     drawing = images * cost_of("calibration", model, size).forward_passes
+    exact = cost_of("sensitivity", model, size).forward_passes
     if probes is not None:
-        return drawing + samples * cost_of("sketch", model, size).forward_passes
-    every = layers or len(model.transformer.linear_layers)
-    return drawing + every * bits * cost_of("sensitivity", model, size).forward_passes
+        return drawing + samples * cost_of("sketch", model, size).forward_passes + verify * exact
+    every = len(model.transformer.linear_layers) if layers is None else layers
+    return drawing + every * bits * exact
 
 
-def _passes(passes: float) -> str:
+def passes_text(passes: float) -> str:
+    """Return a number of forward passes in words."""
     return f"about {passes:,.0f} forward passes"
 
 
-def _span(seconds: float) -> str:
+def run_seconds(passes: float, images: Mapping[str, Record], workers: int) -> float | None:
+    """Return how long so many passes take by the records of images, on one machine; None without records."""
+    rates = _rates(images.values(), lambda record: record.task.run.num_steps)
+    return passes / (workers * mean(rates.values())) if rates else None
+
+
+def span_text(seconds: float) -> str:
+    """Return a time in words, in its two largest units."""
     return str(format_timespan(seconds if seconds < 60 else round(seconds), max_units=2))
 
 
@@ -273,8 +290,8 @@ def _time(passes: float, seconds: float | None, hosts: Mapping[str, int]) -> str
         who = (
             f"the {counted(sum(hosts.values()), 'worker')} connected now" if hosts else "the machines so far"
         )
-        return f"time: about {_span(seconds)} by earlier tasks or timed passes, on {who}"
-    each = _span(passes)
+        return f"time: about {span_text(seconds)} by earlier tasks or timed passes, on {who}"
+    each = span_text(passes)
     return f"time: not known yet; {each} of work for each second that a forward pass takes"
 
 

@@ -350,7 +350,7 @@ def _request(
         # Another sketch has other uncertainties, so other pairs are to be verified.
         verify = base.verify if base.sketch == sketch else ()
         return msgspec.structs.replace(base, sketch=sketch, verify=verify)
-    paths = _matching_layers(card, options.layers, options.group_size)
+    paths = matching_layers(card, options.layers, options.group_size)
     return msgspec.structs.replace(
         base,
         layers=union_in_order([layer.path for layer in card.layers], paths, base.layers),
@@ -358,7 +358,12 @@ def _request(
     )
 
 
-def _matching_layers(card: ModelCard, pattern: str, group_size: int) -> list[str]:
+def matching_layers(card: ModelCard, pattern: str, group_size: int) -> list[str]:
+    """Return the paths of the layers that patterns, separated by commas, mean, and that fill groups.
+
+    Raises:
+        InputError: there is none.
+    """
     if not card.layers:
         raise InputError(f"{card.model} has no layer left to measure: its checkpoint is quantized already")
     patterns = [part.strip() for part in pattern.split(",") if part.strip()]

@@ -1,26 +1,27 @@
 """Everything on one machine: images, measurements, a plan, its proof, and the model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from producer import commands, export_commands
-from producer.cost import disk_lines, refuse, whole_run_passes
+from producer.cost import disk_lines
 from producer.export.target_folder import check_target, origin_of
 from producer.fleet import Fleet
 from producer.folder.calib_folder import CalibFolder
 from producer.folder.run_file import sample_files
-from producer.folder.sample_steps import default_step_stride
 from producer.folder.verification_request import WINNER
 from producer.interrupts import Interrupts
 from producer.jobs.local_fleet import LocalWorkers, local_redis
 from producer.lines import out
 from producer.plan import commands as plan_commands
-from producer.plan.prompt_sets import MIN_PROOF, prompt_file
+from producer.plan.prompt_sets import MIN_PROOF, PromptFile, prompt_file
 from producer.plan.targets import Target, like, target_bpw
+from producer.prompts import default_prompts
 from producer.proof import commands as proof_commands
-from shared.choices import DEFAULT_BITS, DEFAULT_MAX_IMAGES, GROUP_SIZES
+from producer.run_cost import ChosenLayers, Range, RunCost, cost_lines, proof_models, proof_prompts
+from shared.choices import DEFAULT_BITS, GROUP_SIZES, SampleFiles
 from shared.errors import InputError
 from shared.plan_file import same_text
 from shared.runs import RunSettings
@@ -70,6 +71,8 @@ def run(
     sensitivity: dict[str, Any],
     wishes: PlanWishes | None,
     interrupts: Interrupts,
+    *,
+    dry_run: bool = False,
 ) -> bool:
     """Draw images, measure, plan, prove and export, with workers on this machine.
 
@@ -82,20 +85,30 @@ def run(
         sensitivity: options of `producer enqueue-sensitivity`.
         wishes: None to end with the report.
         interrupts: of the user.
+        dry_run: only say what it costs.
 
     Returns:
         Whether everything is there.
     """
 
+    def check() -> None:
+        local.check()
+        chosen.check()
+
     def collect_all() -> bool:
-        return commands.collect(calib_dir, fleet, wait=True, interrupts=interrupts, alive=local.check)
+        return commands.collect(calib_dir, fleet, wait=True, interrupts=interrupts, alive=check)
 
     drop_finished, yes, samples = (calibration.pop(name) for name in ("drop_finished", "yes", "samples"))
     settings, prompts = commands.read_settings(**calibration)
-    passes = _check_cost(settings, calibration["num_images"], sensitivity, yes=yes)
+    cost = RunCost(run=settings, images=calibration["num_images"], sensitivity=sensitivity)
+    if dry_run:
+        _tell_cost(calib_dir, cost, prompts, calibration, wishes, samples, workers)
+        return True
     folder = CalibFolder(calib_dir)
+    chosen = ChosenLayers(cost, folder, yes=yes)
+    told = chosen.before_anything()
     folder.check_writable()
-    out.print(f"cost until the report: about {passes:,.0f} forward passes")
+    out.print(told)
     missing = max(0, calibration["num_images"] - len(folder.records.ids()))
     for line in disk_lines(settings, missing, sample_files(folder.read_run(), samples), calib_dir):
         out.print(line)
@@ -119,6 +132,7 @@ def run(
             try:
                 if not collect_all():
                     return False
+                chosen.check()
                 commands.enqueue_sensitivity(calib_dir, fleet, **sensitivity)
                 if wishes is None:
                     return collect_all()
@@ -128,24 +142,39 @@ def run(
                 raise
 
 
-def _check_cost(run: RunSettings, images: int, sensitivity: dict[str, Any], *, yes: bool) -> float:
-    """Return the forward passes until the report; refuse what would take weeks, before anything is drawn.
-
-    A choice of layers is not counted: their names come with the first image.
-    """
-    stride = sensitivity["step_stride"] or default_step_stride(run.num_steps)
-    exact = sensitivity["method"] == "exact"
-    passes = whole_run_passes(
-        run,
-        images=images,
-        samples=min(sensitivity["max_images"] or DEFAULT_MAX_IMAGES, images) * -(-run.num_steps // stride),
-        bits=len(sensitivity["bits"]),
-        layers=1 if sensitivity["layers"] != "*" else None,
-        probes=None if exact else sensitivity["probes"],
-    )
-    if not yes:
-        refuse(passes, None, exact=exact)
-    return passes
+def _tell_cost(
+    calib_dir: Path,
+    cost: RunCost,
+    prompts: Sequence[str],
+    calibration: dict[str, Any],
+    wishes: PlanWishes | None,
+    samples: SampleFiles | None,
+    workers: int,
+) -> None:
+    """Print what the whole run costs. Nothing is written."""
+    folder = CalibFolder(calib_dir)
+    levels = min(wishes.level_images, cost.images) if wishes else 0
+    drawn, models = Range(0, 0), Range(0, 0)
+    if wishes:
+        path = calibration["prompt_csv"] or default_prompts(cost.run.model)
+        file = PromptFile(path, calibration["prompt_column"]).read()
+        drawn = proof_prompts(file, prompts[:levels], wishes.max_prompts)
+        models = proof_models(wishes.rivals)
+    records = folder.records.read()
+    for line in cost_lines(
+        cost,
+        cost.layers(folder),
+        records,
+        levels=levels,
+        prompts=drawn,
+        models=models,
+        workers=workers,
+    ):
+        out.show(line)
+    missing = max(0, cost.images - len(records))
+    for line in disk_lines(cost.run, missing, sample_files(folder.read_run(), samples), calib_dir):
+        out.show(line)
+    out.show("nothing was started")
 
 
 def _check_target(target: Path, settings: RunSettings) -> None:
