@@ -281,13 +281,14 @@ def samples(calib_dir: Path, *, max_images: int | None, step_stride: int, remove
     for damage in changed.damages:
         _complain(f"{damage}; run `producer collect --wait` to have the image drawn again")
     if changed.alone:
-        out.print(f"{changed.alone} images have all of their samples, and no shard (`--samples all`)")
+        out.print(f"all samples and no shard (`--samples all`): {counted(changed.alone, 'image')}")
     if changed.shards and not changed.files and not changed.damages:
         out.print("nothing to remove" if remove else "every sample that was asked for is there already")
     elif changed.files:
         after = "; `producer samples` writes them again" if remove else f" in {folder.samples_dir}"
         out.print(
-            f"{changed.files:,} samples of {changed.images:,} images {'removed' if remove else 'written'}: "
+            f"{counted(changed.files, 'sample')} of {counted(changed.images, 'image')} "
+            f"{'removed' if remove else 'written'}: "
             f"{format_size(changed.size)}{after}"
         )
     return not changed.damages

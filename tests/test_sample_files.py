@@ -192,7 +192,7 @@ class TestCommand:
         assert "keeps no shard" in command(run, "samples", "--remove", code=2)
         assert len(sample_names(run)) == 12
         said = command(run, "samples")
-        assert said == "3 images have all of their samples, and no shard (`--samples all`)\n"
+        assert said == "all samples and no shard (`--samples all`): 3 images\n"
 
     def test_a_shard_that_is_damaged(self, make: Callable[[SampleFiles], ChosenRun]) -> None:
         run = make("needed")
@@ -216,7 +216,7 @@ class TestCommand:
         said = command(run, "samples", "--remove")
         assert "image 1: " in said
         assert "; its samples are whole, and kept without it" in said
-        assert "4 samples of 1 images removed" in said
+        assert "4 samples of 1 image removed" in said
         assert run.collected() == all_steps(0, 1, 2)
         assert shard_names(run) == [TASKS[0].id]
 
