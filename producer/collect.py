@@ -10,6 +10,7 @@ from producer.folder.intake import Dropped, Intake, take_in
 from producer.kinds.part import Part
 from producer.ledger import Ledger, PartState
 from producer.report.write import write_report
+from producer.store_outage import StoreOutage
 from shared.errors import (
     BitfleetError,
     FolderLostError,
@@ -109,7 +110,11 @@ class Collector:
     def collect_until_settled(
         self, show: Callable[[list[PartState]], None], checks: Sequence[Callable[[], None]] = ()
     ) -> list[PartState]:
-        """Make passes until everything is collected or has failed. Each of `checks` may raise to stop."""
+        """Make passes until everything is collected or has failed. Each of `checks` may raise to stop.
+
+        A store that goes away, as a share that is not mounted any more, is waited for.
+        """
+        outage = StoreOutage(self.ledger.store.label, self.complain)
         while True:
             started = time.monotonic()
             try:
@@ -117,9 +122,13 @@ class Collector:
             except FolderLostError as error:
                 self.complain(str(error))
                 continue
-            show(states)
-            if all(state.settled for state in states):
-                return states
+            except (StoreTroubleError, WrongStoreError) as error:
+                outage.failed(error)
+            else:
+                outage.answered()
+                show(states)
+                if all(state.settled for state in states):
+                    return states
             for check in checks:
                 check()
             # A pass over a large folder takes long: wait three times as long, to leave the core to others.

@@ -89,6 +89,9 @@ class FolderStore(ShardStore):
         self._check_marker()
         with _explained(self._url):
             names = self._listing(namespace)
+        if not names:
+            # A share that went away meanwhile looks empty, too.
+            self._check_marker()
         stems = (name.rsplit("/", 1)[-1].removesuffix(".json") for name in names if name.endswith(".json"))
         return {stem for stem in stems if _NAME.fullmatch(stem)}
 
@@ -222,6 +225,8 @@ class FolderStore(ShardStore):
                     )
                 data: bytes = self._fs.cat_file(path)
             except FileNotFoundError:
+                # It is not the file that is missing, if the share is.
+                self._check_marker()
                 raise ShardCorruptError(f"{label} is missing in {self.label}") from None
         return data
 
