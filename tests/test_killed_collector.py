@@ -25,7 +25,7 @@ from producer.collect import Collector
 from producer.folder.calib_folder import CalibFolder
 from producer.folder.request_file import RequestFile
 from producer.folder.run_file import RunFile
-from producer.folder.sample_selection import written_steps
+from producer.folder.sample_steps import written_steps
 from producer.folder.tasks import calibration_tasks, exact_tasks
 from producer.ledger import Ledger
 from shared.choices import SampleFiles
