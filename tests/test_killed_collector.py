@@ -250,7 +250,7 @@ def test_killed_at_any_point(
     # SIGKILL loses nothing that was written; only a power cut does, and fsync takes its time.
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     # One of the two steps of an image is needed.
-    monkeypatch.setattr("producer.folder.sample_selection.DEFAULT_STEPS_PER_IMAGE", 1)
+    monkeypatch.setattr("producer.folder.sample_steps.DEFAULT_STEPS_PER_IMAGE", 1)
     store = new_store()
     folder = prepare(tmp_path / "whole", store, shards, samples)
     collect(folder, store, redis)
