@@ -124,7 +124,7 @@ class _EndlessRuntime(Runtime):
     def _model_of(self, task: Task) -> Any:
         return SimpleNamespace(fingerprint="0" * 64)
 
-    def _compare_canary(self, *_: Any) -> None:
+    def _join_run(self, *_: Any) -> None:
         pass
 
     def _run_task(self, task: Task, model: Any, context: JobContext) -> bytes:

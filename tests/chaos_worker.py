@@ -48,10 +48,7 @@ class FakeRuntime(Runtime):
     def _model_of(self, task: Task) -> Any:
         return SimpleNamespace(fingerprint="f" * 64)
 
-    def _compare_canary(self, run: Any, model: Any, context: JobContext) -> None:
-        pass
-
-    def _time_pass(self, task: Task, model: Any, context: JobContext) -> None:
+    def _join_run(self, task: Task, model: Any, context: JobContext) -> None:
         pass
 
     def _run_task(self, task: Task, model: Any, context: JobContext) -> bytes:

@@ -114,8 +114,7 @@ class Runtime:
         started = time.monotonic()
         context.check("loading the model")
         model = self._model_of(task)
-        self._compare_canary(task.run, model, context)
-        self._time_pass(task, model, context)
+        self._join_run(task, model, context)
         shard = self._run_task(task, model, context)
         record = self._record(task, shard, model.fingerprint, time.monotonic() - started)
         return self._leave(record, shard, context)
@@ -166,6 +165,11 @@ class Runtime:
         size = TaskSize.of(task.run, spec, fused_attention=mx.metal.is_available())
         needed = peak_bytes(kind.name, spec, size)
         require_memory(f"{spec.id} for {kind.tasks}", needed, self._memory_share())
+
+    def _join_run(self, task: Task, model: "Family", context: JobContext) -> None:
+        """Before the first task of a run here: is this machine like the others, and how fast is it?"""
+        self._compare_canary(task.run, model, context)
+        self._time_pass(task, model, context)
 
     def _compare_canary(self, run: RunSettings, model: "Family", context: JobContext) -> None:
         """Compare this machine's canary with the others', when it joins a run."""
