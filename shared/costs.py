@@ -11,6 +11,7 @@ from typing import Any
 from shared.models import ModelSpec
 from shared.plan import Choice
 from shared.runs import RunSettings
+from shared.transformer_shape import Linear
 
 SCORES_BYTES = 2**30
 """What the attention scores of the heads that go back together may take; one head goes in any case."""
@@ -216,11 +217,15 @@ def _backward_passes(probes: int) -> float:
     return 1.3 + 3.2 * probes
 
 
+def candidate_passes(layer: Linear, blocks: int) -> float:
+    """Forward passes of an exact candidate for one sample: it starts at the layer's own block."""
+    return 1 - (layer.block or 0) / blocks
+
+
 def _exact_passes(model: ModelSpec, size: TaskSize) -> float:
-    """On average over layers: a candidate's pass starts at its own block."""
+    """On average over layers."""
     layers, blocks = model.transformer.linear_layers, model.transformer.blocks
-    entries = [0 if layer.block is None else layer.block for layer in layers]
-    return size.samples * sum(1 - entry / blocks for entry in entries) / len(layers)
+    return size.samples * sum(candidate_passes(layer, blocks) for layer in layers) / len(layers)
 
 
 def drawing_bytes(model: ModelSpec, size: TaskSize) -> int:

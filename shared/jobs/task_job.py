@@ -37,6 +37,8 @@ _SAFE_FIELDS = {
     "timeout",
     "worker_name",
 }
+COPY_FIELD = "bitfleet_copy"
+"""In a job's hash, beside what RQ writes: who copies it. It goes with the job."""
 
 
 class TaskJob(Job):
@@ -46,6 +48,8 @@ class TaskJob(Job):
     """Functions by the name of their kind. Only worker processes fill this table."""
 
     refusal: str | None = None
+    copy_claim = ""
+    """Who copies it, see worker.jobs.copy_claim."""
 
     def refresh(self) -> None:
         """Read the job again. A key that is no hash counts as no job."""
@@ -60,6 +64,7 @@ class TaskJob(Job):
         dropped = sorted(name for name in fields.keys() - _SAFE_FIELDS if fields[name] and "call" in name)
         if dropped or fields.get("webhooks"):
             self.refusal = f"it carries {', '.join(dropped) or 'webhooks'}"
+        self.copy_claim = _text(fields.get(COPY_FIELD, ""))
         clean: dict[bytes, Any] = {
             name.encode(): value for name, value in fields.items() if name in _SAFE_FIELDS
         }

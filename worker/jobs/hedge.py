@@ -5,37 +5,42 @@ does it touch Redis otherwise: it ends the slow worker's lease, which then drops
 """
 
 import logging
-import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 from rq.exceptions import StopRequested
 from rq.job import Job, JobStatus
 
 from shared.errors import TaskRefusedError
-from shared.jobs.asides import kind_of_job
-from shared.jobs.history import read_histories
 from shared.jobs.redis_time import redis_time
 from shared.jobs.task_job import RESULT_TTL, TaskJob
 from shared.jobs.task_queue import TaskQueue
+from shared.jobs.workers import live_workers
 from shared.kinds.kind import Task
 from shared.kinds.registry import kind_of
+from worker.jobs.copy_claim import claim_copy, drop_claim, others_done
 from worker.jobs.failures import is_metal_error
 from worker.jobs.job_context import HandBackError, JobContext
+from worker.jobs.pace import Paces
 
 logger = logging.getLogger("bitfleet.worker")
 
-SLOWER = 2.0
-"""Times the median of finished jobs. Started then, a copy on an ordinary machine ends at three medians."""
-MIN_FINISHED = 3
-LAST = 50
-"""So many finished jobs of a kind tell how long one takes: early and late layers differ."""
-LOOK_BACK = 500
-"""Among so many finished jobs of all kinds: a slow image is seen though many layers have ended since."""
+MARGIN = 0.25
+"""By this part of its own time a copy has to end sooner, at least."""
 LOOK_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class SlowJob:
+    """A job that is worth a copy."""
+
+    job: TaskJob
+    done: float
+    """When the copy will be done, by Redis' clock."""
+    without: float
+    """When the job ends without it."""
 
 
 @dataclass(slots=True)
@@ -82,16 +87,22 @@ class Hedge:
         self._min_seconds = min_seconds
         self._each_look = each_look
         self._on = True
-        self._known: dict[str, _Run] = {}
-        """Finished jobs, by id."""
+        self._paces = Paces(queue)
 
     def take_copy(self) -> None:
         """Run a second copy of a slow job, if there is one; return when it is over."""
-        job = self.find_slow_job() if self._on else None
-        if job is None:
+        slow = self.find_slow_job() if self._on else None
+        if slow is None:
             return
+        try:
+            self._copy(slow)
+        finally:
+            drop_claim(self._queue, slow.job)
+
+    def _copy(self, slow: "SlowJob") -> None:
+        job = slow.job
         logger.info("%s: slow on %s, taking a second copy", job.description, job.worker_name)
-        context = CopyContext(confirm=lambda: self._require_need(job))
+        context = CopyContext(confirm=lambda: self._require_need(slow))
         task = job.task
         try:
             outcome = self._functions[kind_of(task).name](task, context)["outcome"]
@@ -109,82 +120,62 @@ class Hedge:
             if outcome == "stored":
                 self._end_leases(job)
 
-    def find_slow_job(self) -> TaskJob | None:
-        """A job that another machine runs for more than twice the median of its like; None if any waits.
+    def find_slow_job(self) -> "SlowJob | None":
+        """A job of another machine that ends sooner with a copy here; None if any waits.
 
-        Of several, the one that runs for the most medians.
+        Of several, the one that would end last.
         """
         in_flight = self._queue.in_flight()
         if in_flight.ready or not in_flight.started:
             return None
-        others = self._of_others(self._fetch(in_flight.started))
+        workers = {worker.name: worker for worker in live_workers(self._queue)}
+        here = {self._worker, *(name for name, worker in workers.items() if worker.host == self._host)}
+        others = [job for job in self._fetch(in_flight.started) if job.worker_name not in here]
         if not others:
             return None
-        medians, now = self._median_seconds(), datetime.fromtimestamp(self._clock(), UTC)
-        slow = []
-        for job in others:
-            elapsed, median = _seconds(job.started_at, now), medians.get(kind_of_job(job.id))
-            if median is not None and elapsed > max(SLOWER * median, self._min_seconds):
-                slow.append((-elapsed / max(median, self._min_seconds), job.id, job))
-        return min(slow)[-1] if slow else None
+        self._paces.read()
+        speeds = {name: speed for name, worker in workers.items() if (speed := worker.tally.flops_per_second)}
+        now = self._clock()
+        slow = [found for job in others if (found := self._judge(job, speeds, now))]
+        for found in sorted(slow, key=lambda found: (-found.without, found.job.id)):
+            if claim_copy(self._queue, found.job, self._worker, now=now, done=found.done):
+                return found
+        return None
 
-    def _of_others(self, jobs: list[TaskJob]) -> list[TaskJob]:
-        """Those that another machine runs."""
-        running = [job for job in jobs if job.get_status(False) == JobStatus.STARTED and job.started_at]
-        histories = read_histories(self._queue.connection, [job.id for job in running])
-        return [
-            job
-            for job, events in zip(running, histories, strict=True)
-            if job.worker_name != self._worker
-            and (job.worker_name, self._host) not in {(event.worker, event.host) for event in events}
-        ]
-
-    def _median_seconds(self) -> dict[str, float]:
-        """Of the last finished jobs, by the beginning of their ids, where there are enough."""
-        seconds: dict[str, list[float]] = {}
-        for job_id, run in self._finished().items():
-            if run.seconds is not None:
-                seconds.setdefault(kind_of_job(job_id), []).append(run.seconds)
-        return {
-            kind: statistics.median(values[-LAST:])
-            for kind, values in seconds.items()
-            if len(values) >= MIN_FINISHED
-        }
-
-    def _finished(self) -> dict[str, "_Run"]:
-        """The last finished jobs, by id, the latest at the end. What is known is not asked for again."""
-        redis, key = self._queue.connection, self._queue.finished_job_registry.key
-        ids = [_text(job_id) for job_id in cast(list[bytes], redis.zrange(key, -LOOK_BACK, -1))]
-        unknown = [job_id for job_id in ids if job_id not in self._known]
-        with redis.pipeline(transaction=False) as pipeline:
-            for job_id in unknown:
-                pipeline.hgetall(TaskJob.key_for(job_id))
-            answers = pipeline.execute(raise_on_error=False)
-        known = self._known | {
-            job_id: _run_of(fields) for job_id, fields in zip(unknown, answers, strict=True)
-        }
-        self._known = {job_id: known[job_id] for job_id in ids}
-        return self._known
+    def _judge(self, job: TaskJob, speeds: Mapping[str, float], now: float) -> "SlowJob | None":
+        """When the job ends with and without a copy here; None if that is unknown, or too much alike."""
+        mine = self._paces.seconds(job, self._worker, speeds)
+        theirs = self._paces.seconds(job, job.worker_name or "", speeds)
+        if mine is None or theirs is None or job.started_at is None:
+            return None
+        # What is overdue is taken to need as long again as it is overdue.
+        without = now + abs(now - job.started_at.timestamp() - theirs)
+        copied = others_done(job, self._worker, now)
+        slow = SlowJob(job=job, done=now + mine, without=without if copied is None else min(without, copied))
+        return slow if slow.without - slow.done > max(MARGIN * mine, self._min_seconds) else None
 
     def _fetch(self, job_ids: Iterable[str]) -> list[TaskJob]:
-        """Those that are jobs of ours."""
+        """Those that are jobs of ours, and run."""
         queue, found = self._queue, []
         for job in TaskJob.fetch_many(list(job_ids), queue.connection, serializer=queue.serializer):
             try:
-                if isinstance(job, TaskJob) and job.task:
+                if isinstance(job, TaskJob) and job.task and job.get_status(False) == JobStatus.STARTED:
                     found.append(job)
             except TaskRefusedError:
                 continue
         return found
 
-    def _require_need(self, job: Job) -> None:
+    def _require_need(self, slow: "SlowJob") -> None:
         self._each_look()
+        job = slow.job
         in_flight = self._queue.in_flight()
         if job.id not in in_flight.ids:
             raise HandBackError("the job is done elsewhere")
         # The job itself may be back in the queue: its worker died, and the copy is half done.
         if set(in_flight.ready) - {job.id}:
             raise HandBackError("there is other work")
+        if not claim_copy(self._queue, job, self._worker, now=self._clock(), done=slow.done):
+            raise HandBackError("a faster machine copies the job")
 
     def _end_leases(self, job: Job) -> None:
         """The slow worker sees it at its next beat, and leaves no second shard for a collector gone home."""
@@ -195,26 +186,3 @@ class Hedge:
         if ours:
             redis.zrem(leases, *ours)
             redis.expire(job.key, RESULT_TTL)
-
-
-class _Run(NamedTuple):
-    """How a finished job was run."""
-
-    seconds: float | None
-    """None if that can't be read."""
-
-
-def _run_of(fields: Any) -> _Run:
-    try:
-        start, end = (datetime.fromisoformat(fields[name].decode()) for name in (b"started_at", b"ended_at"))
-        return _Run(_seconds(start, end))
-    except (LookupError, TypeError, AttributeError, ValueError):
-        return _Run(None)
-
-
-def _seconds(start: Any, end: Any) -> float:
-    return float((end - start).total_seconds())
-
-
-def _text(value: bytes) -> str:
-    return value.decode("utf-8", "replace")

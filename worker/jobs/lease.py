@@ -69,10 +69,10 @@ class Beat:
         beat_seconds: float,
         sender: Callable[[str], Progress],
         each_beat: Callable[[Redis], None],
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] | None = None,
     ) -> None:
-        """`clock` gives seconds, from any beginning."""
-        self._clock = clock
+        """`clock` gives seconds, from any beginning; None for the monotonic one."""
+        self._clock = clock or time.monotonic
         self._thread = thread
         self._redis = connection
         self._job = job
@@ -85,13 +85,18 @@ class Beat:
         self._registry = StartedJobRegistry(job.origin, connection=connection, job_class=TaskJob)
         self._over = threading.Event()
         self._at_work = threading.Lock()
-        self._started = self._next_beat = clock()
+        self._started = self._next_beat = self._clock()
         self._published = ""
 
     @property
     def published(self) -> bool:
         """Whether the job's progress stands in Redis."""
         return bool(self._published)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the job has ended."""
+        return self._over.is_set()
 
     def __enter__(self) -> "Beat":
         self._thread.take(self)

@@ -155,7 +155,7 @@ class LeaseWorker(LeanWorker):
                 functions,
                 host=host,
                 worker=self.name,
-                min_seconds=beat_seconds,
+                min_seconds=beat_seconds / 4,
                 each_look=self._maintain_when_due,
             )
 

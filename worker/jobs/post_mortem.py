@@ -54,12 +54,13 @@ def report_death(redis_url: str, queue_name: str, worker: str, code: int) -> Non
     """
     try:
         with connect(redis_url, patient=False) as redis:
-            _return_its_jobs(TaskQueue(queue_name, redis), worker, code)
+            return_its_jobs(TaskQueue(queue_name, redis), worker, code)
     except (BitfleetError, RedisError, OSError) as error:
         logger.warning("its job is returned when its lease runs out (%s)", error)
 
 
-def _return_its_jobs(queue: TaskQueue, worker: str, code: int) -> None:
+def return_its_jobs(queue: TaskQueue, worker: str, code: int) -> None:
+    """Return the jobs that a dead worker held."""
     executions = WORKER_EXECUTIONS_KEY_TEMPLATE.format(worker)
     for entry in cast(set[bytes], queue.connection.smembers(executions)):
         if is_lease(entry):
