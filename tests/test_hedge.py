@@ -199,6 +199,17 @@ class TestWhichJob:
         fleet.redis.zadd(fleet.queue.finished_job_registry.key, {b"\xff": 2**33, "gone": 2**33})
         assert fleet.slow_job() is None
 
+    def test_whatever_stands_in_the_hashes_of_finished_jobs(self, fleet: Fleet) -> None:
+        for index, start in enumerate(
+            (b"garbage", b"2026-01-01T00:00:00", b"9999-12-31T23:59:59-23:00", b"\xff")
+        ):
+            task = image_task(20 + index)
+            fleet.finish(task)
+            fleet.redis.hset(TaskJob.key_for(task.id), "started_at", start)
+        fleet.start(SLOW, seconds=100)
+        fleet.redis.hset(TaskJob.key_for(SLOW.id), "bitfleet_copy", b"\xff nan")
+        assert fleet.slow_job() == SLOW.id
+
 
 class TestClaim:
     def test_two_idle_machines_take_different_jobs(self, fleet: Fleet) -> None:

@@ -189,10 +189,7 @@ class _SimulatedRuntime(Runtime):
             self._loaded = True
         return _Model()
 
-    def _compare_canary(self, *_: Any) -> None:
-        pass
-
-    def _time_pass(self, task: Task, model: Any, context: JobContext) -> None:
+    def _join_run(self, task: Task, model: Any, context: JobContext) -> None:
         context.tell_speed(self._mac.chip.speed)
 
     def _run_task(self, task: Task, model: Any, context: JobContext) -> bytes:

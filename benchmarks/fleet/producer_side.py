@@ -20,8 +20,10 @@ PASS_SECONDS = 29e-6
 """Of a collector's pass, by task: 0.29 CPU seconds for 10,000 (docs/performance.md)."""
 LEAST_PAUSE_SECONDS = 1.0
 RARE_SECONDS = 300.0
-MANY = 1000
-"""While more jobs than this wait, passes and looks are simulated every five minutes: nobody waits for one."""
+QUICKEST = 20.0
+"""Jobs a second: the fleet does fewer. As long as jobs wait, nobody waits for a pass or a look: the next one
+comes when none may wait any more, or after five minutes."""
+LOOK_SECONDS = 10.0
 
 
 @dataclass(slots=True)
@@ -50,8 +52,8 @@ class SimulatedProducer:
             if not open_parts:
                 self.is_over = True
                 return
-            many = self.redis.llen(queue.key) > MANY
-            time.sleep(RARE_SECONDS if many else max(LEAST_PAUSE_SECONDS, 3 * pass_seconds))
+            pause = max(LEAST_PAUSE_SECONDS, 3 * pass_seconds)
+            time.sleep(max(pause, _idle_seconds(self.redis.llen(queue.key))))
 
     def _collect_part(self, part: tuple[Task, ...], store: RelayStore) -> bool:
         collected = {task.id: self.records[task.id] for task in part if task.id in self.records}
@@ -71,4 +73,8 @@ class SimulatedProducer:
             waiting = len(queue.in_flight().ready)
             if waiting:
                 self.emptied = time.time()
-            time.sleep(RARE_SECONDS if waiting > MANY else 10.0)
+            time.sleep(max(LOOK_SECONDS, _idle_seconds(waiting)))
+
+
+def _idle_seconds(waiting: int) -> float:
+    return min(RARE_SECONDS, waiting / QUICKEST)

@@ -21,7 +21,8 @@ class _Run(NamedTuple):
     """How a finished job was run."""
 
     worker: str
-    start: datetime
+    start: float
+    """Seconds since 1970."""
     seconds: float
 
 
@@ -64,7 +65,7 @@ class Paces:
         runs, start = self._runs.get(kind_of_job(job.id), []), job.started_at
         if start is None or len(runs) < MIN_FINISHED:
             return None
-        like = sorted(runs, key=lambda run: abs((run.start - start).total_seconds()))[:NEAREST]
+        like = sorted(runs, key=lambda run: abs(run.start - start.timestamp()))[:NEAREST]
         work = [run.seconds * speeds[run.worker] for run in like if run.worker in speeds]
         if worker not in speeds or not work:
             return statistics.median(run.seconds for run in like)
@@ -74,8 +75,8 @@ class Paces:
 def _run_of(fields: Any) -> _Run | None:
     try:
         start, end = (datetime.fromisoformat(_text(fields[name])) for name in (b"started_at", b"ended_at"))
-        return _Run(_text(fields[b"worker_name"]), start, (end - start).total_seconds())
-    except (LookupError, TypeError, ValueError):
+        return _Run(_text(fields[b"worker_name"]), start.timestamp(), (end - start).total_seconds())
+    except (LookupError, TypeError, ValueError, OverflowError, OSError):
         return None
 
 
