@@ -158,6 +158,13 @@ class TestWhichJob:
         fleet.queue.enqueue_tasks([image_task(10)])
         assert fleet.slow_job() is None
 
+    def test_nor_is_the_queue_read_while_others_wait(
+        self, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        fleet.queue.enqueue_tasks([image_task(10)])
+        monkeypatch.setattr(TaskQueue, "in_flight", lambda _: pytest.fail("it was read"))
+        assert fleet.slow_job() is None
+
     def test_not_its_own(self, fleet: Fleet) -> None:
         fleet.start(SLOW, seconds=100, worker="idle")
         assert fleet.slow_job() is None
