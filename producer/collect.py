@@ -10,7 +10,6 @@ from producer.folder.intake import Dropped, Intake, take_in
 from producer.kinds.part import Part
 from producer.ledger import Ledger, PartState
 from producer.report.write import write_report
-from producer.store_outage import StoreOutage
 from shared.errors import (
     BitfleetError,
     FolderLostError,
@@ -19,6 +18,7 @@ from shared.errors import (
     WrongStoreError,
 )
 from shared.kinds.kind import Task
+from shared.outage import Outage
 from shared.stores.records import Record
 from shared.stores.store import ShardStore
 
@@ -114,7 +114,7 @@ class Collector:
 
         A store that goes away, as a share that is not mounted any more, is waited for.
         """
-        outage = StoreOutage(self.ledger.store.label, self.complain)
+        outage = Outage(self.ledger.store.label, self.complain)
         while True:
             started = time.monotonic()
             try:
@@ -123,7 +123,7 @@ class Collector:
                 self.complain(str(error))
                 continue
             except (StoreTroubleError, WrongStoreError) as error:
-                outage.failed(error)
+                outage.failed(str(error))
             else:
                 outage.answered()
                 show(states)

@@ -13,9 +13,8 @@ from producer.folder.calib_folder import CalibFolder
 from producer.folder.run_file import RunFile
 from producer.folder.tasks import calibration_tasks
 from producer.ledger import Ledger
-from producer.store_outage import StoreOutage
-from shared.errors import ShardCorruptError, StoreTroubleError, WrongStoreError
-from shared.jobs.outage import TELL_SECONDS
+from shared.errors import ShardCorruptError, WrongStoreError
+from shared.outage import TELL_SECONDS, Outage
 from shared.stores.folder_store import FolderStore
 from shared.stores.records import Record
 from tests.calibration_shards import calibration_shard
@@ -48,19 +47,19 @@ def shared(tmp_path: Path) -> Shared:
 def test_it_is_told_when_it_starts_and_when_it_ends() -> None:
     said: list[str] = []
     now = [0.0]
-    outage = StoreOutage("the share", said.append, lambda: now[0])
+    outage = Outage("the share", said.append, lambda: now[0])
     outage.answered()
-    outage.failed(StoreTroubleError("gone"))
+    outage.failed("gone")
     outage.answered()
     assert said == [], "one failure is no outage"
     for _ in range(10):
-        outage.failed(StoreTroubleError("gone\x1b[2J"))
+        outage.failed("gone\x1b[2J")
         now[0] += TELL_SECONDS
     outage.answered()
     outage.answered()
     assert said == [
-        "waiting for the share, nothing is lost: gone\\u001b[2J",
-        f"the share is back, after {10 * TELL_SECONDS:.0f} s",
+        "the share does not answer (gone\\u001b[2J); trying on, nothing is lost",
+        f"the share answers again, after {10 * TELL_SECONDS:.0f} s",
     ]
 
 
@@ -122,12 +121,12 @@ def test_a_collector_waits_for_a_share_that_is_unmounted(
             shared.leave(0)
             wait_until(lambda: shared.folder.records.ids() == {shared.tasks[0].id}, 60)
             shared.path.rename(shared.away)
-            wait_until(lambda: "waiting for" in (tmp_path / "said").read_text(), 60)
+            wait_until(lambda: "does not answer" in (tmp_path / "said").read_text(), 60)
             time.sleep(4)
             assert process.poll() is None
             assert not shared.path.exists(), "nothing is written where no share is"
             shared.away.rename(shared.path)
-            wait_until(lambda: "is back" in (tmp_path / "said").read_text(), 60)
+            wait_until(lambda: "answers again" in (tmp_path / "said").read_text(), 60)
             shared.leave(1)
             assert process.wait(60) == 0
         finally:
@@ -136,8 +135,8 @@ def test_a_collector_waits_for_a_share_that_is_unmounted(
     lines = (tmp_path / "said").read_text().splitlines()
     told = [line for line in lines if str(shared.path) in line]
     assert len(told) == 2, lines
-    assert told[0].startswith(f"waiting for {shared.path}, nothing is lost: ")
-    assert told[0].endswith("is the right share mounted?")
-    assert told[1].startswith(f"{shared.path} is back, after ")
+    assert told[0].startswith(f"{shared.path} does not answer (")
+    assert told[0].endswith("is the right share mounted?); trying on, nothing is lost")
+    assert told[1].startswith(f"{shared.path} answers again, after ")
     assert not [line for line in lines if "dropped" in line]
     assert [line for line in lines if line.startswith("calibration: 2 of 2")]

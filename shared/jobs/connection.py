@@ -19,7 +19,7 @@ from redis.retry import Retry
 
 from shared.errors import InputError, RedisUnavailableError
 from shared.jobs.mending import MendingRedis
-from shared.jobs.outage import Outage, TellingRetry
+from shared.jobs.outage import TellingRetry, outage_of
 from shared.safe_url import PERCENT_ENCODE, is_readable, safe_url, without_secrets
 
 WAYS_ON = (
@@ -90,7 +90,7 @@ def connect(url: str, *, patient: bool = True) -> Redis:
         return client
     client.close()
     # It says when an outage starts and ends.
-    return _client(url, TellingRetry(Outage(url), ExponentialWithJitterBackoff(base=0.1, cap=3), 40))
+    return _client(url, TellingRetry(outage_of(url), url, ExponentialWithJitterBackoff(base=0.1, cap=3), 40))
 
 
 def _client(url: str, retry: Retry) -> Redis:
