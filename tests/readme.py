@@ -26,7 +26,7 @@ _MASKS = (
 
 def demo_block() -> list[str]:
     """Return the lines that `make demo` prints, as the README has them."""
-    (block,) = re.findall(r"each line only once:\n\n((?:    .*\n)+)", README.read_text(encoding="utf-8"))
+    (block,) = re.findall(r"each line only\s+once:\n\n((?:    .*\n)+)", README.read_text(encoding="utf-8"))
     return [line.strip() for line in block.splitlines()]
 
 
