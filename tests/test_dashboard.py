@@ -4,39 +4,26 @@ import json
 import re
 from pathlib import Path
 
+import msgspec
 from prometheus_client.parser import text_string_to_metric_families
 
 from producer.jobs.who import Present
 from producer.progress.exposition import expose
-from producer.progress.status import PartStatus, RunStatus, StoreStatus
+from producer.progress.status import StoreStatus
 from shared.jobs.running import RunningJob
 from shared.jobs.tally import Done, Tally
 from shared.jobs.workers import WorkerInfo
+from tests.test_status import busy_run
 
 DASHBOARD = json.loads((Path(__file__).parent.parent / "docs" / "grafana.json").read_text())
 
 
 def exposed() -> dict[str, set[str]]:
     """The labels of every series of a run at which one worker is at work."""
-    part = PartStatus(
-        title="calibration",
-        kind="calibration",
-        wanted=3,
-        queued=1,
-        running=1,
-        finished=0,
-        collected=1,
-        failed=0,
-        seconds_by_host={"air": 9.0},
-    )
-    status = RunStatus(
-        at="2026-01-01T00:00:00Z",
-        folder="calibration_data",
-        run="fc46c4f491cf",
-        model="demo",
-        redis=True,
-        parts=[part],
-        workers=[],
+    run = busy_run(0)
+    status = msgspec.structs.replace(
+        run,
+        parts=[msgspec.structs.replace(run.parts[0], seconds_by_host={"air": 9.0})],
         store=StoreStatus(label="the relay", used_bytes=1, limit_bytes=2),
         queue_age_seconds=1.0,
         seconds_left=1.0,

@@ -59,7 +59,7 @@ def main() -> None:
 @click.option(
     "--canary-tolerance",
     type=click.FloatRange(0, 1),
-    help="How much this machine's result for a test input may differ from the first worker's (relative L2). "
+    help="How much this machine's result for a test input may differ from the other machines' (relative L2). "
     "[default: 0.001 in float32, 0.05 in 16 bits]",
 )
 @click.option(

@@ -12,6 +12,7 @@ from producer.steering.selection import select
 from shared.jobs.history import Event, read_histories
 
 BATCH = 500
+"""So many histories, each with its tracebacks, are in memory at once."""
 
 
 class Failure(Struct, frozen=True, kw_only=True):
