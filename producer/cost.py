@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from producer.folder.calib_folder import CalibFolder
 
 MAX_PASSES = 50_000
-"""More forward passes are refused without --yes, where no record tells how long they take."""
+"""More forward passes are refused without --yes, where nothing tells how long they take."""
 MAX_SECONDS = 3 * 24 * 3600.0
-"""So is what takes longer by the records."""
+"""So is what takes longer by records or timed passes."""
 MUCH_BYTES = 3 * 10**9
 """Where the samples of all steps take more, the smaller choices are named."""
 SKETCH_HINT = "`--method sketch` estimates the same from a few passes a sample"
@@ -171,7 +171,7 @@ def refuse(passes: float, seconds: float | None, *, exact: bool) -> None:
 
     Args:
         passes: forward passes.
-        seconds: by records; None if there are none.
+        seconds: by records or timed passes; None if there are none.
         exact: layers are measured one by one, for which there is a faster way.
 
     Raises:
